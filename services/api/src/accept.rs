@@ -1,0 +1,176 @@
+//! How a command is accepted: publish, wait for the confirm, and if the client asked for it, for the outcome.
+
+use std::time::Duration;
+
+use common::broker::{Message, PublisherPool, Topology};
+use common::command::{Command, CommandId, Envelope, Principal};
+use common::shutdown::{Phase, Shutdown};
+use common::telemetry::{TRACE_TARGET, inject_amqp};
+use lapin::BasicProperties;
+use lapin::types::FieldTable;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{Instrument, Span, field, info_span};
+
+use crate::commands::{CommandResource, Decided, Decision};
+use crate::headers;
+use crate::loader::Loader;
+use crate::problem::{Problem, ProblemKind};
+use crate::waiting::{Waiter, Waiting};
+
+/// How often whoever waits looks without a hint.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const PERSISTENT: u8 = 2;
+
+/// Publishes commands and waits for their outcomes.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    publishers: PublisherPool,
+    topology: Topology,
+    waiting: Waiting,
+    decisions: Loader<Decided>,
+    shutdown: Shutdown,
+}
+
+/// What a client asked for besides the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// How long to wait for the outcome.
+    wait: Option<Duration>,
+    if_match: Option<i64>,
+}
+
+/// What became of a command within its terms.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// The broker has it; its outcome is not known yet, or nobody wanted to wait.
+    Pending(CommandResource),
+    /// It succeeded.
+    Succeeded(CommandResource),
+}
+
+impl Terms {
+    /// Reads `Prefer` and `If-Match`.
+    pub(crate) fn read(prefer: Option<&str>, if_match: Option<&str>) -> Result<Self, Problem> {
+        Ok(Self { wait: headers::wait(prefer)?, if_match: headers::if_match(if_match)? })
+    }
+
+    /// `Preference-Applied`, when there was a preference.
+    pub(crate) fn applied(self) -> Option<String> {
+        self.wait.map(|wait| format!("wait={}", wait.as_secs()))
+    }
+}
+
+impl Acceptor {
+    pub(crate) fn new(
+        publishers: PublisherPool,
+        topology: Topology,
+        waiting: Waiting,
+        decisions: Loader<Decided>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self { publishers, topology, waiting, decisions, shutdown }
+    }
+
+    /// Publishes a command and waits as its terms say. A rejection that was waited for is the problem that it names.
+    pub(crate) async fn accept(&self, command: Command, terms: Terms) -> Result<Accepted, Problem> {
+        let envelope = Envelope {
+            id: CommandId::mint(),
+            accepted_at: OffsetDateTime::now_utc(),
+            principal: Principal::anonymous(),
+            if_match: terms.if_match,
+            command,
+        };
+        Span::current().record("command.id", field::display(envelope.id));
+        let waiter = terms.wait.map(|wait| (self.waiting.enter(envelope.id), Instant::now() + wait));
+        self.publish(&envelope, waiter.is_some()).await?;
+        let pending = CommandResource::accepted(&envelope);
+        let Some((waiter, deadline)) = waiter else { return Ok(Accepted::Pending(pending)) };
+        match self.decision(&waiter, envelope.id, deadline).await {
+            None => Ok(Accepted::Pending(pending)),
+            Some(decided) => match decided.decision {
+                Decision::Succeeded => Ok(Accepted::Succeeded(decided.into())),
+                Decision::Rejected(rejection) => Err(rejection.into()),
+                Decision::Parked => Err(Problem::new(ProblemKind::CommandParked)),
+            },
+        }
+    }
+
+    /// Looks at a command, and while it is undecided waits as long as it may.
+    pub(crate) async fn look(&self, id: CommandId, terms: Terms) -> Result<Option<Decided>, Problem> {
+        let found = self.decisions.load(id.into()).await?;
+        match terms.wait {
+            Some(wait) if found.is_none() => {
+                let waiter = self.waiting.enter(id);
+                Ok(self.decision(&waiter, id, Instant::now() + wait).await)
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// Waits for the outcome: until a hint or a look finds it, the deadline passes or the instance drains.
+    async fn decision(&self, waiter: &Waiter, id: CommandId, deadline: Instant) -> Option<Decided> {
+        let looking = async {
+            loop {
+                tokio::select! {
+                    () = waiter.hinted() => {}
+                    () = sleep(LOOK_INTERVAL) => {}
+                }
+                // A database that is away does not make the command less accepted.
+                if let Ok(Some(decided)) = self.decisions.load(id.into()).await {
+                    return decided;
+                }
+            }
+        };
+        tokio::select! {
+            decided = timeout_at(deadline, looking) => decided.ok(),
+            () = self.shutdown.reached(Phase::Draining) => None,
+        }
+    }
+
+    async fn publish(&self, envelope: &Envelope, waited: bool) -> Result<(), Problem> {
+        let partition = envelope.command.user_id().partition(self.topology.partitions());
+        let exchange = self.topology.commands_exchange();
+        let span = info_span!(
+            target: TRACE_TARGET,
+            "send command",
+            otel.kind = "producer",
+            otel.name = %format_args!("send {exchange}"),
+            otel.status_code = field::Empty,
+            messaging.system = "rabbitmq",
+            messaging.operation.name = "send",
+            messaging.operation.r#type = "send",
+            messaging.destination.name = %format_args!("{exchange}:{partition}"),
+            messaging.rabbitmq.destination.routing_key = partition,
+            messaging.message.id = %envelope.id,
+            command.id = %envelope.id,
+            command.r#type = envelope.command.wire_name(),
+            user.id = %envelope.command.user_id(),
+        );
+        let mut headers = FieldTable::default();
+        inject_amqp(&span, &mut headers);
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type("application/json".into())
+            .with_type(envelope.command.wire_name().into())
+            .with_app_id("rollcall-api".into())
+            .with_timestamp(u64::try_from(envelope.accepted_at.unix_timestamp()).unwrap_or_default())
+            .with_headers(headers);
+        if waited && let Some(queue) = self.waiting.reply_to() {
+            properties = properties.with_reply_to(queue);
+        }
+        let message = Message {
+            exchange,
+            routing_key: partition.to_string(),
+            id: envelope.id.to_string(),
+            properties,
+            body: envelope.encode(),
+        };
+        let published = self.publishers.of(partition).publish(message).instrument(span.clone()).await;
+        published.map_err(|error| {
+            span.record("otel.status_code", "error");
+            tracing::warn!(command.id = %envelope.id, %error, "a command was not accepted");
+            Problem::not_accepted(&error, envelope.id)
+        })
+    }
+}

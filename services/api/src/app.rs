@@ -1,0 +1,89 @@
+//! All routes and middleware.
+
+use std::sync::Arc;
+
+use std::time::Duration;
+
+use common::broker::{Link, LinkState, PublisherPool, Topology};
+use common::command::DEFAULT_PARTITIONS;
+use common::config::{BrokerSettings, DatabaseSettings, Retention};
+use common::db::Pool;
+use common::health::Health;
+use common::http::probes;
+use common::shutdown::Shutdown;
+use poem::{Endpoint, EndpointExt, Response, get};
+use secrecy::SecretString;
+use tokio::sync::watch;
+
+use crate::accept::Acceptor;
+use crate::commands;
+use crate::contract;
+use crate::edge::Edge;
+use crate::loader::Loader;
+use crate::problem;
+use crate::users::{self, User};
+use crate::waiting::Waiting;
+
+/// Confirm channels, so that a slow confirm holds up only its share of the partitions.
+const PUBLISHERS: u16 = 4;
+
+/// What the operations work with.
+#[derive(Debug)]
+pub struct Api {
+    /// Point reads of users.
+    pub(crate) users: Loader<User>,
+    /// Publishes commands and waits for their outcomes.
+    pub(crate) acceptor: Acceptor,
+    /// For lists.
+    pub(crate) pool: Pool,
+    /// How long outcomes are kept.
+    pub(crate) retention: Retention,
+}
+
+impl Api {
+    /// An API without servers behind it: enough to write the contract and to refuse what is not valid. Every read and
+    /// every accepted command ends with 503.
+    ///
+    /// # Errors
+    /// None in practice; the placeholder URL is valid.
+    pub fn unconnected(shutdown: &Shutdown) -> anyhow::Result<Self> {
+        let url = SecretString::from("postgres://nobody@127.0.0.1:1/nothing");
+        let database = DatabaseSettings { url: url.clone(), connections: 1 };
+        let broker = BrokerSettings { url, prefix: String::new(), partitions: DEFAULT_PARTITIONS };
+        let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
+        let pool = Pool::new(&database, "rollcall", &[])?;
+        Ok(Self::over(shutdown, pool, &broker, link, Retention(Duration::from_hours(720))))
+    }
+
+    /// An API over its servers.
+    pub(crate) fn over(
+        shutdown: &Shutdown,
+        pool: Pool,
+        broker: &BrokerSettings,
+        link: Link,
+        retention: Retention,
+    ) -> Self {
+        let acceptor = Acceptor::new(
+            PublisherPool::start(shutdown, &link, PUBLISHERS),
+            Topology::new(broker),
+            Waiting::start(shutdown, link),
+            Loader::start(shutdown, &pool, commands::decided),
+            shutdown.clone(),
+        );
+        Self { users: Loader::start(shutdown, &pool, users::by_ids), acceptor, pool, retention }
+    }
+}
+
+/// Everything the service answers.
+pub fn routes(api: Api, health: &Health) -> impl Endpoint<Output = Response> + use<> {
+    let service = contract::service(&Arc::new(api));
+    let document = contract::document(&service);
+    let allowed = contract::allowed_methods(&document);
+    probes(health)
+        .at("/openapi.json", get(contract::Fixed::contract(&document)))
+        .at("/docs", get(contract::Fixed::page(&service, &document)))
+        .at("/problems", get(problem::list))
+        .at("/problems/:name", get(problem::describe))
+        .nest("/", service)
+        .with(Edge::new(allowed))
+}

@@ -1,0 +1,236 @@
+//! The status of a command.
+
+use std::sync::Arc;
+
+use common::command::{CommandId, Envelope, Rejection};
+use poem_openapi::param::{Header, Path};
+use poem_openapi::payload::Json;
+use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::accept::Terms;
+use crate::app::Api;
+use crate::contract::Tag;
+use crate::loader::Rows;
+use crate::problem::{Failed, Failures, Problem, ProblemKind};
+
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+pub enum CommandStatus {
+    /// Accepted; not applied yet.
+    Pending,
+    /// Applied.
+    Succeeded,
+    /// Changed nothing, for the reason in `reason`.
+    Rejected,
+    /// Could not be applied; an operator has to look.
+    Parked,
+}
+
+/// A command and its outcome
+#[derive(Debug, Clone, Object)]
+#[oai(rename = "Command", skip_serializing_if_is_none)]
+pub struct CommandResource {
+    /// The command's id.
+    pub id: Uuid,
+    /// What became of it.
+    pub status: CommandStatus,
+    /// What was asked for, like `users.create`. Absent when a pending command is looked up.
+    #[oai(rename = "type")]
+    pub kind: Option<String>,
+    /// The user concerned. Absent when a pending command is looked up.
+    pub user_id: Option<Uuid>,
+    /// When it was accepted.
+    pub accepted_at: OffsetDateTime,
+    /// When it was decided.
+    pub applied_at: Option<OffsetDateTime>,
+    /// Why it was rejected, as the last segment of a problem type, or parked, as an SQLSTATE.
+    pub reason: Option<String>,
+    /// The user's version after it.
+    pub user_version: Option<i64>,
+    /// Where to look next.
+    pub links: CommandLinks,
+}
+
+/// Paths on this host
+#[derive(Debug, Clone, Object)]
+#[oai(skip_serializing_if_is_none)]
+pub struct CommandLinks {
+    /// The command.
+    #[oai(rename = "self")]
+    pub this: String,
+    /// The user concerned.
+    pub user: Option<String>,
+}
+
+/// A command's row.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    id: Uuid,
+    user_id: Uuid,
+    kind: String,
+    accepted_at: OffsetDateTime,
+    applied_at: OffsetDateTime,
+    reason: Option<String>,
+    user_version: Option<i64>,
+    /// How it was decided.
+    pub(crate) decision: Decision,
+}
+
+/// How a command was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Succeeded,
+    Rejected(Rejection),
+    Parked,
+}
+
+impl CommandResource {
+    /// A command that the broker has.
+    pub(crate) fn accepted(envelope: &Envelope) -> Self {
+        let user_id = envelope.command.user_id().into();
+        Self {
+            kind: Some(envelope.command.wire_name().to_owned()),
+            accepted_at: envelope.accepted_at,
+            ..Self::pending(envelope.id, Some(user_id))
+        }
+    }
+
+    fn pending(id: CommandId, user_id: Option<Uuid>) -> Self {
+        Self {
+            id: id.into(),
+            status: CommandStatus::Pending,
+            kind: None,
+            user_id,
+            accepted_at: id.minted_at(),
+            applied_at: None,
+            reason: None,
+            user_version: None,
+            links: links(id.into(), user_id),
+        }
+    }
+
+    /// Its path.
+    pub(crate) fn location(&self) -> String {
+        self.links.this.clone()
+    }
+}
+
+fn links(id: Uuid, user_id: Option<Uuid>) -> CommandLinks {
+    CommandLinks { this: format!("/v1/commands/{id}"), user: user_id.map(|id| format!("/v1/users/{id}")) }
+}
+
+impl From<Decided> for CommandResource {
+    fn from(row: Decided) -> Self {
+        Self {
+            id: row.id,
+            status: match row.decision {
+                Decision::Succeeded => CommandStatus::Succeeded,
+                Decision::Rejected(_) => CommandStatus::Rejected,
+                Decision::Parked => CommandStatus::Parked,
+            },
+            kind: Some(row.kind),
+            user_id: Some(row.user_id),
+            accepted_at: row.accepted_at,
+            applied_at: Some(row.applied_at),
+            reason: row.reason,
+            user_version: row.user_version,
+            links: links(row.id, Some(row.user_id)),
+        }
+    }
+}
+
+/// Commands
+pub struct CommandsApi(pub(crate) Arc<Api>);
+
+#[derive(ApiResponse)]
+enum GetCommand {
+    /// The command. While it is pending, `Retry-After` says when to look again.
+    #[oai(status = 200)]
+    Found(
+        Json<CommandResource>,
+        #[oai(header = "Retry-After")] Option<u32>,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
+}
+
+struct GetCommandFailures;
+
+impl Failures for GetCommandFailures {
+    const STATUSES: &'static [u16] = &[400, 404, 410, 500, 503];
+}
+
+#[OpenApi(prefix_path = "/v1", tag = "Tag::Commands")]
+impl CommandsApi {
+    /// Ask what became of a command
+    ///
+    /// `pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. With `Prefer: wait=N` the answer
+    /// comes as soon as the command is decided, at the latest after N seconds.
+    #[oai(path = "/commands/:command_id", method = "get", operation_id = "get_command")]
+    async fn get_command(
+        &self,
+        /// The id from the 202.
+        command_id: Path<Uuid>,
+        /// `wait=N`: wait up to N seconds, at most 30, for the outcome.
+        #[oai(name = "Prefer")]
+        prefer: Header<Option<String>>,
+    ) -> Result<GetCommand, Failed<GetCommandFailures>> {
+        let terms = Terms::read(prefer.0.as_deref(), None)?;
+        let id = CommandId::try_from(command_id.0).map_err(|_| Problem::new(ProblemKind::CommandNotFound))?;
+        let age = OffsetDateTime::now_utc() - id.minted_at();
+        let (ours, kept) = (id.checksum_holds(), age <= self.0.retention.0);
+        // Only a command of ours that can still be decided is worth waiting for.
+        let terms = if ours && kept { terms } else { Terms::read(None, None)? };
+        let resource = match self.0.acceptor.look(id, terms).await? {
+            Some(decided) => decided.into(),
+            None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),
+            None if !kept => return Err(Problem::new(ProblemKind::CommandExpired).into()),
+            None => CommandResource::pending(id, None),
+        };
+        let again = (resource.status == CommandStatus::Pending).then_some(1);
+        Ok(GetCommand::Found(Json(resource), again, terms.applied()))
+    }
+}
+
+/// The rows of many commands.
+pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c, Decided> {
+    Box::pin(async move {
+        let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(Vec::new()) };
+        // The bounds let the planner leave out the other days' tables.
+        let rows = sqlx::query!(
+            r#"
+            SELECT id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version
+            FROM commands
+            WHERE id = ANY($1) AND id BETWEEN $2 AND $3
+            "#,
+            ids,
+            lowest,
+            highest,
+        )
+        .fetch_all(conn)
+        .await?;
+        let decided = rows.into_iter().map(|row| {
+            let decision = match (row.status.as_str(), row.reason.as_deref().and_then(Rejection::from_name)) {
+                ("succeeded", _) => Decision::Succeeded,
+                ("rejected", Some(rejection)) => Decision::Rejected(rejection),
+                // Parked, or rejected for a reason that a newer worker wrote: either way a person has to look.
+                _ => Decision::Parked,
+            };
+            let decided = Decided {
+                id: row.id,
+                user_id: row.user_id,
+                kind: row.kind,
+                accepted_at: row.accepted_at,
+                applied_at: row.applied_at,
+                reason: row.reason,
+                user_version: row.user_version,
+                decision,
+            };
+            (row.id, decided)
+        });
+        Ok(decided.collect())
+    })
+}

@@ -1,0 +1,122 @@
+//! The OpenAPI document, what is mended in it, and the page that shows it.
+
+use std::sync::Arc;
+
+use poem::http::{StatusCode, header};
+use poem::{Endpoint, Request, Response};
+use poem_openapi::{OpenApiService, Tags};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::app::Api;
+use crate::commands::CommandsApi;
+use crate::edge::AllowedMethods;
+use crate::users::UsersApi;
+
+/// The groups of operations.
+#[derive(Tags)]
+pub(crate) enum Tag {
+    /// The directory. Reads come from the database; every write becomes a command and is applied a moment later.
+    Users,
+    /// What became of a write.
+    Commands,
+}
+
+/// Both groups of operations.
+pub type Service = OpenApiService<(UsersApi, CommandsApi), ()>;
+
+/// The service behind the document.
+pub fn service(api: &Arc<Api>) -> Service {
+    let operations = (UsersApi(Arc::clone(api)), CommandsApi(Arc::clone(api)));
+    OpenApiService::new(operations, "Rollcall", "1.0.0")
+        .description(
+            "A user directory that does not lose a write. Reads are answered from PostgreSQL. Writes are accepted as \
+             commands: a 202 says that the broker has the command for good, and `Location` is where its outcome can be \
+             asked for. With `Prefer: wait=N` the answer is the outcome itself when it comes within N seconds. \
+             Errors are problem documents (RFC 9457); every `type` is described at its path.",
+        )
+        .license("MIT OR Apache-2.0")
+        .server("/")
+}
+
+/// The document as it is served and checked in.
+pub fn document(service: &Service) -> String {
+    let mut document: Value = serde_json::from_str(&service.spec()).unwrap_or_default();
+    plain_media_types(&mut document);
+    format!("{document:#}\n")
+}
+
+/// `application/json; charset=utf-8` is a valid key, but generators look for `application/json`.
+fn plain_media_types(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            if let Some(media) = members.remove("application/json; charset=utf-8") {
+                members.insert("application/json".to_owned(), media);
+            }
+            members.values_mut().for_each(plain_media_types);
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain_media_types),
+        _ => {}
+    }
+}
+
+/// The methods of each path in the document.
+pub(crate) fn allowed_methods(document: &str) -> AllowedMethods {
+    let document: Value = serde_json::from_str(document).unwrap_or_default();
+    let paths = document.get("paths").and_then(Value::as_object).cloned().unwrap_or_default();
+    let methods = |item: &Value| -> Vec<String> {
+        let mut methods: Vec<_> =
+            item.as_object().into_iter().flat_map(|item| item.keys()).map(|m| m.to_uppercase()).collect();
+        if methods.iter().any(|method| method == "GET") {
+            methods.push("HEAD".to_owned());
+        }
+        methods
+    };
+    paths.iter().map(|(path, item)| (path.clone(), methods(item))).collect()
+}
+
+/// A document that never changes while the process runs, with an `ETag`.
+#[derive(Debug)]
+pub(crate) struct Fixed {
+    content_type: &'static str,
+    etag: String,
+    body: String,
+}
+
+impl Fixed {
+    /// The contract.
+    pub(crate) fn contract(document: &str) -> Self {
+        Self::new("application/json", document.to_owned())
+    }
+
+    /// Swagger UI with the contract and all of its scripts inside.
+    pub(crate) fn page(service: &Service, document: &str) -> Self {
+        let page = service.swagger_ui_html().replace(&service.spec(), document);
+        Self::new("text/html; charset=utf-8", page)
+    }
+
+    fn new(content_type: &'static str, body: String) -> Self {
+        let etag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, body.as_bytes()).simple());
+        Self { content_type, etag, body }
+    }
+}
+
+/// Everything comes from this host: the page could not load from elsewhere if it wanted to.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src data:; \
+     style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+impl Endpoint for Fixed {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let response = Response::builder()
+            .header(header::ETAG, &self.etag)
+            .header(header::CACHE_CONTROL, "no-cache")
+            .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
+            .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+        if request.header(header::IF_NONE_MATCH) == Some(&self.etag) {
+            return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
+        }
+        Ok(response.content_type(self.content_type).body(self.body.clone()))
+    }
+}

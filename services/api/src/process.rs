@@ -1,0 +1,48 @@
+//! How the API's parts are put together.
+
+use anyhow::Context;
+use common::broker::supervise;
+use common::config::Reader;
+use common::db::{Pool, monitor, observe_pool};
+use common::health::{Ability, Health};
+use common::http;
+use common::shutdown::Shutdown;
+use common::telemetry::Telemetry;
+use poem::EndpointExt;
+use tracing::info;
+
+use crate::app::{self, Api};
+use crate::settings::ApiSettings;
+
+/// Runs the API until a signal or a failure.
+///
+/// # Errors
+/// When the settings are faulty, it cannot start, or it does not end well.
+pub async fn main() -> anyhow::Result<()> {
+    let settings = ApiSettings::read(Reader::from_process())?;
+    let telemetry = Telemetry::start(&settings.service.telemetry, "rollcall-api")?;
+    let shutdown = Shutdown::default();
+    let graces = settings.service.graces;
+    let pool = start(&shutdown, settings).await.context("failed to start the API")?;
+    let end = shutdown.run(graces).await;
+    pool.close().await;
+    info!("stopped");
+    telemetry.flush().await;
+    Ok(end?)
+}
+
+/// Starts every part; the pool is closed last.
+async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
+    let service = settings.service;
+    let health = Health::new(settings.ready_when, shutdown.clone());
+    // The API never writes to the database, and its sessions could not.
+    let pool = Pool::new(&service.database, "rollcall-api", &[("default_transaction_read_only", "on")])?;
+    observe_pool(&pool);
+    monitor(shutdown, &health, Ability::Read, service.database.clone());
+    let link = supervise(shutdown, &health, "broker", &service.broker);
+    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
+    let listener = http::bind(settings.listen).await?;
+    info!(address = %listener.local_addr()?, "API listens");
+    http::serve(shutdown, "http", listener, app::routes(api, &health).boxed());
+    Ok(pool)
+}

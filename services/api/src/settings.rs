@@ -1,0 +1,68 @@
+//! What the API reads from the environment.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
+use common::health::ReadyWhen;
+
+const HOST: Variable = Variable::optional(
+    "HOST",
+    "127.0.0.1",
+    "IP address to listen on: 127.0.0.1 unless AUTH=none, then 0.0.0.0; anything but loopback needs AUTH=none.",
+);
+const PORT: Variable = Variable::with_default("PORT", "8080", "Port to listen on; 0 takes a free one.");
+const AUTH: Variable = Variable::optional(
+    "AUTH",
+    "none",
+    "Set to none to serve other machines although nobody has to log in; without it only loopback is served.",
+);
+const READY_WHEN: Variable = Variable::with_default(
+    "READY_WHEN",
+    "all",
+    "When /readyz says yes: all checks hold, or any of reading and accepting is possible.",
+);
+
+/// The API's own variables.
+pub const OWN: &[&Variable] = &[&HOST, &PORT, &AUTH, &READY_WHEN];
+
+/// Everything the API can be told.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// What both services have.
+    pub service: ServiceSettings,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// When it counts as ready.
+    pub ready_when: ReadyWhen,
+}
+
+impl ApiSettings {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn read(mut reader: Reader) -> Result<Self, Faults> {
+        let service = ServiceSettings::read(&mut reader);
+        let open = reader.choice(&AUTH, &[("none", ())]).is_some();
+        let everywhere = if open { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let host = reader.parse(&HOST, |text| {
+            let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address"))?;
+            if open || address.is_loopback() {
+                Ok(address)
+            } else {
+                Err(format!("{address} is not loopback, and nobody has to log in; set AUTH=none if that is meant"))
+            }
+        });
+        let port = reader.number(&PORT, 0..=u16::MAX);
+        let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
+        let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
+        let settings = || Some(Self { service: service?, listen: listen?, ready_when: ready_when? });
+        let settings = settings();
+        reader.finish(settings)
+    }
+}
+
+/// The environment section of `--help`.
+pub fn help() -> String {
+    common::config::help(&[SHARED, OWN].concat())
+}

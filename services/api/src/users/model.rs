@@ -1,0 +1,225 @@
+//! What the operations on users take and give.
+
+use common::command::{Email, Name};
+use poem_openapi::payload::Json;
+use poem_openapi::{ApiResponse, Enum, Object};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::accept::Terms;
+use crate::body::{Checked, Members};
+use crate::commands::CommandResource;
+use crate::headers::entity_tag;
+use crate::problem::Failures;
+
+/// Whether a user may act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[oai(rename_all = "lowercase")]
+pub enum UserStatus {
+    /// As created.
+    Active,
+    /// Until it is reactivated.
+    Suspended,
+}
+
+/// A user
+#[derive(Debug, Clone, Object)]
+#[oai(skip_serializing_if_is_none)]
+pub struct User {
+    /// The user's id, a UUIDv7.
+    pub id: Uuid,
+    /// The e-mail address, as it was written.
+    pub email: String,
+    /// What people call the user.
+    pub name: String,
+    /// Whether the user may act.
+    pub status: UserStatus,
+    /// Counts the changes; the `ETag` of this representation.
+    pub version: i64,
+    /// When it was created.
+    pub created_at: OffsetDateTime,
+    /// When it was last changed.
+    pub updated_at: OffsetDateTime,
+    /// Since when it is suspended.
+    pub suspended_at: Option<OffsetDateTime>,
+}
+
+/// A page of users, in the order of their creation
+#[derive(Debug, Object)]
+#[oai(skip_serializing_if_is_none)]
+pub struct UserPage {
+    /// The users.
+    pub items: Vec<User>,
+    /// Continues after the last item; absent on the last page.
+    pub next_cursor: Option<String>,
+}
+
+/// A user to create
+#[derive(Debug, Object)]
+pub(crate) struct NewUser {
+    /// An e-mail address in ASCII; unique without regard to letter case.
+    #[oai(validator(max_length = 254))]
+    email: String,
+    /// 1 to 200 characters without control characters.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    name: String,
+}
+
+/// What to change (RFC 7396); at least one member, and none can be removed
+#[derive(Debug, Object)]
+pub(crate) struct UserPatch {
+    /// The new e-mail address.
+    #[oai(validator(max_length = 254))]
+    email: Option<String>,
+    /// The new name.
+    #[oai(validator(min_length = 1, max_length = 200))]
+    name: Option<String>,
+}
+
+impl Checked for NewUser {
+    type Valid = (Email, Name);
+
+    fn check(members: &mut Members) -> Option<Self::Valid> {
+        let email = members.required("email", Email::parse);
+        let name = members.required("name", Name::parse);
+        Some((email?, name?))
+    }
+}
+
+impl Checked for UserPatch {
+    const MEDIA_TYPE: &'static str = "application/merge-patch+json";
+    type Valid = (Option<Email>, Option<Name>);
+
+    fn check(members: &mut Members) -> Option<Self::Valid> {
+        let nothing = !members.has("email") && !members.has("name");
+        let email = members.optional("email", Email::parse);
+        let name = members.optional("name", Name::parse);
+        if nothing {
+            return members.fault("body", "changes nothing; give email, name or both");
+        }
+        Some((email, name))
+    }
+}
+
+impl UserStatus {
+    /// As it is stored and asked for.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+        }
+    }
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum CreateUserAnswer {
+    /// Created: the outcome came within the wait.
+    #[oai(status = 201)]
+    Created(
+        Json<User>,
+        #[oai(header = "Location")] String,
+        #[oai(header = "ETag")] String,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
+    /// Accepted: the broker has the command for good.
+    #[oai(status = 202)]
+    Accepted(
+        Json<CommandResource>,
+        #[oai(header = "Location")] String,
+        #[oai(header = "Retry-After")] u32,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum ChangeUserAnswer {
+    /// Changed: the outcome came within the wait.
+    #[oai(status = 200)]
+    Changed(Json<User>, #[oai(header = "ETag")] String, #[oai(header = "Preference-Applied")] Option<String>),
+    /// Accepted: the broker has the command for good.
+    #[oai(status = 202)]
+    Accepted(
+        Json<CommandResource>,
+        #[oai(header = "Location")] String,
+        #[oai(header = "Retry-After")] u32,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
+}
+
+#[derive(ApiResponse)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one answer; the macro takes no box")]
+pub(crate) enum DeleteUserAnswer {
+    /// Deleted: the outcome came within the wait.
+    #[oai(status = 204)]
+    Deleted(#[oai(header = "Preference-Applied")] Option<String>),
+    /// Accepted: the broker has the command for good.
+    #[oai(status = 202)]
+    Accepted(
+        Json<CommandResource>,
+        #[oai(header = "Location")] String,
+        #[oai(header = "Retry-After")] u32,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum GetUserAnswer {
+    /// The user.
+    #[oai(status = 200)]
+    Found(Json<User>, #[oai(header = "ETag")] String),
+    /// The client's representation is current.
+    #[oai(status = 304)]
+    NotModified(#[oai(header = "ETag")] String),
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum ListUsersAnswer {
+    /// A page.
+    #[oai(status = 200)]
+    Page(Json<UserPage>, #[oai(header = "Link")] Option<String>),
+}
+
+macro_rules! failures {
+    ($($operation:ident: $($status:literal)+;)+) => {$(
+        /// How the operation can fail.
+        pub(crate) struct $operation;
+
+        impl Failures for $operation {
+            const STATUSES: &'static [u16] = &[$($status),+];
+        }
+    )+};
+}
+
+failures! {
+    CreateFailures: 400 409 413 415 500 503 504;
+    ChangeFailures: 400 404 409 412 413 415 500 503 504;
+    DeleteFailures: 400 404 409 412 500 503 504;
+    StatusFailures: 400 404 409 412 500 503 504;
+    GetFailures: 400 404 500 503;
+    ListFailures: 400 500 503;
+}
+
+/// When to ask for the outcome.
+pub(crate) const RETRY_AFTER_SECONDS: u32 = 1;
+
+/// What a command that leaves a user behind is answered with.
+pub(crate) enum Changed {
+    User(User),
+    Command(CommandResource),
+}
+
+impl Changed {
+    /// The answer of the operations that change a user.
+    pub(crate) fn answer(self, terms: Terms) -> ChangeUserAnswer {
+        match self {
+            Self::User(user) => {
+                let etag = entity_tag(user.version);
+                ChangeUserAnswer::Changed(Json(user), etag, terms.applied())
+            }
+            Self::Command(command) => {
+                let location = command.location();
+                ChangeUserAnswer::Accepted(Json(command), location, RETRY_AFTER_SECONDS, terms.applied())
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Who waits for which outcome, and the queue on which the worker says "look now".
+//!
+//! A hint may be lost, so whoever waits also looks by itself from time to time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::broker::{Link, LinkState};
+use common::command::CommandId;
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
+use dashmap::DashMap;
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Connection, Consumer};
+use tokio::sync::{Notify, watch};
+use tracing::warn;
+
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The waiters of this instance. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+    reply_to: watch::Receiver<Option<ShortString>>,
+}
+
+/// One waiter; dropping it ends the waiting.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    id: CommandId,
+    hint: Arc<Notify>,
+    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+}
+
+impl Waiting {
+    /// Starts the task that receives hints; it ends when the process closes.
+    pub(crate) fn start(shutdown: &Shutdown, link: Link) -> Self {
+        let waiters = Arc::new(DashMap::new());
+        let (sender, reply_to) = watch::channel(None);
+        let receiving = receive(shutdown.clone(), link, Arc::clone(&waiters), sender);
+        shutdown.supervise("reply hints", Tier::Back, receiving);
+        Self { waiters, reply_to }
+    }
+
+    /// Begins to wait; before the command is published, so that no hint comes too early.
+    pub(crate) fn enter(&self, id: CommandId) -> Waiter {
+        let hint = Arc::new(Notify::new());
+        self.waiters.insert(id, Arc::clone(&hint));
+        Waiter { id, hint, waiters: Arc::clone(&self.waiters) }
+    }
+
+    /// The queue for hints; none while the broker is away.
+    pub(crate) fn reply_to(&self) -> Option<ShortString> {
+        self.reply_to.borrow().clone()
+    }
+}
+
+impl Waiter {
+    /// Ends with the next hint.
+    pub(crate) async fn hinted(&self) {
+        self.hint.notified().await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.waiters.remove(&self.id);
+    }
+}
+
+async fn receive(
+    shutdown: Shutdown,
+    mut link: Link,
+    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+    reply_to: watch::Sender<Option<ShortString>>,
+) -> TaskResult {
+    loop {
+        let session = async {
+            // The sender lives as long as the process: the wait cannot fail.
+            let state = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.map(|state| state.clone());
+            let Ok(LinkState::Up { connection, .. }) = state else { return };
+            match open(&connection).await {
+                Ok((queue, mut consumer)) => {
+                    reply_to.send_replace(Some(queue));
+                    while let Some(Ok(delivery)) = consumer.next().await {
+                        wake(&waiters, &delivery);
+                    }
+                }
+                Err(error) => warn!(%error, "failed to listen for reply hints"),
+            }
+            reply_to.send_replace(None);
+        };
+        tokio::select! {
+            () = shutdown.reached(Phase::Closing) => return Ok(()),
+            () = session => {}
+        }
+        tokio::select! {
+            () = shutdown.reached(Phase::Closing) => return Ok(()),
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+async fn open(connection: &Connection) -> lapin::Result<(ShortString, Consumer)> {
+    let channel = connection.create_channel().await?;
+    // Exclusive to this connection and gone with it; the broker names it anew each time.
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?.name().clone();
+    // Hints need no acknowledgement: the row is the truth.
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await?;
+    Ok((queue, consumer))
+}
+
+fn wake(waiters: &DashMap<CommandId, Arc<Notify>>, delivery: &Delivery) {
+    let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
+    if let Some(waiter) = id.and_then(|id: CommandId| waiters.get(&id)) {
+        waiter.notify_one();
+    }
+}

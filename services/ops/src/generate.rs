@@ -1,0 +1,55 @@
+//! `rollcall generate`: the contract and the sample settings, written from the code, and whether they are current.
+//!
+//! The query cache is not written here: `cargo prepare-queries` does it without compiling the queries first.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{bail, ensure};
+use api::app::Api;
+use api::contract;
+use common::config::{SHARED, sample as sample_of};
+use common::shutdown::Shutdown;
+
+use crate::say;
+
+const CONTRACT: &str = "openapi/rollcall.json";
+const SAMPLE: &str = ".env.example";
+
+/// Run it at the top of the repository.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Change nothing; exit with 1 when a file is not current
+    #[arg(long)]
+    check: bool,
+}
+
+/// The contract as text.
+pub(crate) fn contract() -> anyhow::Result<String> {
+    let api = Arc::new(Api::unconnected(&Shutdown::default())?);
+    Ok(contract::document(&contract::service(&api)))
+}
+
+/// The sample environment file as text.
+pub(crate) fn sample() -> String {
+    sample_of(&[SHARED, api::settings::OWN, worker::settings::OWN].concat())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    ensure!(Path::new(CONTRACT).parent().is_some_and(Path::exists), "run this at the top of the repository");
+    let mut stale = Vec::new();
+    for (path, text) in [(CONTRACT, contract()?), (SAMPLE, sample())] {
+        if fs::read_to_string(path).unwrap_or_default() != text {
+            stale.push(path);
+            if !arguments.check {
+                fs::write(path, text)?;
+            }
+        }
+    }
+    if arguments.check && !stale.is_empty() {
+        bail!("not current: {}; run `cargo run -- generate`", stale.join(", "));
+    }
+    say(if stale.is_empty() { "everything is current".to_owned() } else { format!("written: {}", stale.join(", ")) });
+    Ok(())
+}

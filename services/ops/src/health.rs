@@ -1,0 +1,26 @@
+//! `rollcall health`: a container has no curl.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use common::config::Reader;
+
+use crate::say;
+
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// What to ask; the API's /readyz on PORT when left out
+    url: Option<String>,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let reader = Reader::from_process();
+    let own = || format!("http://127.0.0.1:{}/readyz", reader.raw("PORT").unwrap_or("8080"));
+    let url = arguments.url.unwrap_or_else(own);
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).no_proxy().build()?;
+    let response = client.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
+    let status = response.status();
+    say(response.text().await.unwrap_or_default().trim_end());
+    ensure!(status.is_success(), "{url} answered {status}");
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
+
+mod generate;
+mod health;
+mod load;
+mod migrate;
+mod up;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A user directory that does not lose a write
+///
+/// Without a command it is `rollcall up`.
+#[derive(Parser)]
+#[command(name = "rollcall", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring up the whole system on this machine and say where everything is
+    Up(up::Arguments),
+    /// Serve HTTP
+    #[command(after_help = api::settings::help())]
+    Api,
+    /// Apply commands
+    #[command(after_help = worker::settings::help())]
+    Worker,
+    /// Bring the database's schema up to this version
+    Migrate(migrate::Arguments),
+    /// Ask a service whether it is well; for container health checks
+    Health(health::Arguments),
+    /// Create many users and report how fast that went
+    Load(load::Arguments),
+    /// Write the generated files: the contract and the sample settings
+    Generate(generate::Arguments),
+    /// Print every setting with its documentation, as a sample environment file
+    Settings,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command.unwrap_or(Command::Up(up::Arguments::default())) {
+        Command::Up(arguments) => up::run(arguments).await,
+        Command::Api => api::process::main().await,
+        Command::Worker => worker::process::main().await,
+        Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Health(arguments) => health::run(arguments).await,
+        Command::Load(arguments) => load::run(arguments).await,
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Settings => {
+            say(generate::sample().trim_end());
+            Ok(())
+        }
+    }
+}
+
+/// Prints a line for the person at the terminal.
+#[expect(clippy::print_stdout, reason = "this is the command line")]
+fn say(line: impl std::fmt::Display) {
+    println!("{line}");
+}

@@ -1,0 +1,213 @@
+//! `rollcall up`: the whole system on this machine, from nothing to working URLs.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use common::config::{DatabaseSettings, Reader, database_url};
+use common::db;
+use local_stack::{Options, Stack};
+use rustix::process::{Pid, Signal, kill_process};
+use sqlx::Connection;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::say;
+
+const FOLDER: &str = ".rollcall";
+const PREFERRED_PORT: u16 = 8080;
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+const SHOWN_LOG_LINES: usize = 20;
+
+#[derive(clap::Args, Default)]
+pub(crate) struct Arguments {
+    /// Remove what earlier runs stored, and start over
+    #[arg(long)]
+    fresh: bool,
+}
+
+struct Service {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+    probe: String,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let folder = std::env::current_dir()?.join(FOLDER);
+    if arguments.fresh {
+        local_stack::erase(&folder)?;
+        say(format_args!("Removed {}", folder.display()));
+    }
+    let mut interrupts = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let reader = Reader::from_process();
+    let options = Options {
+        database_url: reader.raw("DATABASE_URL").map(str::to_owned),
+        amqp_url: reader.raw("AMQP_URL").map(str::to_owned),
+        install: true,
+        progress: Arc::new(|line| say(line)),
+        ..Options::new(&folder)
+    };
+    let stack = tokio::task::spawn_blocking(move || Stack::start(options)).await??;
+    let outcome = tokio::select! {
+        outcome = serve(&stack, &folder) => outcome,
+        _ = interrupts.0.recv() => Ok(()),
+        _ = interrupts.1.recv() => Ok(()),
+    };
+    say("Stopping PostgreSQL and RabbitMQ …");
+    tokio::task::spawn_blocking(move || stack.stop()).await?;
+    say("Stopped. Data stays for the next `rollcall up`; `rollcall up --fresh` starts over.");
+    outcome
+}
+
+/// Migrates, runs both services, and comes back when one of them ended or a signal came.
+async fn serve(stack: &Stack, folder: &Path) -> anyhow::Result<()> {
+    migrate(stack.postgres.url()).await?;
+    let port = free_port(PREFERRED_PORT)?;
+    let worker_port = free_port(0)?;
+    let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &[("PORT", port.to_string())])?;
+    let listen = ("WORKER_LISTEN", format!("127.0.0.1:{worker_port}"));
+    let mut worker = start(stack, folder, "worker", format!("http://127.0.0.1:{worker_port}"), &[listen])?;
+    let mut interrupts = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let running = async {
+        ready(&mut api).await?;
+        ready(&mut worker).await?;
+        announce(stack, folder, &api, &worker);
+        tokio::select! {
+            ended = api.child.wait() => bail!("the API ended ({}):\n{}", ended?, last_lines(&api.log)),
+            ended = worker.child.wait() => bail!("the worker ended ({}):\n{}", ended?, last_lines(&worker.log)),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = running => outcome,
+        _ = interrupts.0.recv() => Ok(()),
+        _ = interrupts.1.recv() => Ok(()),
+    };
+    say("\nStopping the API and the worker …");
+    let stopped = tokio::join!(stop(stack, api), stop(stack, worker));
+    outcome.and(stopped.0).and(stopped.1)
+}
+
+async fn migrate(url: &str) -> anyhow::Result<()> {
+    let url = database_url(url).map_err(|fault| anyhow::anyhow!("DATABASE_URL {fault}"))?;
+    let settings = DatabaseSettings { url, connections: 1 };
+    let mut connection = db::connect(&settings, "rollcall-migrate").await?;
+    let migrated = db::migrate(&mut connection, Duration::from_secs(30)).await?;
+    connection.close().await?;
+    say(format_args!("Schema: version {}, {} migration(s) applied now", migrated.version, migrated.applied.len()));
+    Ok(())
+}
+
+fn free_port(preferred: u16) -> anyhow::Result<u16> {
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    Ok(bind(preferred).or_else(|_| bind(0))?.local_addr()?.port())
+}
+
+fn start(
+    stack: &Stack,
+    folder: &Path,
+    name: &'static str,
+    url: String,
+    variables: &[(&str, String)],
+) -> anyhow::Result<Service> {
+    let log = folder.join("logs").join(format!("{name}.log"));
+    fs::create_dir_all(folder.join("logs"))?;
+    let output = File::create(&log)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg(name)
+        .env("DATABASE_URL", stack.postgres.url())
+        .env("AMQP_URL", stack.rabbitmq.url())
+        .env("DRAIN_DELAY_MS", "0")
+        .envs(variables.iter().map(|(name, value)| (*name, value.as_str())))
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A Ctrl-C reaches the whole group of the terminal; a second signal would make the services abort.
+        .process_group(0);
+    let child = command.spawn().with_context(|| format!("failed to start the {name}"))?;
+    if let Some(pid) = child.id() {
+        stack.adopt(pid, name)?;
+    }
+    Ok(Service { name, child, log, probe: url })
+}
+
+async fn ready(service: &mut Service) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
+    let url = format!("{}/readyz", service.probe);
+    loop {
+        let answer = client.get(&url).send().await;
+        if answer.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+            say(format_args!("{}: ready in {:.1} s", service.name, started.elapsed().as_secs_f64()));
+            return Ok(());
+        }
+        if let Some(ended) = service.child.try_wait()? {
+            bail!("the {} ended ({ended}):\n{}", service.name, last_lines(&service.log));
+        }
+        let log = last_lines(&service.log);
+        ensure!(
+            started.elapsed() < READY_DEADLINE,
+            "the {} is not ready after {READY_DEADLINE:?}:\n{log}",
+            service.name
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn announce(stack: &Stack, folder: &Path, api: &Service, worker: &Service) {
+    let (api, worker) = (&api.probe, &worker.probe);
+    say(format_args!(
+        "
+Rollcall is up.
+
+  Swagger UI   {api}/docs
+  API          {api}/v1/users
+  Contract     {api}/openapi.json
+  Readiness    {api}/readyz and {worker}/readyz
+  Metrics      {api}/metrics and {worker}/metrics
+  PostgreSQL   {}
+  RabbitMQ     {}
+  Logs         {}
+
+Try it:
+
+  curl -i {api}/v1/users -H 'content-type: application/json' -H 'prefer: wait=5' \\
+    -d '{{\"email\": \"ada@example.org\", \"name\": \"Ada\"}}'
+
+Ctrl-C stops everything.",
+        stack.postgres.url(),
+        stack.rabbitmq.url(),
+        folder.join("logs").display(),
+    ));
+}
+
+async fn stop(stack: &Stack, mut service: Service) -> anyhow::Result<()> {
+    let Some(id) = service.child.id() else { return Ok(()) };
+    let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id is out of range")?;
+    kill_process(pid, Signal::TERM)?;
+    let ended = tokio::time::timeout(STOP_DEADLINE, service.child.wait()).await;
+    stack.release(id);
+    match ended {
+        Ok(status) if status.as_ref().is_ok_and(std::process::ExitStatus::success) => Ok(()),
+        Ok(status) => bail!("the {} did not end well ({}):\n{}", service.name, status?, last_lines(&service.log)),
+        Err(_) => {
+            service.child.kill().await?;
+            bail!("the {} did not end within {STOP_DEADLINE:?}", service.name)
+        }
+    }
+}
+
+fn last_lines(log: &Path) -> String {
+    let mut bytes = Vec::new();
+    let _ = File::open(log).and_then(|mut file| file.read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(SHOWN_LOG_LINES)..].join("\n")
+}

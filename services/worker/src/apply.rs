@@ -1,0 +1,215 @@
+//! One batch in one transaction: deduplicate, waves, outcomes, commit.
+//!
+//! # Why insert the command rows first?
+//! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
+//! same command right now, the insert waits for it, so the two never both apply it.
+//!
+//! # Why twice?
+//! Together first, which is quick. If the data of one command makes a statement fail, the whole batch is done again one by
+//! one under savepoints, so that the guilty command never takes its neighbours along.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use common::command::{CommandId, Envelope, Rejection};
+use common::config::Retention;
+use common::db::{DbError, Pool};
+use sqlx::{Acquire, PgConnection};
+use time::{Date, OffsetDateTime};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::blame::ApplyError;
+use crate::dead_letters::DeadLetters;
+use crate::users::{self, Outcome};
+use crate::waves::waves;
+
+/// Partitions share the pool, so a batch may have to wait for several others.
+const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
+/// For a whole batch; a transaction that takes longer is abandoned with its connection.
+const BATCH_DEADLINE: Duration = Duration::from_secs(30);
+/// Clocks of publishers may be ahead of the worker's by this.
+const CLOCK_SKEW: time::Duration = time::Duration::days(1);
+
+/// Applies batches. Each partition has its own.
+#[derive(Debug)]
+pub struct Applier {
+    pool: Pool,
+    dead_letters: DeadLetters,
+    retention: Retention,
+    ensured_days: HashSet<Date>,
+}
+
+impl Applier {
+    /// An applier over the worker's pool.
+    pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention) -> Self {
+        Self { pool, dead_letters, retention, ensured_days: HashSet::new() }
+    }
+
+    /// Whether the command's row could be kept: its time is neither before the retention nor in the future.
+    pub fn keeps(&self, id: CommandId) -> bool {
+        let now = OffsetDateTime::now_utc();
+        id.minted_at() > now - self.retention.0 && id.minted_at() < now + CLOCK_SKEW
+    }
+
+    /// Applies a batch and gives the outcome of each command in it that had not been decided before.
+    ///
+    /// # Errors
+    /// Only [`ApplyError::Contention`], [`ApplyError::Deployment`] and [`ApplyError::Outage`]; then nothing was applied.
+    pub async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let together = self.transaction(commands, Mode::Together).await;
+        match together {
+            Err(ApplyError::Command { sqlstate, .. }) => {
+                warn!(sqlstate, commands = commands.len(), "a batch failed; applying its commands one by one");
+                self.transaction(commands, Mode::OneByOne).await
+            }
+            end => end,
+        }
+    }
+
+    async fn transaction(
+        &mut self,
+        commands: &[Envelope],
+        mode: Mode,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        // Dropped on every early return, which closes the connection and so ends whatever ran on it.
+        let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
+        let days: HashSet<Date> = commands.iter().map(|c| c.id.minted_at().date()).collect();
+        let work = async {
+            for day in days.difference(&self.ensured_days) {
+                sqlx::query!("SELECT ensure_command_day($1)", day).execute(&mut *lease).await?;
+            }
+            let mut tx = lease.begin().await?;
+            let fresh = deduplicate(&mut tx, commands).await?;
+            let outcomes = match mode {
+                Mode::Together => together(&mut tx, &fresh).await?,
+                Mode::OneByOne => one_by_one(&mut tx, &fresh, &self.dead_letters).await?,
+            };
+            decide(&mut tx, &outcomes).await?;
+            tx.commit().await?;
+            Ok::<_, ApplyError>(outcomes)
+        };
+        let outcomes =
+            tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
+        lease.release();
+        self.ensured_days.extend(days);
+        Ok(outcomes)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Together,
+    OneByOne,
+}
+
+/// Inserts the command rows and gives the commands that were not there yet, in order of arrival.
+async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) -> Result<Vec<Envelope>, sqlx::Error> {
+    let mut once = HashSet::new();
+    // A message can come twice in one batch when a publisher repeats it.
+    let commands: Vec<&Envelope> = commands.iter().filter(|c| once.insert(c.id)).collect();
+    let ids: Vec<Uuid> = commands.iter().map(|c| c.id.into()).collect();
+    let user_ids: Vec<Uuid> = commands.iter().map(|c| c.command.user_id().into()).collect();
+    let types: Vec<&str> = commands.iter().map(|c| c.command.wire_name()).collect();
+    let principals: Vec<&str> = commands.iter().map(|c| c.principal.as_str()).collect();
+    let accepted: Vec<OffsetDateTime> = commands.iter().map(|c| c.accepted_at).collect();
+    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking.
+    let inserted: HashSet<Uuid> = sqlx::query_scalar!(
+        r#"
+        INSERT INTO commands (id, user_id, type, principal, accepted_at)
+        SELECT id, user_id, type, principal, accepted_at
+        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
+            AS input (id, user_id, type, principal, accepted_at)
+        ORDER BY id
+        ON CONFLICT DO NOTHING
+        RETURNING id
+        "#,
+        &ids,
+        &user_ids,
+        &types as &[&str],
+        &principals as &[&str],
+        &accepted,
+    )
+    .fetch_all(conn)
+    .await?
+    .into_iter()
+    .collect();
+    Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
+}
+
+async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    let mut outcomes = HashMap::with_capacity(commands.len());
+    for wave in waves(commands) {
+        outcomes.extend(users::apply_wave(conn, &wave).await?);
+    }
+    Ok(outcomes)
+}
+
+async fn one_by_one(
+    conn: &mut PgConnection,
+    commands: &[Envelope],
+    dead_letters: &DeadLetters,
+) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    let mut outcomes = HashMap::with_capacity(commands.len());
+    for envelope in commands {
+        let mut savepoint = conn.begin().await?;
+        let outcome = match users::apply_wave(&mut savepoint, &[envelope]).await {
+            Ok(mut outcome) => {
+                savepoint.commit().await?;
+                outcome.remove(&envelope.id)
+            }
+            Err(ApplyError::Command { sqlstate, constraint, source }) => {
+                savepoint.rollback().await?;
+                if constraint.as_deref() == Some("users_email_key") {
+                    // Another transaction took the address between the look and the change.
+                    Some(Outcome::Rejected(Rejection::EmailTaken))
+                } else {
+                    warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
+                    // Before the commit: after it, a kill would leave a parked command without its message.
+                    dead_letters.send(&envelope.encode(), &source.to_string()).await?;
+                    Some(Outcome::Parked(sqlstate))
+                }
+            }
+            Err(other) => return Err(other),
+        };
+        outcomes.extend(outcome.map(|outcome| (envelope.id, outcome)));
+    }
+    Ok(outcomes)
+}
+
+/// Writes the outcomes into the command rows.
+async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>) -> Result<(), sqlx::Error> {
+    let ids: Vec<Uuid> = outcomes.keys().map(|id| (*id).into()).collect();
+    let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(()) };
+    let mut statuses = Vec::with_capacity(ids.len());
+    let mut reasons = Vec::with_capacity(ids.len());
+    let mut versions = Vec::with_capacity(ids.len());
+    for outcome in outcomes.values() {
+        let (status, reason, version) = match outcome {
+            Outcome::Succeeded(version) => ("succeeded", None, *version),
+            Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
+            Outcome::Parked(sqlstate) => ("parked", Some(sqlstate.as_str()), None),
+        };
+        statuses.push(status);
+        reasons.push(reason);
+        versions.push(version);
+    }
+    // The bounds let the planner leave out the other days' tables.
+    sqlx::query!(
+        r#"
+        UPDATE commands
+        SET status = outcome.status, reason = outcome.reason, user_version = outcome.version
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[]) AS outcome (id, status, reason, version)
+        WHERE commands.id = outcome.id AND commands.id BETWEEN $5 AND $6
+        "#,
+        &ids,
+        &statuses as &[&str],
+        &reasons as &[Option<&str>],
+        &versions as &[Option<i64>],
+        lowest,
+        highest,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! From a delivery to a command, or to the reason why it is none.
+
+use common::command::Envelope;
+use common::telemetry::{TRACE_TARGET, amqp_context};
+use lapin::message::Delivery;
+use opentelemetry::trace::TraceContextExt;
+use tracing::{Span, field, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::apply::Applier;
+use crate::users::Outcome;
+
+/// Reads a delivery's command.
+///
+/// # Errors
+/// The reason for the dead letter.
+pub(crate) fn decode(delivery: &Delivery, applier: &Applier) -> Result<Envelope, String> {
+    let envelope = Envelope::decode(&delivery.data).map_err(|fault| format!("undecodable: {fault}"))?;
+    if applier.keeps(envelope.id) {
+        Ok(envelope)
+    } else {
+        Err(format!("out of time: the command id was minted at {}, outside of what is kept", envelope.id.minted_at()))
+    }
+}
+
+/// The spans of one batch: its own, and for each command one that continues the command's trace.
+pub(crate) struct BatchSpans {
+    pub(crate) batch: Span,
+    commands: Vec<Span>,
+}
+
+impl BatchSpans {
+    /// Opens them before the batch is applied.
+    pub(crate) fn open(deliveries: &[Delivery], commands: &[Envelope]) -> Self {
+        let batch = info_span!(
+            target: TRACE_TARGET,
+            "apply batch",
+            otel.kind = "internal",
+            messaging.system = "rabbitmq",
+            messaging.batch.message_count = deliveries.len(),
+            db.system.name = "postgresql",
+        );
+        let batch_context = batch.context().span().span_context().clone();
+        let mut spans = Vec::with_capacity(commands.len());
+        for (delivery, envelope) in deliveries.iter().zip(commands) {
+            let destination = format!("{}:{}", delivery.exchange, delivery.routing_key);
+            let span = info_span!(
+                target: TRACE_TARGET,
+                "process command",
+                otel.kind = "consumer",
+                otel.name = %format_args!("process {destination}"),
+                otel.status_code = field::Empty,
+                messaging.system = "rabbitmq",
+                messaging.operation.name = "process",
+                messaging.operation.r#type = "process",
+                messaging.destination.name = destination,
+                messaging.rabbitmq.destination.routing_key = %delivery.routing_key,
+                messaging.message.id = %envelope.id,
+                command.id = %envelope.id,
+                command.r#type = envelope.command.wire_name(),
+                command.outcome = field::Empty,
+                user.id = %envelope.command.user_id(),
+            );
+            // The parent first: once a span was entered it can no longer be set. Both fail only without a trace layer.
+            let context = amqp_context(delivery.properties.headers().as_ref());
+            batch.add_link(context.span().span_context().clone());
+            let _ = span.set_parent(context);
+            span.add_link(batch_context.clone());
+            spans.push(span);
+        }
+        Self { batch, commands: spans }
+    }
+
+    /// The spans that cover the transaction in each command's own trace.
+    pub(crate) fn transactions(&self) -> Vec<Span> {
+        self.commands
+            .iter()
+            .map(|parent| {
+                info_span!(
+                    target: TRACE_TARGET,
+                    parent: parent,
+                    "transaction",
+                    otel.kind = "client",
+                    db.system.name = "postgresql",
+                    db.operation.name = "apply batch",
+                    db.operation.batch.size = self.commands.len(),
+                )
+            })
+            .collect()
+    }
+
+    /// Notes what became of each command; `None` for one that had been decided before.
+    pub(crate) fn record<'a>(&self, outcomes: impl Iterator<Item = Option<&'a Outcome>>) {
+        for (span, outcome) in self.commands.iter().zip(outcomes) {
+            span.record("command.outcome", crate::instruments::label(outcome));
+            if matches!(outcome, Some(Outcome::Parked(_))) {
+                span.record("otel.status_code", "error");
+            }
+        }
+    }
+}

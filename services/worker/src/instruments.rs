@@ -1,0 +1,91 @@
+//! The worker's metrics.
+
+use std::time::Duration;
+
+use common::command::Envelope;
+use common::db::Pool;
+use common::telemetry::{SECONDS, meter};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+use time::OffsetDateTime;
+
+use crate::users::Outcome;
+
+/// Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Instruments {
+    commands: Counter<u64>,
+    undecodable: Counter<u64>,
+    batch_size: Histogram<u64>,
+    batch_seconds: Histogram<f64>,
+    oldest_age: Gauge<f64>,
+}
+
+impl Instruments {
+    pub(crate) fn new(pool: &Pool) -> Self {
+        let meter = meter();
+        common::db::observe_pool(pool);
+        Self {
+            commands: meter
+                .u64_counter("rollcall.worker.commands")
+                .with_description("Commands, by type and outcome; duplicate for those decided before")
+                .build(),
+            undecodable: meter
+                .u64_counter("rollcall.worker.undecodable")
+                .with_description("Messages that were no command and went to the dead letters")
+                .build(),
+            batch_size: meter
+                .u64_histogram("rollcall.worker.batch.size")
+                .with_description("Commands of one transaction")
+                .with_boundaries(vec![1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0])
+                .build(),
+            batch_seconds: meter
+                .f64_histogram("rollcall.worker.batch.duration")
+                .with_unit("s")
+                .with_description("From the start of a batch's transaction to its commit")
+                .with_boundaries(SECONDS.to_vec())
+                .build(),
+            oldest_age: meter
+                .f64_gauge("rollcall.worker.oldest.age")
+                .with_unit("s")
+                .with_description("Age of the oldest command of a partition's last batch when it was applied")
+                .build(),
+        }
+    }
+
+    pub(crate) fn undecodable(&self) {
+        self.undecodable.add(1, &[]);
+    }
+
+    pub(crate) fn batch<'a>(
+        &self,
+        partition: u16,
+        commands: &'a [Envelope],
+        took: Duration,
+        outcome_of: impl Fn(&'a Envelope) -> Option<&'a Outcome>,
+    ) {
+        for envelope in commands {
+            let labels = [
+                KeyValue::new("type", envelope.command.wire_name()),
+                KeyValue::new("outcome", label(outcome_of(envelope))),
+            ];
+            self.commands.add(1, &labels);
+        }
+        self.batch_size.record(u64::try_from(commands.len()).unwrap_or(u64::MAX), &[]);
+        self.batch_seconds.record(took.as_secs_f64(), &[]);
+        if let Some(oldest) = commands.iter().map(|c| c.accepted_at).min() {
+            let age = (OffsetDateTime::now_utc() - oldest).as_seconds_f64();
+            self.oldest_age.record(age, &[KeyValue::new("partition", i64::from(partition))]);
+        }
+    }
+}
+
+/// An outcome as metrics and spans name it.
+pub(crate) fn label(outcome: Option<&Outcome>) -> &'static str {
+    match outcome {
+        None => "duplicate",
+        Some(Outcome::Succeeded(_)) => "succeeded",
+        Some(Outcome::Rejected(rejection)) => rejection.as_str(),
+        Some(Outcome::Parked(_)) => "parked",
+    }
+}

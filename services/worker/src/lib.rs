@@ -1,0 +1,21 @@
+//! The worker: takes commands from the partition queues and applies them to PostgreSQL. In reading order:
+//!
+//! 1. [`settings`]: what it reads from the environment.
+//! 2. [`process`]: how the parts are put together, and how they end.
+//! 3. `partition`: the loop over one partition's queue: receive, apply, acknowledge, reply.
+//! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes.
+//! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
+//! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
+//! 7. [`dead_letters`] and `replies`: what the worker publishes.
+
+pub mod apply;
+pub mod blame;
+pub mod dead_letters;
+mod delivery;
+mod instruments;
+mod partition;
+pub mod process;
+mod replies;
+pub mod settings;
+pub mod users;
+pub mod waves;

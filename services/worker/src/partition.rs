@@ -1,0 +1,214 @@
+//! The loop over one partition's queue: receive what is waiting, apply, acknowledge, reply.
+//!
+//! # Why close the channel instead of cancelling the consumer?
+//! With a single active consumer, `basic.cancel` activates the next one while this one still holds unacknowledged
+//! messages, so the order breaks. Closing the channel returns them first. It is also how the worker pauses: holding
+//! deliveries while the database is away would run into the broker's acknowledgement timeout.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use common::broker::{Link, LinkState, Topology};
+use common::db::DatabaseState;
+use common::health::Health;
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{Instrument, info, warn};
+
+use crate::apply::Applier;
+use crate::blame::ApplyError;
+use crate::dead_letters::DeadLetters;
+use crate::delivery::{BatchSpans, decode};
+use crate::instruments::Instruments;
+use crate::replies::Replies;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a batch is tried again in place when another transaction was in the way.
+const CONTENTION_TRIES: u32 = 5;
+
+/// One partition of this worker.
+pub(crate) struct Partition {
+    pub(crate) number: u16,
+    pub(crate) batch: u16,
+    pub(crate) topology: Topology,
+    pub(crate) link: Link,
+    pub(crate) database: watch::Receiver<DatabaseState>,
+    pub(crate) applier: Applier,
+    pub(crate) dead_letters: DeadLetters,
+    pub(crate) replies: Replies,
+    pub(crate) instruments: Instruments,
+    pub(crate) health: Health,
+    /// How many partitions of this process consume, for readiness.
+    pub(crate) consumed: Arc<AtomicU16>,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// Why consuming ended; the partition is taken up again after a pause.
+#[derive(Debug, thiserror::Error)]
+enum Interrupted {
+    #[error("the broker's channel failed")]
+    Broker(#[from] lapin::Error),
+    #[error("the broker ended the consumer")]
+    ConsumerEnded,
+    #[error("an acknowledgement came too late for its channel")]
+    AckLost,
+    #[error("failed to apply a batch")]
+    Apply(#[from] ApplyError),
+    #[error("failed to declare the queue")]
+    Topology(#[from] common::broker::TopologyError),
+}
+
+impl Partition {
+    /// Starts the loop; it ends when the process stops.
+    pub(crate) fn start(self) {
+        let shutdown = self.shutdown.clone();
+        shutdown.supervise("partition", Tier::Front, self.run());
+    }
+
+    async fn run(mut self) -> TaskResult {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let stopping = self.shutdown.clone();
+            let channel = tokio::select! {
+                () = stopping.reached(Phase::Stopping) => return Ok(()),
+                opened = self.open() => opened,
+            };
+            let interrupted = match channel {
+                Ok((channel, consumer)) => {
+                    self.report(1);
+                    let started = Instant::now();
+                    let end = self.consume(consumer).await;
+                    // What was delivered and not acknowledged goes back to the head of the queue.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
+                    self.report(-1);
+                    if started.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
+                    match end {
+                        Ok(()) => return Ok(()),
+                        Err(interrupted) => interrupted,
+                    }
+                }
+                Err(interrupted) => interrupted,
+            };
+            warn!(partition = self.number, reason = chain(&interrupted), "paused");
+            let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tokio::select! {
+                () = stopping.reached(Phase::Stopping) => return Ok(()),
+                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
+    }
+
+    /// Waits for both servers, then opens a channel and consumes on it.
+    async fn open(&mut self) -> Result<(Channel, Consumer), Interrupted> {
+        // The senders live as long as the process: neither wait can fail.
+        let _ = self.database.wait_for(|state| *state == DatabaseState::Up).await;
+        let connection = match self.link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.as_deref() {
+            Ok(LinkState::Up { connection, .. }) => Arc::clone(connection),
+            _ => return Err(Interrupted::ConsumerEnded),
+        };
+        // A new channel each time: taking a consumer up again on an old one can lose deliveries in flight on 3.10.
+        let channel = connection.create_channel().await?;
+        self.topology.declare_partition(&channel, self.number).await?;
+        // The prefetch is one batch: what a crash can make the broker deliver again stays small.
+        channel.basic_qos(self.batch, BasicQosOptions::default()).await?;
+        // Acknowledged by hand after the commit; not exclusive, because the queue itself admits one active consumer.
+        let options = BasicConsumeOptions::default();
+        let queue = self.topology.partition_queue(self.number);
+        let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+        info!(partition = self.number, "consuming");
+        Ok((channel, consumer))
+    }
+
+    async fn consume(&mut self, mut consumer: Consumer) -> Result<(), Interrupted> {
+        loop {
+            let first = tokio::select! {
+                // A batch that was begun is finished; only waiting is interrupted.
+                () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
+                delivery = consumer.next() => delivery.ok_or(Interrupted::ConsumerEnded)??,
+            };
+            let mut deliveries = vec![first];
+            while deliveries.len() < usize::from(self.batch)
+                && let Some(Some(next)) = consumer.next().now_or_never()
+            {
+                deliveries.push(next?);
+            }
+            self.process(deliveries).await?;
+        }
+    }
+
+    async fn process(&mut self, deliveries: Vec<Delivery>) -> Result<(), Interrupted> {
+        let Some(last) = deliveries.last().map(|delivery| delivery.acker.clone()) else { return Ok(()) };
+        let mut decoded = Vec::with_capacity(deliveries.len());
+        let mut commands = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            match decode(&delivery, &self.applier) {
+                Ok(envelope) => {
+                    commands.push(envelope);
+                    decoded.push(delivery);
+                }
+                Err(reason) => {
+                    warn!(partition = self.number, reason, "a message goes to the dead letters");
+                    self.dead_letters.send(&delivery.data, &reason).await?;
+                    self.instruments.undecodable();
+                }
+            }
+        }
+        if !commands.is_empty() {
+            let spans = BatchSpans::open(&decoded, &commands);
+            let transactions = spans.transactions();
+            let started = Instant::now();
+            let outcomes = self.apply(&commands).instrument(spans.batch.clone()).await?;
+            drop(transactions);
+            spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
+            self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
+        }
+        // All at once: the deliveries of a channel are settled in order.
+        if !last.ack(BasicAckOptions { multiple: true }).await? {
+            return Err(Interrupted::AckLost);
+        }
+        for (delivery, envelope) in decoded.iter().zip(&commands) {
+            if let Some(reply_to) = delivery.properties.reply_to() {
+                self.replies.hint(reply_to, envelope.id);
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(
+        &mut self,
+        commands: &[common::command::Envelope],
+    ) -> Result<std::collections::HashMap<common::command::CommandId, crate::users::Outcome>, ApplyError> {
+        let mut tries = 1;
+        loop {
+            match self.applier.apply(commands).await {
+                Err(ApplyError::Contention(_)) if tries < CONTENTION_TRIES => {
+                    let jittered = Duration::from_millis(20 * u64::from(tries)).mul_f64(rand::random::<f64>());
+                    tokio::time::sleep(jittered).await;
+                    tries += 1;
+                }
+                Err(error @ (ApplyError::Deployment(_) | ApplyError::Command { .. })) => {
+                    self.health.set("partitions", Err(chain(&error)));
+                    return Err(error);
+                }
+                end => return end,
+            }
+        }
+    }
+
+    fn report(&self, change: i16) {
+        let before = self.consumed.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
+        let (now, all) = (before.wrapping_add_signed(change), self.topology.partitions());
+        let line = format!("consuming {now} of {all}");
+        self.health.set("partitions", if now == all { Ok(line) } else { Err(line) });
+    }
+}

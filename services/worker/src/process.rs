@@ -1,0 +1,78 @@
+//! How the worker's parts are put together.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
+
+use anyhow::Context;
+use common::broker::{Publisher, Topology, supervise};
+use common::config::Reader;
+use common::db::{Pool, monitor};
+use common::health::{Ability, Health, ReadyWhen};
+use common::http;
+use common::shutdown::Shutdown;
+use common::telemetry::Telemetry;
+use poem::EndpointExt;
+use tracing::info;
+
+use crate::apply::Applier;
+use crate::dead_letters::DeadLetters;
+use crate::instruments::Instruments;
+use crate::partition::Partition;
+use crate::replies::Replies;
+use crate::settings::WorkerSettings;
+
+/// Runs the worker until a signal or a failure.
+///
+/// # Errors
+/// When the settings are faulty, it cannot start, or it does not end well.
+pub async fn main() -> anyhow::Result<()> {
+    let settings = WorkerSettings::read(Reader::from_process())?;
+    let telemetry = Telemetry::start(&settings.service.telemetry, "rollcall-worker")?;
+    let shutdown = Shutdown::default();
+    let graces = settings.service.graces;
+    let pool = start(&shutdown, settings).await.context("failed to start the worker")?;
+    let end = shutdown.run(graces).await;
+    pool.close().await;
+    info!("stopped");
+    telemetry.flush().await;
+    Ok(end?)
+}
+
+/// Starts every part; the pool is closed last.
+async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
+    let service = settings.service;
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    let pool = Pool::new(&service.database, "rollcall-worker", &[])?;
+    let database = monitor(shutdown, &health, Ability::Write, service.database.clone());
+    // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
+    let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
+    let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
+    let topology = Topology::new(&service.broker);
+    let dead_letters = DeadLetters::new(Publisher::start(shutdown, publishing.clone()), &topology);
+    let replies = Replies::start(shutdown, publishing);
+    let listener = http::bind(settings.listen).await?;
+    info!(address = %listener.local_addr()?, "worker probes listen");
+    http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
+
+    health.register("partitions", Ability::Write);
+    let consumed = Arc::new(AtomicU16::new(0));
+    let instruments = Instruments::new(&pool);
+    for number in 0..topology.partitions() {
+        let partition = Partition {
+            number,
+            batch: settings.batch,
+            topology: topology.clone(),
+            link: consuming.clone(),
+            database: database.clone(),
+            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention),
+            dead_letters: dead_letters.clone(),
+            replies: replies.clone(),
+            instruments: instruments.clone(),
+            health: health.clone(),
+            consumed: Arc::clone(&consumed),
+            shutdown: shutdown.clone(),
+        };
+        partition.start();
+    }
+    Ok(pool)
+}

@@ -1,0 +1,66 @@
+//! Reply hints: "this command is decided, look now". The row is the truth, so a hint may be lost.
+
+use common::broker::{Link, LinkState};
+use common::command::CommandId;
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel};
+use tokio::sync::mpsc;
+
+/// Hints that wait for the channel; more are dropped, and the waiting client finds the row by itself.
+const QUEUE_LENGTH: usize = 10_000;
+
+/// Hands hints to the task that owns their channel. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Replies {
+    hints: mpsc::Sender<Hint>,
+}
+
+#[derive(Debug)]
+struct Hint {
+    reply_to: ShortString,
+    id: CommandId,
+}
+
+impl Replies {
+    /// Starts the owning task; it ends when the process closes.
+    pub(crate) fn start(shutdown: &Shutdown, link: Link) -> Self {
+        let (hints, receiver) = mpsc::channel(QUEUE_LENGTH);
+        shutdown.supervise("replies", Tier::Back, send_hints(shutdown.clone(), link, receiver));
+        Self { hints }
+    }
+
+    /// Tells whoever waits on `reply_to` that a command is decided.
+    pub(crate) fn hint(&self, reply_to: &ShortString, id: CommandId) {
+        let _ = self.hints.try_send(Hint { reply_to: reply_to.clone(), id });
+    }
+}
+
+async fn send_hints(shutdown: Shutdown, link: Link, mut hints: mpsc::Receiver<Hint>) -> TaskResult {
+    let mut channel: Option<Channel> = None;
+    loop {
+        let hint = tokio::select! {
+            // Those of the last batch still leave.
+            biased;
+            Some(hint) = hints.recv() => hint,
+            () = shutdown.reached(Phase::Closing) => return Ok(()),
+        };
+        if !channel.as_ref().is_some_and(|open| open.status().connected()) {
+            channel = open(&link).await;
+        }
+        if let Some(open) = &channel {
+            let properties = BasicProperties::default().with_correlation_id(hint.id.to_string().into());
+            // The default exchange routes by queue name; neither mandatory nor confirmed, because nobody may be there.
+            let sent = open.basic_publish("".into(), hint.reply_to, BasicPublishOptions::default(), &[], properties);
+            if sent.await.is_err() {
+                channel = None;
+            }
+        }
+    }
+}
+
+async fn open(link: &Link) -> Option<Channel> {
+    let LinkState::Up { connection, .. } = link.borrow().clone() else { return None };
+    connection.create_channel().await.ok()
+}

@@ -1,0 +1,48 @@
+//! What the worker reads from the environment.
+
+use std::net::SocketAddr;
+
+use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
+
+const WORKER_LISTEN: Variable = Variable::with_default(
+    "WORKER_LISTEN",
+    "127.0.0.1:8081",
+    "Address of the worker's /healthz, /readyz and /metrics; port 0 takes a free one.",
+);
+const WORKER_BATCH: Variable =
+    Variable::with_default("WORKER_BATCH", "200", "Commands of one partition that one transaction applies at most.");
+
+/// The worker's own variables.
+pub const OWN: &[&Variable] = &[&WORKER_LISTEN, &WORKER_BATCH];
+
+/// Everything the worker can be told.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// What both services have.
+    pub service: ServiceSettings,
+    /// Where the probes listen.
+    pub listen: SocketAddr,
+    /// The largest batch, and the prefetch of a partition's channel.
+    pub batch: u16,
+}
+
+impl WorkerSettings {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn read(mut reader: Reader) -> Result<Self, Faults> {
+        let service = ServiceSettings::read(&mut reader);
+        let listen = reader
+            .parse(&WORKER_LISTEN, |text| text.parse().map_err(|_| format!("{text:?} is no address; write IP:PORT")));
+        let batch = reader.number(&WORKER_BATCH, 1..=2000);
+        let settings = || Some(Self { service: service?, listen: listen?, batch: batch? });
+        let settings = settings();
+        reader.finish(settings)
+    }
+}
+
+/// The environment section of `--help`.
+pub fn help() -> String {
+    common::config::help(&[SHARED, OWN].concat())
+}

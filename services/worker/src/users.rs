@@ -1,0 +1,289 @@
+//! What each command does to the users: one set-based statement per kind, one outcome per command.
+//!
+//! Every statement judges and changes at once: rows that may not change come back with their reason, and nothing raises.
+//! Commands of one call concern different users and claim different e-mail addresses ([`waves`](crate::waves) sees to it).
+
+use std::collections::HashMap;
+
+use common::command::{Command, CommandId, CreateUser, Email, Envelope, Name, Rejection, UpdateUser, UserId};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::blame::ApplyError;
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Applied; the user's version afterwards, unless the user is gone.
+    Succeeded(Option<i64>),
+    /// Changed nothing, for a reason that the client can act on.
+    Rejected(Rejection),
+    /// Could not be applied; the SQLSTATE says why, and an operator has to look.
+    Parked(String),
+}
+
+/// A command as the set-based statements take it.
+type Of<'a, T> = (&'a Envelope, &'a T);
+
+/// What a statement found for one user.
+struct Judged {
+    id: Uuid,
+    reason: Option<String>,
+    version: Option<i64>,
+}
+
+/// Applies one wave. Deletes and updates come before creates: they can set free an address that a create claims.
+///
+/// # Errors
+/// As the statements give them; then nothing of the wave is applied once the transaction is rolled back.
+pub async fn apply_wave(
+    conn: &mut PgConnection,
+    wave: &[&Envelope],
+) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    let (mut creates, mut updates) = (Vec::new(), Vec::new());
+    let (mut deletes, mut suspends, mut reactivates) = (Vec::new(), Vec::new(), Vec::new());
+    for envelope in wave {
+        match &envelope.command {
+            Command::CreateUser(create) => creates.push((*envelope, create)),
+            Command::UpdateUser(update) => updates.push((*envelope, update)),
+            Command::DeleteUser(_) => deletes.push(*envelope),
+            Command::SuspendUser(_) => suspends.push(*envelope),
+            Command::ReactivateUser(_) => reactivates.push(*envelope),
+        }
+    }
+    let mut judged = Vec::with_capacity(wave.len());
+    if !deletes.is_empty() {
+        judged.extend(delete(conn, &deletes).await?);
+    }
+    if !updates.is_empty() {
+        judged.extend(update(conn, &updates).await?);
+    }
+    if !suspends.is_empty() {
+        judged.extend(suspend(conn, &suspends).await?);
+    }
+    if !reactivates.is_empty() {
+        judged.extend(reactivate(conn, &reactivates).await?);
+    }
+    if !creates.is_empty() {
+        judged.extend(create(conn, &creates).await?);
+    }
+    outcomes(wave, judged)
+}
+
+async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Result<Vec<Judged>, sqlx::Error> {
+    let ids: Vec<Uuid> = commands.iter().map(|(_, create)| create.user_id.into()).collect();
+    let emails: Vec<&str> = commands.iter().map(|(_, create)| create.email.as_str()).collect();
+    let names: Vec<&str> = commands.iter().map(|(_, create)| create.name.as_str()).collect();
+    // In the order of the unique index, so that two workers wait for each other instead of deadlocking.
+    sqlx::query_as!(
+        Judged,
+        r#"
+        WITH input AS (
+            SELECT id, email, name
+            FROM unnest($1::uuid[], $2::text[], $3::text[]) AS input (id, email, name)
+        ),
+        created AS (
+            INSERT INTO users (id, email, name)
+            SELECT id, email, name
+            FROM input
+            ORDER BY lower(email COLLATE "C")
+            ON CONFLICT DO NOTHING
+            RETURNING id, version
+        )
+        SELECT
+            input.id AS "id!",
+            CASE
+                WHEN created.id IS NOT NULL THEN NULL
+                WHEN users.id IS NOT NULL THEN 'user-exists'
+                ELSE 'email-taken'
+            END AS reason,
+            created.version AS "version?"
+        FROM input
+        LEFT JOIN created ON created.id = input.id
+        LEFT JOIN users ON users.id = input.id
+        "#,
+        &ids,
+        &emails as &[&str],
+        &names as &[&str],
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Result<Vec<Judged>, sqlx::Error> {
+    let ids: Vec<Uuid> = commands.iter().map(|(_, update)| update.user_id.into()).collect();
+    let versions: Vec<Option<i64>> = commands.iter().map(|(envelope, _)| envelope.if_match).collect();
+    let emails: Vec<Option<&str>> =
+        commands.iter().map(|(_, update)| update.email.as_ref().map(Email::as_str)).collect();
+    let names: Vec<Option<&str>> = commands.iter().map(|(_, update)| update.name.as_ref().map(Name::as_str)).collect();
+    sqlx::query_as!(
+        Judged,
+        r#"
+        WITH judged AS (
+            SELECT
+                input.id,
+                input.email,
+                input.name,
+                users.version,
+                CASE
+                    WHEN users.id IS NULL THEN 'user-not-found'
+                    WHEN input.if_match <> users.version THEN 'version-lost'
+                    WHEN EXISTS (
+                        SELECT
+                        FROM users AS other
+                        WHERE lower(other.email COLLATE "C") = lower(input.email COLLATE "C")
+                            AND other.id <> input.id
+                    ) THEN 'email-taken'
+                END AS reason
+            FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[]) AS input (id, if_match, email, name)
+            LEFT JOIN users ON users.id = input.id
+        ),
+        changed AS (
+            UPDATE users
+            SET email = coalesce(judged.email, users.email),
+                name = coalesce(judged.name, users.name),
+                version = users.version + 1,
+                updated_at = now()
+            FROM judged
+            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
+            RETURNING users.id, users.version
+        )
+        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        FROM judged
+        LEFT JOIN changed ON changed.id = judged.id
+        "#,
+        &ids,
+        &versions as &[Option<i64>],
+        &emails as &[Option<&str>],
+        &names as &[Option<&str>],
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn delete(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
+    let (ids, versions) = targets(commands);
+    sqlx::query_as!(
+        Judged,
+        r#"
+        WITH judged AS (
+            SELECT
+                input.id,
+                users.version,
+                CASE
+                    WHEN users.id IS NULL THEN 'user-not-found'
+                    WHEN input.if_match <> users.version THEN 'version-lost'
+                END AS reason
+            FROM unnest($1::uuid[], $2::bigint[]) AS input (id, if_match)
+            LEFT JOIN users ON users.id = input.id
+        ),
+        changed AS (
+            DELETE FROM users
+            USING judged
+            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
+            RETURNING users.id, users.version
+        )
+        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        FROM judged
+        LEFT JOIN changed ON changed.id = judged.id
+        "#,
+        &ids,
+        &versions as &[Option<i64>],
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn suspend(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
+    let (ids, versions) = targets(commands);
+    sqlx::query_as!(
+        Judged,
+        r#"
+        WITH judged AS (
+            SELECT
+                input.id,
+                users.version,
+                CASE
+                    WHEN users.id IS NULL THEN 'user-not-found'
+                    WHEN input.if_match <> users.version THEN 'version-lost'
+                    WHEN users.status = 'suspended' THEN 'already-suspended'
+                END AS reason
+            FROM unnest($1::uuid[], $2::bigint[]) AS input (id, if_match)
+            LEFT JOIN users ON users.id = input.id
+        ),
+        changed AS (
+            UPDATE users
+            SET status = 'suspended', suspended_at = now(), version = users.version + 1, updated_at = now()
+            FROM judged
+            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
+            RETURNING users.id, users.version
+        )
+        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        FROM judged
+        LEFT JOIN changed ON changed.id = judged.id
+        "#,
+        &ids,
+        &versions as &[Option<i64>],
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn reactivate(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
+    let (ids, versions) = targets(commands);
+    sqlx::query_as!(
+        Judged,
+        r#"
+        WITH judged AS (
+            SELECT
+                input.id,
+                users.version,
+                CASE
+                    WHEN users.id IS NULL THEN 'user-not-found'
+                    WHEN input.if_match <> users.version THEN 'version-lost'
+                    WHEN users.status = 'active' THEN 'not-suspended'
+                END AS reason
+            FROM unnest($1::uuid[], $2::bigint[]) AS input (id, if_match)
+            LEFT JOIN users ON users.id = input.id
+        ),
+        changed AS (
+            UPDATE users
+            SET status = 'active', suspended_at = NULL, version = users.version + 1, updated_at = now()
+            FROM judged
+            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
+            RETURNING users.id, users.version
+        )
+        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        FROM judged
+        LEFT JOIN changed ON changed.id = judged.id
+        "#,
+        &ids,
+        &versions as &[Option<i64>],
+    )
+    .fetch_all(conn)
+    .await
+}
+
+fn targets(commands: &[&Envelope]) -> (Vec<Uuid>, Vec<Option<i64>>) {
+    commands.iter().map(|envelope| (Uuid::from(envelope.command.user_id()), envelope.if_match)).unzip()
+}
+
+fn outcomes(wave: &[&Envelope], judged: Vec<Judged>) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    let mut by_user: HashMap<UserId, Judged> =
+        judged.into_iter().filter_map(|j| Some((UserId::try_from(j.id).ok()?, j))).collect();
+    wave.iter()
+        .map(|envelope| {
+            // Judged fit to change, yet not changed: something outside the worker changed the row meanwhile.
+            let judged = by_user.remove(&envelope.command.user_id()).ok_or(ApplyError::Contention(None))?;
+            let outcome = match (judged.reason.as_deref().and_then(Rejection::from_name), judged.version) {
+                (Some(rejection), _) => Outcome::Rejected(rejection),
+                (None, None) => return Err(ApplyError::Contention(None)),
+                (None, Some(version)) => {
+                    let gone = matches!(envelope.command, Command::DeleteUser(_));
+                    Outcome::Succeeded((!gone).then_some(version))
+                }
+            };
+            Ok((envelope.id, outcome))
+        })
+        .collect()
+}

@@ -1,0 +1,157 @@
+//! One supervised connection to the broker.
+//!
+//! # Why not the client library's recovery?
+//! It ends in a consumer that waits for ever while the connection looks connected, and it gives up after 16 failures.
+//! Here a connection is never mended: it is replaced, with a new generation number, and everything that belonged to the
+//! old one fails. Attempts have no end; their pauses are jittered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::{Connection, ConnectionProperties, Event};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{Topology, TopologyError};
+use crate::config::BrokerSettings;
+use crate::health::{Ability, Health};
+use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// An error event can be missed only if the library has a fault; looking costs nothing.
+const STATUS_POLL: Duration = Duration::from_millis(250);
+
+/// What a user of the connection needs to know.
+#[derive(Debug, Clone)]
+pub enum LinkState {
+    /// Not connected, and why.
+    Down(String),
+    /// The broker takes no messages for now (memory or disk alarm).
+    Blocked(String),
+    /// Connected.
+    Up {
+        /// The connection.
+        connection: Arc<Connection>,
+        /// Counts connections of this process; a channel belongs to one generation.
+        generation: u64,
+    },
+}
+
+/// Follows the connection through its generations.
+pub type Link = watch::Receiver<LinkState>;
+
+/// Keeps a connection until the process closes, declares the topology on each, and reports to `health` under `name`.
+/// A queue with wrong arguments ends the process.
+pub fn supervise(shutdown: &Shutdown, health: &Health, name: &'static str, settings: &BrokerSettings) -> Link {
+    health.register(name, Ability::Write);
+    let (sender, receiver) = watch::channel(LinkState::Down("not connected yet".to_owned()));
+    let keeper =
+        Keeper { name, settings: settings.clone(), health: health.clone(), shutdown: shutdown.clone(), sender };
+    shutdown.supervise(name, Tier::Back, keeper.keep());
+    receiver
+}
+
+struct Keeper {
+    name: &'static str,
+    settings: BrokerSettings,
+    health: Health,
+    shutdown: Shutdown,
+    sender: watch::Sender<LinkState>,
+}
+
+impl Keeper {
+    async fn keep(self) -> TaskResult {
+        let mut pause = FIRST_PAUSE;
+        let mut generation = 0;
+        loop {
+            let ended = tokio::select! {
+                () = self.shutdown.reached(Phase::Closing) => return Ok(()),
+                connected = self.connect() => match connected {
+                    Ok(connection) => {
+                        generation += 1;
+                        pause = FIRST_PAUSE;
+                        info!(link = self.name, generation, "connected to the broker");
+                        if self.hold(connection, generation).await.is_none() {
+                            return Ok(());
+                        }
+                        "the connection ended".to_owned()
+                    }
+                    Err(LinkError::Topology(fault @ TopologyError::Mismatch { .. })) => return Err(fault.into()),
+                    Err(error) => chain(&error),
+                },
+            };
+            warn!(link = self.name, reason = ended, "no connection to the broker");
+            self.tell(LinkState::Down(ended));
+            let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tokio::select! {
+                () = self.shutdown.reached(Phase::Closing) => return Ok(()),
+                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, LinkError> {
+        let attempt = async {
+            let uri = self.settings.uri().map_err(LinkError::Uri)?;
+            let properties =
+                ConnectionProperties::default().with_connection_name(format!("rollcall {}", self.name).into());
+            let connection = Connection::connect_uri(uri, properties).await?;
+            Topology::new(&self.settings).declare(&connection).await?;
+            Ok(connection)
+        };
+        tokio::time::timeout(CONNECT_DEADLINE, attempt).await.map_err(|_| LinkError::Deadline)?
+    }
+
+    /// Watches one connection; `None` when the process closes, else `Some` when the connection ended.
+    async fn hold(&self, connection: Connection, generation: u64) -> Option<()> {
+        let mut events = Box::pin(connection.events_listener());
+        let connection = Arc::new(connection);
+        let up = || LinkState::Up { connection: Arc::clone(&connection), generation };
+        self.tell(if connection.status().blocked() { blocked("already") } else { up() });
+        loop {
+            tokio::select! {
+                () = self.shutdown.reached(Phase::Closing) => {
+                    let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "stopping".into())).await;
+                    return None;
+                }
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => self.tell(blocked(&reason)),
+                    Some(Event::ConnectionUnblocked) => self.tell(up()),
+                    Some(Event::Error(_)) | None => return Some(()),
+                    Some(_) => {}
+                },
+                () = tokio::time::sleep(STATUS_POLL) => if !connection.status().connected() {
+                    return Some(());
+                },
+            }
+        }
+    }
+
+    fn tell(&self, state: LinkState) {
+        let check = match &state {
+            LinkState::Up { .. } => Ok("connected".to_owned()),
+            LinkState::Blocked(reason) | LinkState::Down(reason) => Err(reason.clone()),
+        };
+        self.health.set(self.name, check);
+        self.sender.send_replace(state);
+    }
+}
+
+fn blocked(reason: &str) -> LinkState {
+    LinkState::Blocked(format!("the broker takes no messages for now ({reason})"))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("AMQP_URL cannot be read: {0}")]
+    Uri(String),
+    #[error("failed to connect to the broker")]
+    Connect(#[from] lapin::Error),
+    #[error("the broker did not answer within {CONNECT_DEADLINE:?}")]
+    Deadline,
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}

@@ -1,0 +1,127 @@
+//! Identifiers: UUIDv7 of users and commands, and the partition of a user.
+//!
+//! # Why is there a checksum in a command id?
+//! A command is `pending` from its 202 until the worker applied it, and in that time no row knows it. The last 16 bits of
+//! an id that the API mints are a checksum of the other 112, so `GET /v1/commands/{id}` can tell a command that is on its
+//! way from an id that somebody made up. It is no signature: it keeps typing errors out, not people.
+//! Ids that other publishers mint need no checksum; they are found once they are applied.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// A user's id: a UUIDv7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Uuid", into = "Uuid")]
+pub struct UserId(Uuid);
+
+/// A command's id: a UUIDv7, whose time decides the table partition of its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "Uuid", into = "Uuid")]
+pub struct CommandId(Uuid);
+
+/// Why a text or a UUID is no id of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidId {
+    /// Not a UUID at all.
+    #[error("not a UUID; write it as 36 characters like 01890a5d-ac96-774b-bcce-b302099a8057")]
+    NotUuid,
+    /// A UUID of another version; RFC 9562 §5.7 defines version 7.
+    #[error("not a version 7 UUID; use an id that this service handed out")]
+    NotV7,
+}
+
+impl UserId {
+    /// A fresh id, later in order than all that this process minted before.
+    pub fn mint() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The partition of this user's commands among `partitions`.
+    ///
+    /// 64-bit FNV-1a over the 16 bytes of the UUID in network order, both halves folded by exclusive or into 32 bits,
+    /// modulo `partitions`. Computed by every publisher, so it is as frozen as the wire names.
+    pub fn partition(self, partitions: u16) -> u16 {
+        let folded = fold(fnv1a(self.0.as_bytes()));
+        // The remainder is below a u16 by definition.
+        u16::try_from(folded % u32::from(partitions.max(1))).unwrap_or_default()
+    }
+}
+
+impl CommandId {
+    /// A fresh id with its checksum.
+    pub fn mint() -> Self {
+        let mut bytes = Uuid::now_v7().into_bytes();
+        let sum = checksum(&bytes);
+        bytes[14..].copy_from_slice(&sum);
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// Could the API have minted it? Wrong once in 65,536 made-up ids.
+    pub fn checksum_holds(self) -> bool {
+        let bytes = self.0.as_bytes();
+        bytes[14..] == checksum(bytes)
+    }
+
+    /// When it was minted, to the millisecond.
+    pub fn minted_at(self) -> OffsetDateTime {
+        let bytes = self.0.as_bytes();
+        let ms = bytes[..6].iter().fold(0_i128, |ms, b| (ms << 8) | i128::from(*b));
+        // 48 bits of milliseconds reach the year 10889, one digit more than `time` represents.
+        OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+fn checksum(bytes: &[u8; 16]) -> [u8; 2] {
+    let folded = fold(fnv1a(&bytes[..14]));
+    let halves = (folded >> 16) ^ (folded & 0xffff);
+    // Sixteen bits by definition.
+    u16::try_from(halves).unwrap_or_default().to_be_bytes()
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn fold(hash: u64) -> u32 {
+    // Thirty-two bits by definition.
+    u32::try_from((hash >> 32) ^ (hash & 0xffff_ffff)).unwrap_or_default()
+}
+
+macro_rules! uuid_v7 {
+    ($id:ty) => {
+        impl TryFrom<Uuid> for $id {
+            type Error = InvalidId;
+
+            fn try_from(uuid: Uuid) -> Result<Self, InvalidId> {
+                if uuid.get_version_num() == 7 { Ok(Self(uuid)) } else { Err(InvalidId::NotV7) }
+            }
+        }
+
+        impl FromStr for $id {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                text.parse::<Uuid>().map_err(|_| InvalidId::NotUuid)?.try_into()
+            }
+        }
+
+        impl From<$id> for Uuid {
+            fn from(id: $id) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+uuid_v7!(UserId);
+uuid_v7!(CommandId);

@@ -1,0 +1,237 @@
+//! The settings that both services have.
+
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::{Reader, Variable};
+use crate::command::DEFAULT_PARTITIONS;
+use crate::shutdown::Graces;
+use crate::telemetry::LogFormat;
+
+const DATABASE_URL: Variable = Variable::required(
+    "DATABASE_URL",
+    "postgres://rollcall:secret@127.0.0.1:5432/rollcall",
+    "PostgreSQL, as postgres:// or postgresql://.",
+);
+const DATABASE_CONNECTIONS: Variable = Variable::with_default(
+    "DATABASE_CONNECTIONS",
+    "5",
+    "Connections in the pool of this process; one more watches the database's health.",
+);
+const AMQP_URL: Variable = Variable::required(
+    "AMQP_URL",
+    "amqp://rollcall:secret@127.0.0.1:5672/%2f",
+    "RabbitMQ 3.10 or newer, as amqp:// or amqps://.",
+);
+const BROKER_PREFIX: Variable = Variable::optional(
+    "BROKER_PREFIX",
+    "staging.",
+    "In front of the name of every exchange and queue, so that several deployments can share a broker.",
+);
+const PARTITIONS: Variable = Variable::with_default(
+    "PARTITIONS",
+    "16",
+    "Partition queues that users are spread over; the same for every process of a deployment, for ever.",
+);
+const COMMAND_RETENTION_DAYS: Variable = Variable::with_default(
+    "COMMAND_RETENTION_DAYS",
+    "30",
+    "How long a command's outcome can be asked for, in days; the same for every process of a deployment.",
+);
+const DRAIN_DELAY_MS: Variable = Variable::with_default(
+    "DRAIN_DELAY_MS",
+    "3000",
+    "After SIGTERM: how long to go on accepting while readiness already fails, in milliseconds.",
+);
+const STOP_DEADLINE_MS: Variable = Variable::with_default(
+    "STOP_DEADLINE_MS",
+    "5000",
+    "After the drain delay: how long work in flight may take, in milliseconds.",
+);
+const LOG: Variable = Variable::with_default("LOG", "info", "Log filter, such as info or info,rollcall_worker=debug.");
+const LOG_FORMAT: Variable =
+    Variable::with_default("LOG_FORMAT", "auto", "json, text, or auto: text on a terminal and json elsewhere.");
+const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable::optional(
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "http://127.0.0.1:4317",
+    "Where traces go, as OTLP over gRPC; nothing is recorded when it is not set.",
+);
+const OTEL_SERVICE_NAME: Variable =
+    Variable::optional("OTEL_SERVICE_NAME", "rollcall-api", "The service's name in traces and metrics.");
+
+/// What both services read, in the order of the sample file.
+pub const SHARED: &[&Variable] = &[
+    &DATABASE_URL,
+    &DATABASE_CONNECTIONS,
+    &AMQP_URL,
+    &BROKER_PREFIX,
+    &PARTITIONS,
+    &COMMAND_RETENTION_DAYS,
+    &DRAIN_DELAY_MS,
+    &STOP_DEADLINE_MS,
+    &LOG,
+    &LOG_FORMAT,
+    &OTEL_EXPORTER_OTLP_ENDPOINT,
+    &OTEL_SERVICE_NAME,
+];
+
+/// What both services need.
+#[derive(Debug, Clone)]
+pub struct ServiceSettings {
+    /// PostgreSQL.
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    pub broker: BrokerSettings,
+    /// How long outcomes are kept.
+    pub retention: Retention,
+    /// How long a stop may take.
+    pub graces: Graces,
+    /// Logs and traces.
+    pub telemetry: TelemetrySettings,
+}
+
+/// How to reach PostgreSQL.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    /// A checked URL.
+    pub url: SecretString,
+    /// The size of the pool.
+    pub connections: usize,
+}
+
+/// How to reach RabbitMQ.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// A checked URL.
+    pub url: SecretString,
+    /// In front of every name.
+    pub prefix: String,
+    /// How many partition queues there are.
+    pub partitions: u16,
+}
+
+/// For how long a command's outcome is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention(pub Duration);
+
+/// Where logs and traces go.
+#[derive(Debug, Clone)]
+pub struct TelemetrySettings {
+    /// The log filter's directives.
+    pub filter: String,
+    /// How log lines look.
+    pub format: LogFormat,
+    /// The OTLP endpoint, if traces are wanted.
+    pub otlp_endpoint: Option<String>,
+    /// `OTEL_SERVICE_NAME`, if it is set.
+    pub service_name: Option<String>,
+}
+
+impl ServiceSettings {
+    /// Reads them; `None` when something is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let database = DatabaseSettings::read(reader);
+        let broker = BrokerSettings::read(reader);
+        let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
+        let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
+        let finish = reader.millis(&STOP_DEADLINE_MS, 100..=300_000);
+        let telemetry = TelemetrySettings::read(reader);
+        Some(Self {
+            database: database?,
+            broker: broker?,
+            retention: Retention(Duration::from_secs(days? * 86_400)),
+            graces: Graces { drain: drain?, finish: finish? },
+            telemetry: telemetry?,
+        })
+    }
+}
+
+impl DatabaseSettings {
+    /// Reads them; `None` when something is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let url = reader.parse(&DATABASE_URL, database_url);
+        let connections = reader.number(&DATABASE_CONNECTIONS, 1..=1000);
+        Some(Self { url: url?, connections: connections? })
+    }
+}
+
+impl BrokerSettings {
+    /// Reads them; `None` when something is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let url = reader.parse(&AMQP_URL, amqp_url);
+        let prefix = reader.parse(&BROKER_PREFIX, |text| {
+            let fits = text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            if fits { Ok(text.to_owned()) } else { Err("use at most 100 of a-z, A-Z, 0-9, \".\", \"_\", \"-\"") }
+        });
+        let partitions = reader.number(&PARTITIONS, 1..=1024);
+        Some(Self {
+            url: url?,
+            prefix: prefix.unwrap_or_default(),
+            partitions: partitions.unwrap_or(DEFAULT_PARTITIONS),
+        })
+    }
+}
+
+impl TelemetrySettings {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let filter =
+            reader.parse(&LOG, |text| text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned()));
+        let format = reader
+            .choice(&LOG_FORMAT, &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)]);
+        let endpoint = reader.parse(&OTEL_EXPORTER_OTLP_ENDPOINT, |text| match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(text.to_owned()),
+            Ok(_) => Err("expected http:// or https:// and a host".to_owned()),
+            Err(fault) => Err(fault.to_string()),
+        });
+        let service_name = reader.text(&OTEL_SERVICE_NAME).map(str::to_owned);
+        Some(Self { filter: filter?, format: format?, otlp_endpoint: endpoint, service_name })
+    }
+}
+
+/// Checks a PostgreSQL URL before sqlx sees it, because sqlx ignores parameters that it does not know and logs their values.
+///
+/// # Errors
+/// Says what is wrong without any part of the URL that could be secret.
+pub fn database_url(text: &str) -> Result<SecretString, String> {
+    const PARAMETERS: &[&str] = &["sslmode", "sslrootcert", "sslcert", "sslkey", "application_name", "options"];
+    let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
+    if !matches!(url.scheme(), "postgres" | "postgresql") {
+        return Err(format!("has the scheme {:?}; expected postgres or postgresql", url.scheme()));
+    }
+    if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
+        return Err(format!("has the unknown parameter {name:?}; known are {}", PARAMETERS.join(", ")));
+    }
+    if url.path().trim_start_matches('/').is_empty() {
+        return Err("names no database after the host".to_owned());
+    }
+    Ok(SecretString::from(text))
+}
+
+/// Checks a RabbitMQ URL.
+///
+/// # Errors
+/// Says what is wrong without any part of the URL that could be secret.
+pub fn amqp_url(text: &str) -> Result<SecretString, String> {
+    let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
+    if !matches!(url.scheme(), "amqp" | "amqps") {
+        return Err(format!("has the scheme {:?}; expected amqp or amqps", url.scheme()));
+    }
+    if !url.has_host() {
+        return Err("names no host".to_owned());
+    }
+    // The library's own message may quote the value.
+    text.parse::<AMQPUri>().map_err(|_| "has a parameter that is no AMQP URI parameter")?;
+    Ok(SecretString::from(text))
+}
+
+impl BrokerSettings {
+    /// The URI with the heartbeat that the supervision counts on, unless it names one.
+    pub(crate) fn uri(&self) -> Result<AMQPUri, String> {
+        let mut uri: AMQPUri = self.url.expose_secret().parse()?;
+        uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
+        Ok(uri)
+    }
+}

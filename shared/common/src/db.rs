@@ -1,0 +1,75 @@
+//! PostgreSQL: the pool, the migrations, and the monitor behind readiness.
+
+mod migrations;
+mod monitor;
+mod pool;
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
+
+pub use migrations::{MigrateError, Migrated, migrate, migrations_fingerprint, migrations_pending, required_version};
+pub use monitor::{DatabaseState, monitor};
+pub use pool::{Lease, Pool, PoolStatus, observe_pool};
+
+use crate::config::DatabaseSettings;
+
+/// How long one connect may take, TLS and authentication included.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a piece of work on the database gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// No connection came free in time.
+    #[error("no connection came free within {0:?}")]
+    Exhausted(Duration),
+    /// The server could not be reached.
+    #[error("the connection to the database failed")]
+    Connect(#[source] sqlx::Error),
+    /// A statement did not answer in time; its connection was closed.
+    #[error("the database did not answer within {0:?}")]
+    Deadline(Duration),
+    /// A statement failed.
+    #[error("a statement failed")]
+    Statement(#[from] sqlx::Error),
+}
+
+/// Puts a deadline on a statement. The caller must drop the [`Lease`] when it fails, which every early return does.
+///
+/// # Errors
+/// [`DbError::Deadline`], or [`DbError::Statement`].
+pub async fn within<T>(
+    deadline: Duration,
+    statement: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, DbError> {
+    match tokio::time::timeout(deadline, statement).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(DbError::Deadline(deadline)),
+    }
+}
+
+/// Opens one connection outside any pool.
+///
+/// # Errors
+/// [`DbError::Connect`] or [`DbError::Deadline`].
+pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnection, DbError> {
+    let options = options(settings, application_name).map_err(DbError::Connect)?;
+    connect_with(&options).await
+}
+
+fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let options: PgConnectOptions = settings.url.expose_secret().parse()?;
+    let options =
+        if options.get_application_name().is_some() { options } else { options.application_name(application_name) };
+    // sqlx logs every statement with its duration; ours are traced where they mean something.
+    Ok(options.disable_statement_logging())
+}
+
+async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, DbError> {
+    match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(options)).await {
+        Ok(connection) => connection.map_err(DbError::Connect),
+        Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
+    }
+}

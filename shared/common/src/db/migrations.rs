@@ -1,0 +1,123 @@
+//! Versioned migrations: a release step of its own, never run by a service.
+//!
+//! # Why not the library's lock?
+//! It waits inside `pg_advisory_lock`, and a waiting session holds a snapshot that `CREATE INDEX CONCURRENTLY` waits for:
+//! the two deadlock. Here a migrator asks with `pg_try_advisory_lock` and asks again.
+//!
+//! # Why is a newer schema fine?
+//! During a release the old services run on the new schema, and a rollback must be able to start on it.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use sqlx::migrate::Migrator;
+
+/// The lock that makes migrators take turns: "rollcall" in ASCII.
+const LOCK: i64 = 0x726f_6c6c_6361_6c6c;
+const LOCK_POLL: Duration = Duration::from_millis(250);
+
+static EMBEDDED: Migrator = sqlx::migrate!("../../migrations");
+
+/// Why a migration run stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The database refused or could not be asked.
+    #[error("failed to ask the database")]
+    Database(#[from] sqlx::Error),
+    /// A migration failed or was changed after it had run.
+    #[error("failed to migrate")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// Another migrator kept the lock.
+    #[error("another migration has been running for {0:?}; wait for it, or end it, and run this again")]
+    Busy(Duration),
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// The migrations that ran now, in order, as `version description`.
+    pub applied: Vec<String>,
+    /// The schema's version after it.
+    pub version: i64,
+}
+
+/// The newest migration that this build knows: what its services need at least.
+pub fn required_version() -> i64 {
+    EMBEDDED.iter().map(|m| m.version).max().unwrap_or_default()
+}
+
+/// Changes with every migration; names the template of test databases.
+pub fn migrations_fingerprint() -> String {
+    let mut hasher = Sha256::new();
+    for migration in EMBEDDED.iter() {
+        hasher.update(&migration.checksum);
+    }
+    hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// The migrations that have not run, in order, as `version description`.
+///
+/// # Errors
+/// [`MigrateError::Database`].
+pub async fn migrations_pending(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
+    let done = applied_versions(connection).await?;
+    Ok(EMBEDDED
+        .iter()
+        .filter(|m| !done.contains(&m.version))
+        .map(|m| format!("{:04} {}", m.version, m.description))
+        .collect())
+}
+
+/// Runs every migration that has not run yet, after waiting up to `patience` for another migrator.
+///
+/// # Errors
+/// See [`MigrateError`]; what ran before the failing migration stays.
+pub async fn migrate(connection: &mut PgConnection, patience: Duration) -> Result<Migrated, MigrateError> {
+    lock(connection, patience).await?;
+    let result = run(connection).await;
+    sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(connection).await?;
+    result
+}
+
+async fn run(connection: &mut PgConnection) -> Result<Migrated, MigrateError> {
+    let applied = migrations_pending(connection).await?;
+    let mut migrator = Migrator { migrations: EMBEDDED.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator.run_direct(None, connection, false).await?;
+    let version = applied_versions(connection).await?.into_iter().max().unwrap_or_default();
+    Ok(Migrated { applied, version })
+}
+
+async fn lock(connection: &mut PgConnection, patience: Duration) -> Result<(), MigrateError> {
+    let give_up_at = tokio::time::Instant::now() + patience;
+    loop {
+        let taken: bool =
+            sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
+        if taken {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= give_up_at {
+            return Err(MigrateError::Busy(patience));
+        }
+        tokio::time::sleep(LOCK_POLL).await;
+    }
+}
+
+async fn applied_versions(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
+    // Not checked at compile time, like the rest of this file: the table does not exist before the first run.
+    let exists: bool =
+        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
+    if !exists {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await
+}
+
+/// The schema's version; 0 when no migration has run.
+///
+/// # Errors
+/// As sqlx gives them.
+pub(super) async fn current_version(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    Ok(applied_versions(connection).await?.into_iter().max().unwrap_or_default())
+}

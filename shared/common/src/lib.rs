@@ -1,0 +1,21 @@
+//! What both services share, in reading order:
+//!
+//! 1. [`command`]: the contract. What travels over the queue and what comes of it.
+//! 2. [`config`]: the only place where the environment is read.
+//! 3. [`shutdown`]: the phases in which a process ends, and the tracker that every task belongs to.
+//! 4. [`health`]: what is well and what is not, as `/readyz` tells it.
+//! 5. [`http`]: the HTTP loop around a poem endpoint, and the probes.
+//! 6. [`db`]: URL, pool, migrations, and the monitor behind readiness.
+//! 7. [`broker`]: the supervised connection, the topology, the confirmed publisher.
+//! 8. [`telemetry`]: logs, traces, metrics.
+//!
+//! It depends on neither service, and `command` imports none of the other modules.
+
+pub mod broker;
+pub mod command;
+pub mod config;
+pub mod db;
+pub mod health;
+pub mod http;
+pub mod shutdown;
+pub mod telemetry;

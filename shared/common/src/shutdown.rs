@@ -1,0 +1,221 @@
+//! How a process ends: the phases, the order, and the tracker that every task belongs to.
+//!
+//! # Why four phases?
+//! A load balancer learns of a stop only by the readiness probe, so for the drain delay an instance that is not ready must
+//! still serve ([`Phase::Draining`]). Then the front stops taking work and finishes what it has ([`Phase::Stopping`]),
+//! and only when nothing uses them any more the connections behind it close ([`Phase::Closing`]).
+//!
+//! # Why is there no global?
+//! Tests run several services in one process.
+
+use std::error::Error;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error, info, warn};
+
+/// Where a process is on its way from serving to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Serving.
+    Running,
+    /// Not ready, but still accepting: the world is learning of the stop.
+    Draining,
+    /// No new work; work in flight is finished.
+    Stopping,
+    /// The front is done; connections to the servers close.
+    Closing,
+}
+
+/// Which tasks end when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Takes work from outside: ends on [`Phase::Stopping`].
+    Front,
+    /// Serves the front: ends on [`Phase::Closing`].
+    Back,
+}
+
+/// How long each part of a stop may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Graces {
+    /// Between "not ready" and the last accepted request.
+    pub drain: Duration,
+    /// For work in flight, and again for closing connections.
+    pub finish: Duration,
+}
+
+/// What a supervised task ends with; an error takes the process down.
+pub type TaskResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// Why a process did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// A supervised task failed, panicked or ended too early.
+    #[error("{0}")]
+    TaskFailed(String),
+    /// Work in flight did not finish within its grace.
+    #[error("{count} tasks did not finish within {grace:?}")]
+    Unfinished {
+        /// How many were left.
+        count: usize,
+        /// What they had been given.
+        grace: Duration,
+    },
+    /// A second signal came.
+    #[error("aborted by a second signal")]
+    Aborted,
+    /// The signal handlers could not be set.
+    #[error("failed to listen for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// The handle that every part of a process holds.
+#[derive(Debug, Clone)]
+pub struct Shutdown {
+    phase: Arc<watch::Sender<Phase>>,
+    failure: Arc<watch::Sender<Option<String>>>,
+    front: TaskTracker,
+    back: TaskTracker,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            phase: Arc::new(watch::Sender::new(Phase::Running)),
+            failure: Arc::new(watch::Sender::new(None)),
+            front: TaskTracker::new(),
+            back: TaskTracker::new(),
+        }
+    }
+}
+
+impl Shutdown {
+    /// Where the process is.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until `phase` or a later one.
+    pub async fn reached(&self, phase: Phase) {
+        // The sender lives in self: the wait cannot fail.
+        let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
+    }
+
+    /// Runs a task for the life of the process. If it ends before its tier may, the process goes down with its error.
+    pub fn supervise(&self, name: &'static str, tier: Tier, task: impl Future<Output = TaskResult> + Send + 'static) {
+        let this = self.clone();
+        let watched = async move {
+            let end = AssertUnwindSafe(task).catch_unwind().await;
+            let expected = match tier {
+                Tier::Front => Phase::Stopping,
+                Tier::Back => Phase::Closing,
+            };
+            match end {
+                Ok(Ok(())) if this.phase() >= expected => {}
+                Ok(Ok(())) => this.fail(format!("the task \"{name}\" ended while it was needed")),
+                Ok(Err(error)) => this.fail(format!("the task \"{name}\" failed: {}", chain(&*error))),
+                Err(_) => this.fail(format!("the task \"{name}\" panicked")),
+            }
+        };
+        self.tracker(tier).spawn(watched.in_current_span());
+    }
+
+    /// Runs a task that may end at any time, such as one connection; a stop waits for it.
+    pub fn track(&self, tier: Tier, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker(tier).spawn(task);
+    }
+
+    /// Takes the process down with a reason.
+    pub fn fail(&self, reason: String) {
+        error!(reason, "stopping because of a failure");
+        self.failure.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
+    }
+
+    /// Waits for a signal or a failure, then ends everything in order.
+    ///
+    /// # Errors
+    /// When the process should exit with 1.
+    pub async fn run(&self, graces: Graces) -> Result<(), StopError> {
+        let mut signals = Signals::listen().map_err(StopError::Signals)?;
+        let mut failure = self.failure.subscribe();
+        tokio::select! {
+            name = signals.next() => info!(signal = name, "stopping"),
+            _ = failure.wait_for(Option::is_some) => {}
+        }
+        tokio::select! {
+            end = self.stop(graces) => end,
+            name = signals.next() => {
+                warn!(signal = name, "second signal: aborting");
+                Err(StopError::Aborted)
+            }
+        }
+    }
+
+    /// Ends everything in order, as after a signal.
+    ///
+    /// # Errors
+    /// See [`StopError`].
+    pub async fn stop(&self, graces: Graces) -> Result<(), StopError> {
+        self.phase.send_replace(Phase::Draining);
+        if self.failure.borrow().is_none() {
+            tokio::time::sleep(graces.drain).await;
+        }
+        self.phase.send_replace(Phase::Stopping);
+        let front = finish(&self.front, graces.finish).await;
+        self.phase.send_replace(Phase::Closing);
+        let back = finish(&self.back, graces.finish).await;
+        match self.failure.borrow().clone() {
+            Some(reason) => Err(StopError::TaskFailed(reason)),
+            None => front.and(back),
+        }
+    }
+
+    fn tracker(&self, tier: Tier) -> &TaskTracker {
+        match tier {
+            Tier::Front => &self.front,
+            Tier::Back => &self.back,
+        }
+    }
+}
+
+async fn finish(tracker: &TaskTracker, grace: Duration) -> Result<(), StopError> {
+    tracker.close();
+    tokio::time::timeout(grace, tracker.wait()).await.map_err(|_| StopError::Unfinished { count: tracker.len(), grace })
+}
+
+/// An error with its causes, for one log line.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,49 @@
+# Installs the packages given as arguments, and leaves no server of the machine running, enabled or created.
+# Run as root by rollcall-local-stack.
+
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+clusters=/etc/postgresql-common/createcluster.d
+cluster=$clusters/rollcall-local-stack.conf
+
+cleanup() {
+    rm -f "$cluster"
+    if grep -qs rollcall-local-stack "$policy"; then rm -f "$policy"; fi
+}
+trap cleanup EXIT
+trap 'exit 1' HUP INT TERM
+
+fresh=
+for unit in postgresql.service rabbitmq-server.service epmd.service epmd.socket; do
+    [ -e "/lib/systemd/system/$unit" ] || fresh="$fresh $unit"
+done
+
+# Exit status 101 is how a Debian machine tells maintainer scripts not to start services.
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\n# rollcall-local-stack: temporary, while packages are installed\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+mkdir -p "$clusters"
+echo "create_main_cluster = false" > "$cluster"
+
+# DPkg::Lock::Timeout does not cover the lock of the package lists.
+tries=24
+until said=$(apt-get update 2>&1); do
+    echo "$said"
+    case $said in *"Could not get lock"*) ;; *) break ;; esac
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || break
+    sleep 5
+done
+apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
+
+# Packages enable their services for the next boot. Those that were there before are left as they are.
+for unit in $fresh; do
+    [ -e "/lib/systemd/system/$unit" ] || continue
+    if command -v systemctl > /dev/null; then
+        systemctl disable "$unit" || true
+    else
+        update-rc.d "${unit%.*}" disable || true
+    fi
+done

@@ -1,0 +1,126 @@
+//! How a server that is not given by its URL comes to be: installed programs, the package manager, Docker, or an
+//! error that says what to type.
+
+use std::thread;
+use std::time::Instant;
+
+use crate::container::{self, Container};
+use crate::error::Error;
+use crate::find;
+use crate::home::Home;
+use crate::install;
+use crate::options::Options;
+use crate::process::POLL;
+
+/// How often a start chooses other ports when somebody took one of the chosen in the meantime.
+pub(crate) const ATTEMPTS: u32 = 4;
+
+/// A server that the caller wants.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Postgres,
+    RabbitMq,
+}
+
+impl Wanted {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::RabbitMq => "RabbitMQ",
+        }
+    }
+
+    fn packages(self) -> [&'static str; 3] {
+        match self {
+            Self::Postgres => ["postgresql", "postgresql-server", "postgresql@17"],
+            Self::RabbitMq => ["rabbitmq-server", "rabbitmq-server", "rabbitmq"],
+        }
+    }
+
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "DATABASE_URL",
+            Self::RabbitMq => "AMQP_URL",
+        }
+    }
+
+    fn missing(self, options: &Options) -> bool {
+        match self {
+            Self::Postgres => options.database_url.is_none() && find::postgres(options, None).is_none(),
+            Self::RabbitMq => options.amqp_url.is_none() && find::rabbitmq(options).is_none(),
+        }
+    }
+}
+
+/// Sees to it that every wanted server can be started; installs what is missing if that is allowed.
+pub(crate) fn provide(home: &Home, wanted: &[Wanted]) -> Result<(), Error> {
+    let missing = || wanted.iter().copied().filter(|server| server.missing(&home.options)).collect::<Vec<_>>();
+    if missing().is_empty() {
+        return Ok(());
+    }
+    let mut failure = None;
+    if home.options.install && install::possible(&home.options) {
+        let packages = || missing().into_iter().map(|server| server.packages()[0]).collect();
+        failure = install::packages(home, packages).err();
+    }
+    let missing = missing();
+    if missing.is_empty() || container::available(home) {
+        if let Some(failure) = failure {
+            home.options.tell(format!("the installation failed: {failure}"));
+        }
+        return Ok(());
+    }
+    Err(failure.unwrap_or_else(|| Error::Missing { server: titles(&missing), help: help(&missing) }))
+}
+
+fn titles(missing: &[Wanted]) -> String {
+    missing.iter().map(|server| server.title()).collect::<Vec<_>>().join(" and ")
+}
+
+fn help(missing: &[Wanted]) -> String {
+    let packages = |system: usize| missing.iter().map(|server| server.packages()[system]).collect::<Vec<_>>().join(" ");
+    let variables = missing.iter().map(|server| server.variable()).collect::<Vec<_>>().join(" and ");
+    format!(
+        "  Debian, Ubuntu:  sudo apt-get update && sudo apt-get install -y {}\n  \
+         Fedora:          sudo dnf install -y {}\n  \
+         macOS:           brew install {}\n\
+         or start Docker, or set {variables} to the URL of a running server",
+        packages(0),
+        packages(1),
+        packages(2)
+    )
+}
+
+/// Waits until the server in a container answers.
+pub(crate) fn await_container(
+    home: &Home,
+    container: &Container,
+    server: &str,
+    answers: impl Fn() -> bool,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + home.options.start_timeout;
+    while !answers() {
+        if Instant::now() > deadline {
+            let output = container.last_words(home);
+            return Err(Error::Command { step: format!("wait for {server} in {}", container.name), output });
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_names_only_what_is_missing() {
+        let advice = help(&[Wanted::RabbitMq]);
+        assert!(advice.contains("apt-get install -y rabbitmq-server\n"), "{advice}");
+        assert!(advice.contains("brew install rabbitmq\n") && advice.contains("set AMQP_URL to"), "{advice}");
+        assert!(!advice.contains("postgres"), "{advice}");
+        let advice = help(&[Wanted::Postgres, Wanted::RabbitMq]);
+        assert!(advice.contains("dnf install -y postgresql-server rabbitmq-server\n"), "{advice}");
+        assert!(advice.contains("DATABASE_URL and AMQP_URL"), "{advice}");
+    }
+}

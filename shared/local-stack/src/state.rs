@@ -1,0 +1,63 @@
+//! What one server keeps from start to start: ports, password, names. One `key=value` a line, readable by its
+//! owner only.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rand::RngExt;
+use rand::distr::Alphanumeric;
+
+use crate::error::{Error, IoStep};
+
+pub(crate) struct State {
+    path: PathBuf,
+    values: BTreeMap<String, String>,
+}
+
+impl State {
+    pub(crate) fn read(path: PathBuf) -> Self {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        Self { values: pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(), path }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.values.get(key).map(String::as_str)
+    }
+
+    pub(crate) fn port(&self, key: &str) -> Option<u16> {
+        self.get(key)?.parse().ok()
+    }
+
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<String>) {
+        self.values.insert(key.to_owned(), value.into());
+    }
+
+    /// The value, or what `make` gives from now on.
+    pub(crate) fn get_or_set(&mut self, key: &str, make: impl FnOnce() -> String) -> String {
+        self.values.entry(key.to_owned()).or_insert_with(make).clone()
+    }
+
+    pub(crate) fn write(&self) -> Result<(), Error> {
+        let lines: Vec<String> = self.values.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        write_private(&self.path, &(lines.join("\n") + "\n")).step(|| format!("write {}", self.path.display()))
+    }
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let _ = fs::remove_file(&draft);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    fs::rename(&draft, path)
+}
+
+/// A password that needs no quoting in a URL, in SQL or in `rabbitmq.conf`.
+pub(crate) fn password() -> String {
+    rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect()
+}
