@@ -102,12 +102,10 @@ impl<V: Clone + Send + 'static> Lane<V> {
                 tokio::select! {
                     // Reads that were handed over are still answered.
                     biased;
-                    _ = receiver.recv_many(&mut batch, LARGEST_BATCH) => {}
+                    // Zero when nobody can ask any more; then only the end is left to wait for.
+                    1.. = receiver.recv_many(&mut batch, LARGEST_BATCH) => {}
                     () = shutdown.reached(Phase::Closing) => return Ok(()),
                 }
-            }
-            if batch.is_empty() {
-                return Ok(());
             }
             self.answer(batch).await;
         }

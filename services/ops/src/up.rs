@@ -20,16 +20,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::say;
 
 const FOLDER: &str = ".rollcall";
-const PREFERRED_PORT: u16 = 8080;
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 const SHOWN_LOG_LINES: usize = 20;
 
-#[derive(clap::Args, Default)]
+#[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Remove what earlier runs stored, and start over
     #[arg(long)]
     fresh: bool,
+    /// Port for the API; a free one is taken when something listens there already
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { fresh: false, port: 8080 }
+    }
 }
 
 struct Service {
@@ -56,7 +64,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let stack = tokio::task::spawn_blocking(move || Stack::start(options)).await??;
     let outcome = tokio::select! {
-        outcome = serve(&stack, &folder) => outcome,
+        outcome = serve(&stack, &folder, arguments.port) => outcome,
         _ = interrupts.0.recv() => Ok(()),
         _ = interrupts.1.recv() => Ok(()),
     };
@@ -67,9 +75,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// Migrates, runs both services, and comes back when one of them ended or a signal came.
-async fn serve(stack: &Stack, folder: &Path) -> anyhow::Result<()> {
+async fn serve(stack: &Stack, folder: &Path, preferred: u16) -> anyhow::Result<()> {
     migrate(stack.postgres.url()).await?;
-    let port = free_port(PREFERRED_PORT)?;
+    let port = free_port(preferred)?;
     let worker_port = free_port(0)?;
     let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &[("PORT", port.to_string())])?;
     let listen = ("WORKER_LISTEN", format!("127.0.0.1:{worker_port}"));

@@ -37,7 +37,14 @@ pub struct Health {
 #[derive(Debug, Clone)]
 struct Check {
     ability: Ability,
-    state: Result<String, String>,
+    /// None before the first report.
+    state: Option<Result<String, String>>,
+}
+
+impl Check {
+    fn fails(&self) -> bool {
+        !matches!(self.state, Some(Ok(_)))
+    }
 }
 
 /// What `/readyz` answers: one line per check.
@@ -57,28 +64,25 @@ impl Health {
 
     /// Adds a check that fails until its first [`set`](Self::set).
     pub fn register(&self, name: &'static str, ability: Ability) {
-        let state = Err("not checked yet".to_owned());
-        self.lock().insert(name, Check { ability, state });
+        self.lock().insert(name, Check { ability, state: None });
     }
 
-    /// Reports a check; the text says how things stand. The first report of each turn is logged.
+    /// Reports a check; the text says how things stand. Each turn is logged once, and so is a bad start.
     pub fn set(&self, name: &'static str, state: Result<String, String>) {
         let mut checks = self.lock();
         let Some(check) = checks.get_mut(name) else { return };
-        if check.state != state {
-            match &state {
-                Ok(detail) if check.state.is_err() => tracing::info!(check = name, detail, "check holds"),
-                Err(reason) => tracing::warn!(check = name, reason, "check fails"),
-                Ok(_) => {}
-            }
-            check.state = state;
+        match (&check.state, &state) {
+            (None | Some(Err(_)), Ok(detail)) => tracing::info!(check = name, detail, "check holds"),
+            (None | Some(Ok(_)), Err(reason)) => tracing::warn!(check = name, reason, "check fails"),
+            (Some(Ok(_)), Ok(_)) | (Some(Err(_)), Err(_)) => {}
         }
+        check.state = Some(state);
     }
 
     /// How things stand now.
     pub fn report(&self) -> Report {
         let checks = self.lock();
-        let fails = |ability| checks.values().any(|c| c.ability == ability && c.state.is_err());
+        let fails = |ability| checks.values().any(|c| c.ability == ability && c.fails());
         let able = match self.ready_when {
             ReadyWhen::All => !fails(Ability::Read) && !fails(Ability::Write),
             ReadyWhen::Any => !fails(Ability::Read) || !fails(Ability::Write),
@@ -88,8 +92,9 @@ impl Health {
             .iter()
             .map(|(name, check)| {
                 let line = match &check.state {
-                    Ok(detail) => format!("ok: {detail}"),
-                    Err(reason) => format!("failed: {reason}"),
+                    None => "failed: not checked yet".to_owned(),
+                    Some(Ok(detail)) => format!("ok: {detail}"),
+                    Some(Err(reason)) => format!("failed: {reason}"),
                 };
                 (*name, line)
             })

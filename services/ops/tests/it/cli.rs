@@ -1,0 +1,124 @@
+//! The command line: help, settings, faults, generated files.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use common::config::{Reader, SHARED};
+
+use crate::harness::System;
+
+fn rollcall(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rollcall"))
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn the_help_of_each_service_documents_each_of_its_variables() {
+    for (role, own) in [("api", api::settings::OWN), ("worker", worker::settings::OWN)] {
+        let help = String::from_utf8(rollcall(&[role, "--help"], &[]).stdout).unwrap();
+        for variable in SHARED.iter().chain(own) {
+            assert!(help.contains(&format!("\n  {} [", variable.name)), "{role} --help lacks {}", variable.name);
+        }
+    }
+}
+
+#[test]
+fn every_command_has_help() {
+    for command in ["up", "api", "worker", "migrate", "health", "load", "generate", "settings"] {
+        let output = rollcall(&[command, "--help"], &[]);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
+    }
+}
+
+#[test]
+fn the_generated_files_are_current() {
+    let output = Command::new(env!("CARGO_BIN_EXE_rollcall"))
+        .args(["generate", "--check"])
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_sample_file_is_a_valid_environment_once_its_comments_are_lifted() {
+    let sample = std::fs::read_to_string(repository().join(".env.example")).unwrap();
+    let variables = || {
+        sample.lines().map(|line| line.trim_start_matches("# ")).filter_map(|line| {
+            let (name, value) = line.split_once('=')?;
+            name.chars().all(|c| c.is_ascii_uppercase() || c == '_').then(|| (name.to_owned(), value.to_owned()))
+        })
+    };
+    let documented = SHARED.len() + api::settings::OWN.len() + worker::settings::OWN.len();
+    assert_eq!(variables().count(), documented);
+    api::settings::ApiSettings::read(Reader::new(variables())).unwrap();
+    worker::settings::WorkerSettings::read(Reader::new(variables())).unwrap();
+}
+
+#[test]
+fn every_fault_of_the_environment_is_reported_at_once_and_no_secret_with_it() {
+    let environment = [
+        ("DATABASE_URL", "mysql://root:hunter2@db/rollcall"),
+        ("AMQP_URL", "amqp://guest:hunter2@broker/%2f?heartbeat=hunter2"),
+        ("PORT", "eighty"),
+        ("HOST", "0.0.0.0"),
+        ("PARTITIONS", "0"),
+    ];
+    let output = rollcall(&["api"], &environment);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap();
+    for (name, _) in environment {
+        assert!(text.contains(&format!("\n  {name}: ")) && text.contains(&format!("for example {name}=")), "{text}");
+    }
+    assert!(text.contains("AUTH=none"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_command_tells_a_ready_service_from_one_that_is_not() {
+    let system = System::prepare().await;
+    let api = system.api().await;
+    let port = api.port().to_string();
+    let healthy = tokio::task::spawn_blocking(move || rollcall(&["health"], &[("PORT", &port)])).await.unwrap();
+    assert!(healthy.status.success());
+    let url = api.url("/readyz");
+    drop(api);
+    let dead = tokio::task::spawn_blocking(move || rollcall(&["health", &url], &[])).await.unwrap();
+    assert_eq!(dead.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_load_command_reports_what_was_accepted_and_applied() {
+    let system = System::prepare().await;
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let url = api.url("");
+    let arguments = ["load", "--creates", "300", "--connections", "16", "--url", &url].map(str::to_owned);
+    let output = tokio::task::spawn_blocking(move || rollcall(&arguments.each_ref().map(String::as_str), &[])).await;
+    let report = String::from_utf8(output.unwrap().stdout).unwrap();
+    for line in ["accepted            300", "succeeded           300", "applied per second", "oldest unapplied"] {
+        assert!(report.contains(line), "{report}");
+    }
+    assert_eq!(system.count("SELECT count(*) FROM users").await, 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_line_shows_a_password_an_address_or_a_name() {
+    let mut system = System::prepare().await;
+    system.set("LOG", "debug");
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    system.create(&api, "secretive@example.org").await;
+    let password = url::Url::parse(&system.amqp_url).unwrap().password().unwrap().to_owned();
+    for output in [api.output(), worker.output()] {
+        for secret in ["secretive", password.as_str()] {
+            assert!(!output.contains(secret), "a log shows {secret}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! System tests: the real executables against real servers.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, shows logs when it does, and its tasks end with it"
+)]
+
+mod harness;
+
+mod cli;
+mod kills;
+mod lifecycle;
+mod outages;
+mod stopping;
+mod traces;
+mod unroutable;
+mod up;

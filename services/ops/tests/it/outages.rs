@@ -1,0 +1,112 @@
+//! One server is away: the other half of the service goes on, and nothing that was promised is lost.
+
+use std::time::Duration;
+
+use local_stack::{Options, Postgres, RabbitMq, StopMode};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::{System, Writers, eventually, problem, stack};
+
+/// The longest that a client may be kept when a server is away.
+const PROMPT: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path());
+    let postgres = tokio::task::spawn_blocking(|| Postgres::start_alone(options)).await.unwrap().unwrap();
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let system = System::on(postgres.url(), shared.rabbitmq.url()).await;
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let user = system.create(&api, "before@example.org").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let writers = Writers::start(4, &[api.url("")]);
+    writers.progress(50).await;
+
+    postgres.stop(StopMode::Immediate).unwrap();
+    for process in [&api, &worker] {
+        let line = process.unready("database").await;
+        assert!(line.starts_with("failed: "), "{line}");
+    }
+    for path in [path.as_str(), "/v1/users", "/v1/users?email=a@b.c"] {
+        let answer = system.client.get(api.url(path)).timeout(PROMPT).send().await.unwrap();
+        assert!(answer.headers().contains_key("retry-after"));
+        problem(answer, 503, "database-unavailable").await;
+    }
+    writers.progress(50).await;
+    let body = json!({"email": "during@example.org", "name": "During"});
+    let waited = system.post(&api, "/v1/users", "wait=1", &body).await;
+    assert_eq!(waited.status(), StatusCode::ACCEPTED, "an outcome that cannot be seen does not undo a promise");
+
+    postgres.start().unwrap();
+    tokio::join!(api.ready(), worker.ready());
+    writers.progress(20).await;
+    let promises = writers.finish().await;
+    assert!(promises.others.is_empty(), "every write gets 202: {:?}", promises.others);
+    promises.kept(&system).await;
+    assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_ready_when_it_can_do_anything_stays_ready_without_postgresql() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path());
+    let postgres = tokio::task::spawn_blocking(|| Postgres::start_alone(options)).await.unwrap().unwrap();
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let mut system = System::on(postgres.url(), shared.rabbitmq.url()).await;
+    let strict = system.api().await;
+    system.set("READY_WHEN", "any");
+    let lenient = system.api().await;
+
+    postgres.stop(StopMode::Fast).unwrap();
+    strict.unready("database").await;
+    eventually("the lenient instance knows too", async || {
+        let answer = system.get(&lenient, "/readyz").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let report: Value = answer.json().await.unwrap();
+        report["checks"]["database"].as_str().unwrap().starts_with("failed: ").then_some(())
+    })
+    .await;
+    postgres.start().unwrap();
+    strict.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_rabbitmq_is_away_reads_go_on_and_writes_fail_quickly() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path());
+    let rabbitmq = tokio::task::spawn_blocking(|| RabbitMq::start_alone(options)).await.unwrap().unwrap();
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let system = System::on(shared.postgres.url(), rabbitmq.url()).await;
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let user = system.create(&api, "before@example.org").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let writers = Writers::start(4, &[api.url("")]);
+    writers.progress(50).await;
+
+    rabbitmq.kill().unwrap();
+    let line = api.unready("broker").await;
+    assert!(line.starts_with("failed: "), "{line}");
+    worker.unready("broker, consuming").await;
+    assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
+    assert_eq!(system.get(&api, "/v1/users").await.status(), StatusCode::OK);
+    let body = json!({"email": "during@example.org", "name": "During"});
+    let refused = system.client.post(api.url("/v1/users")).json(&body).timeout(PROMPT).send().await.unwrap();
+    assert!(refused.headers().contains_key("retry-after"));
+    problem(refused, 503, "broker-unavailable").await;
+
+    let rabbitmq = tokio::task::spawn_blocking(move || rabbitmq.start().map(|()| rabbitmq)).await.unwrap().unwrap();
+    // Ten seconds are allowed; no restart of either service.
+    let back = async {
+        tokio::join!(api.ready(), worker.ready());
+        writers.progress(20).await;
+    };
+    tokio::time::timeout(Duration::from_secs(10), back).await.expect("both at work again within 10 s");
+    let promises = writers.finish().await;
+    let expected = |answer: &String| matches!(answer.as_str(), "503" | "504");
+    assert!(promises.others.keys().all(expected), "refused or unknown, nothing else: {:?}", promises.others);
+    promises.kept(&system).await;
+    drop((api, worker));
+    drop(rabbitmq);
+}

@@ -1,0 +1,152 @@
+//! The JSON of each command, for ever.
+
+use rollcall_common::command::{
+    Command, CreateUser, DeleteUser, Email, Envelope, Name, Principal, ReactivateUser, Rejection, SuspendUser,
+    UpdateUser, UserId,
+};
+use time::macros::datetime;
+
+/// A command without its file does not compile. The files are never edited: old messages look like this.
+fn golden(command: &Command) -> &'static str {
+    match command {
+        Command::CreateUser(_) => include_str!("golden/users.create.json"),
+        Command::UpdateUser(_) => include_str!("golden/users.update.json"),
+        Command::DeleteUser(_) => include_str!("golden/users.delete.json"),
+        Command::SuspendUser(_) => include_str!("golden/users.suspend.json"),
+        Command::ReactivateUser(_) => include_str!("golden/users.reactivate.json"),
+    }
+}
+
+/// What the files say.
+fn samples() -> Vec<Envelope> {
+    let user_id: UserId = "01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a user id");
+    let email = |text| Email::parse(text).expect("an address");
+    let name = |text| Name::parse(text).expect("a name");
+    let commands = [
+        Command::CreateUser(CreateUser { user_id, email: email("ada@example.org"), name: name("Ada Lovelace") }),
+        Command::UpdateUser(UpdateUser {
+            user_id,
+            email: Some(email("ada@example.net")),
+            name: Some(name("Ada King")),
+        }),
+        Command::DeleteUser(DeleteUser { user_id }),
+        Command::SuspendUser(SuspendUser { user_id }),
+        Command::ReactivateUser(ReactivateUser { user_id }),
+    ];
+    let numbered = (1..).zip(commands);
+    numbered
+        .map(|(number, command)| Envelope {
+            id: format!("019a5c3e-7115-7abc-8def-01234567{number:04}").parse().expect("a command id"),
+            accepted_at: datetime!(2026-11-05 12:34:56.789 UTC),
+            principal: Principal::anonymous(),
+            if_match: (number > 1).then_some(number + 1),
+            command,
+        })
+        .collect()
+}
+
+#[test]
+fn every_command_is_written_as_its_golden_file() {
+    for envelope in samples() {
+        let written = String::from_utf8(envelope.encode()).expect("text");
+        assert_eq!(written, golden(&envelope.command).trim_end(), "{}", envelope.command.wire_name());
+    }
+}
+
+#[test]
+fn every_golden_file_is_read_and_written_again_byte_for_byte() {
+    for envelope in samples() {
+        let text = golden(&envelope.command).trim_end();
+        let read = Envelope::decode(text.as_bytes()).expect("a command");
+        assert_eq!(read, envelope);
+        assert_eq!(String::from_utf8(read.encode()).expect("text"), text);
+    }
+}
+
+#[test]
+fn the_wire_name_is_the_type_in_the_json() {
+    for envelope in samples() {
+        let json: serde_json::Value = serde_json::from_slice(&envelope.encode()).expect("JSON");
+        assert_eq!(json["command"]["type"], envelope.command.wire_name());
+        assert_eq!(json["command"]["data"]["user_id"], envelope.command.user_id().to_string());
+    }
+}
+
+#[test]
+fn an_old_message_without_optional_members_is_read() {
+    let old = r#"{
+        "id": "019a5c3e-7115-7abc-8def-012345670002", "accepted_at": "2026-11-05T12:34:56Z", "principal": "anonymous",
+        "command": {"type": "users.update", "data": {"user_id": "01890a5d-ac96-774b-bcce-b302099a8057"}}
+    }"#;
+    let read = Envelope::decode(old.as_bytes()).expect("a command");
+    assert_eq!(read.if_match, None);
+    let Command::UpdateUser(update) = read.command else { panic!("another command: {read:?}") };
+    assert_eq!((update.email, update.name), (None, None));
+}
+
+#[test]
+fn members_of_a_later_release_are_ignored() {
+    for envelope in samples() {
+        let mut json: serde_json::Value = serde_json::from_slice(&envelope.encode()).expect("JSON");
+        json["later"] = "new".into();
+        json["command"]["data"]["later"] = serde_json::json!({"deep": [1, 2]});
+        let read = Envelope::decode(json.to_string().as_bytes()).expect("a command");
+        assert_eq!(read, envelope);
+    }
+}
+
+#[test]
+fn a_message_that_is_no_command_is_refused() {
+    let good = golden(&samples()[0].command).trim_end();
+    let replaced = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        good.replacen(from, to, 1).into_bytes()
+    };
+    let table = [
+        ("nothing", Vec::new()),
+        ("not UTF-8", vec![0xff, 0xfe]),
+        ("no JSON", b"users.create".to_vec()),
+        ("cut short", good.as_bytes()[..good.len() - 1].to_vec()),
+        ("text behind it", format!("{good}x").into_bytes()),
+        ("an unknown command", replaced("users.create", "users.promote")),
+        ("no principal", replaced(r#""principal":"anonymous","#, "")),
+        ("a version 4 command id", replaced("7115-7abc", "7115-4abc")),
+        ("a version 4 user id", replaced("ac96-774b", "ac96-474b")),
+        ("an e-mail address without @", replaced("ada@", "ada.")),
+        ("a line break in a name", replaced("Ada ", "Ada\\n")),
+        ("a name of the wrong type", replaced(r#""Ada Lovelace""#, "7")),
+        ("a date without its zone", replaced("789Z", "789")),
+        ("an escaped half of a surrogate pair", replaced("Ada ", "\\ud83d")),
+    ];
+    for (reason, body) in table {
+        assert!(Envelope::decode(&body).is_err(), "accepted: {reason}");
+    }
+}
+
+#[test]
+fn a_decoding_error_does_not_repeat_personal_data() {
+    let text = golden(&samples()[0].command).replace("ada@example.org", "ada at secret-place");
+    let fault = Envelope::decode(text.as_bytes()).expect_err("no address").to_string();
+    assert!(!fault.contains("secret-place"), "{fault}");
+}
+
+#[test]
+fn debug_output_of_a_command_hides_personal_data() {
+    for envelope in samples() {
+        let shown = format!("{envelope:?}");
+        assert!(!shown.contains("Ada") && !shown.contains("example"), "{shown}");
+    }
+}
+
+#[test]
+fn every_rejection_is_found_by_its_stored_name() {
+    // Written out, because stored rows carry these names.
+    let names =
+        ["email-taken", "user-exists", "user-not-found", "version-lost", "already-suspended", "not-suspended"];
+    for name in names {
+        assert_eq!(Rejection::from_name(name).map(Rejection::as_str), Some(name));
+    }
+    for unknown in ["", "Email-Taken", "email_taken", "22001"] {
+        assert_eq!(Rejection::from_name(unknown), None, "{unknown:?}");
+    }
+}

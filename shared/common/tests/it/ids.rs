@@ -1,0 +1,122 @@
+//! Identifiers and the partition of a user.
+
+use proptest::prelude::*;
+use rollcall_common::command::{CommandId, InvalidId, UserId};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// A command id as the API mints it, computed apart from the code.
+const WITH_CHECKSUM: &str = "CHECKED";
+
+fn any_v7() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(|bits| {
+        let bits = bits & !(0xf << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62;
+        Uuid::from_u128(bits)
+    })
+}
+
+#[test]
+fn a_text_that_is_no_version_7_uuid_is_refused() {
+    let table = [
+        ("", InvalidId::NotUuid),
+        ("ada", InvalidId::NotUuid),
+        ("01890a5d-ac96-774b-bcce-b302099a805", InvalidId::NotUuid),
+        ("01890a5d-ac96-774b-bcce-b302099a8057 ", InvalidId::NotUuid),
+        ("01890a5d-ac96-774b-bcce-b302099a805g", InvalidId::NotUuid),
+        ("00000000-0000-0000-0000-000000000000", InvalidId::NotV7),
+        ("ffffffff-ffff-ffff-ffff-ffffffffffff", InvalidId::NotV7),
+        ("f47ac10b-58cc-4372-a567-0e02b2c3d479", InvalidId::NotV7),
+        ("c232ab00-9414-11ec-b3c8-9f6bdeced846", InvalidId::NotV7),
+        ("1ec9414c-232a-6b00-b3c8-9f6bdeced846", InvalidId::NotV7),
+    ];
+    for (text, fault) in table {
+        assert_eq!(text.parse::<UserId>(), Err(fault), "{text:?}");
+        assert_eq!(text.parse::<CommandId>(), Err(fault), "{text:?}");
+    }
+}
+
+#[test]
+fn a_minted_command_id_carries_its_checksum_and_its_time() {
+    let before = OffsetDateTime::now_utc();
+    for _ in 0..1000 {
+        let id = CommandId::mint();
+        assert!(id.checksum_holds(), "{id}");
+        assert!((id.minted_at() - before).abs() < time::Duration::seconds(1), "{id}");
+    }
+}
+
+#[test]
+fn the_checksum_is_frozen() {
+    let id: CommandId = WITH_CHECKSUM.parse().expect("an id");
+    assert!(id.checksum_holds());
+    assert_eq!(id.minted_at().unix_timestamp_nanos(), MILLIS * 1_000_000);
+}
+
+#[test]
+fn a_changed_bit_breaks_the_checksum() {
+    let bits = Uuid::parse_str(WITH_CHECKSUM).expect("an id").as_u128();
+    for bit in 0..128 {
+        // An id of another version is refused before its checksum is looked at.
+        if let Ok(changed) = CommandId::try_from(Uuid::from_u128(bits ^ (1 << bit))) {
+            assert!(!changed.checksum_holds(), "bit {bit}: {changed}");
+        }
+    }
+}
+
+#[test]
+fn ids_are_minted_in_order() {
+    let users: Vec<_> = (0..10_000).map(|_| UserId::mint()).collect();
+    assert!(users.is_sorted_by(|a, b| a < b));
+    let commands: Vec<_> = (0..10_000).map(|_| CommandId::mint()).collect();
+    assert!(commands.is_sorted_by(|a, b| a < b));
+}
+
+#[test]
+fn the_partition_of_a_user_is_frozen() {
+    const PARTITIONS: [u16; 6] = [1, 2, 7, 16, 1024, 65535];
+    // Computed apart from the code. A change here would send the commands of one user to two queues.
+    let table = [
+VECTORS
+    ];
+    for (user, expected) in table {
+        let user: UserId = user.parse().expect("an id");
+        assert_eq!(PARTITIONS.map(|partitions| user.partition(partitions)), expected, "{user}");
+    }
+}
+
+#[test]
+fn minted_users_are_spread_evenly() {
+    let mut counts = [0_u32; 16];
+    for _ in 0..16_000 {
+        counts[usize::from(UserId::mint().partition(16))] += 1;
+    }
+    // Six standard deviations.
+    assert!(counts.iter().all(|count| (817..=1183).contains(count)), "{counts:?}");
+}
+
+proptest! {
+    #[test]
+    fn every_partition_is_below_their_number(uuid in any_v7(), partitions in 1..=u16::MAX) {
+        let user = UserId::try_from(uuid).expect("version 7");
+        prop_assert!(user.partition(partitions) < partitions);
+    }
+
+    #[test]
+    fn ids_survive_text_and_json(uuid in any_v7()) {
+        let user = UserId::try_from(uuid).expect("version 7");
+        prop_assert_eq!(user.to_string().parse::<UserId>(), Ok(user));
+        prop_assert_eq!(Uuid::from(user), uuid);
+        let json = serde_json::to_string(&user).expect("JSON");
+        prop_assert_eq!(serde_json::from_str::<UserId>(&json).expect("an id"), user);
+        let command = CommandId::try_from(uuid).expect("version 7");
+        prop_assert_eq!(command.to_string().parse::<CommandId>(), Ok(command));
+    }
+
+    #[test]
+    fn the_time_of_any_command_id_can_be_read(uuid in any_v7()) {
+        let command = CommandId::try_from(uuid).expect("version 7");
+        let ms = i128::from(u64::try_from(uuid.as_u128() >> 80).expect("48 bits"));
+        let nanos = command.minted_at().unix_timestamp_nanos();
+        prop_assert!(nanos == ms * 1_000_000 || nanos == 0);
+    }
+}

@@ -1,0 +1,25 @@
+//! The common crate against real servers.
+
+#![expect(clippy::expect_used, reason = "the lints spare test functions, not their helpers")]
+
+// The contract.
+mod command;
+mod ids;
+mod text;
+
+// What a process stands on.
+mod config;
+mod health;
+mod shutdown;
+
+// PostgreSQL.
+mod migrations;
+mod monitor;
+mod pool;
+
+// RabbitMQ.
+mod link;
+mod publisher;
+mod topology;
+
+mod support;

@@ -1,0 +1,144 @@
+//! E-mail addresses, names and principals: what is accepted and what is refused.
+
+use proptest::prelude::*;
+use rollcall_common::command::{Email, Name, Principal};
+
+#[test]
+fn valid_addresses_are_kept_as_they_were_written() {
+    let longest = format!("{}@{}.org", "a".repeat(64), ["b".repeat(61), "c".repeat(61), "d".repeat(61)].join("."));
+    assert_eq!(longest.len(), 254);
+    let table = [
+        ("plain", "ada@example.org"),
+        ("letter case is kept", "Ada.Lovelace@Example.ORG"),
+        ("tag", "ada+lists@example.org"),
+        ("digits and hyphens", "a-1_2@ex-ample.co.uk"),
+        ("all of RFC 5322 atext", "!#$%&'*+-/=?^_`{|}~@example.org"),
+        ("an apostrophe", "o'neil@example.org"),
+        ("a domain of another script in its ASCII form", "ada@xn--bcher-kva.example"),
+        ("the longest", &longest),
+    ];
+    for (reason, text) in table {
+        let email = Email::parse(text).map_err(|fault| format!("{reason}: {fault}")).expect("an address");
+        assert_eq!(email.as_str(), text, "{reason}");
+    }
+}
+
+#[test]
+fn invalid_addresses_are_refused_without_repeating_them() {
+    let long = format!("{}@example.org", "x".repeat(10_000));
+    let too_long = format!("{}@{}.org", "a".repeat(64), ["b".repeat(62), "c".repeat(61), "d".repeat(61)].join("."));
+    let long_local = format!("{}@example.org", "x".repeat(65));
+    let long_label = format!("ada@{}.org", "x".repeat(64));
+    let table = [
+        ("empty", ""),
+        ("10 kB", &long),
+        ("one character too many", &too_long),
+        ("a local part of 65 characters", &long_local),
+        ("a label of 64 characters", &long_label),
+        ("no @", "ada.example.org"),
+        ("two @", "ada@home@example.org"),
+        ("nothing before @", "@example.org"),
+        ("nothing behind @", "adalovelace@"),
+        ("no dot in the domain", "ada@localhost"),
+        ("a dot at the domain's end", "ada@example."),
+        ("a dot at the domain's start", "ada@.example"),
+        ("two dots in the domain", "ada@example..org"),
+        ("a dot at the local part's end", "ada.@example.org"),
+        ("an address literal", "ada@[192.0.2.1]"),
+        ("a display name", "Ada Lovelace <ada@example.org>"),
+        ("angle brackets", "<ada@example.org>"),
+        ("a space in front", " ada@example.org"),
+        ("a space behind", "ada@example.org "),
+        ("a space inside", "ada lovelace@example.org"),
+        ("a line break behind", "ada@example.org\n"),
+        ("a header behind a line break", "ada@example.org\r\nBcc: eve@example.org"),
+        ("a tab", "ada\t@example.org"),
+        ("NUL", "ada\0@example.org"),
+        ("a letter outside ASCII before @", "adä@example.org"),
+        ("a letter outside ASCII behind @", "ada@exämple.org"),
+        ("a Kelvin sign, which folds to k", "\u{212a}ate@example.org"),
+    ];
+    for (reason, text) in table {
+        let fault = Email::parse(text).err().unwrap_or_else(|| panic!("accepted: {reason}")).to_string();
+        assert!(text.is_empty() || !fault.contains(text), "{reason} is repeated: {fault}");
+        assert!(!fault.contains("lovelace") && !fault.contains("eve"), "{reason} is repeated: {fault}");
+        assert!(fault.len() < 200, "{reason}: {fault}");
+    }
+}
+
+#[test]
+fn valid_names_are_kept_as_they_were_written() {
+    let longest = "é".repeat(Name::MAX_CHARS);
+    let table = [
+        ("plain", "Ada Lovelace"),
+        ("one character", "A"),
+        ("another script", "增田 雅美"),
+        ("right to left", "عائشة"),
+        ("an emoji joined of several characters", "👩‍💻"),
+        ("quotes and a semicolon", "Robert'); DROP TABLE users;--"),
+        ("the longest, counted in characters", &longest),
+    ];
+    for (reason, text) in table {
+        let name = Name::parse(text).map_err(|fault| format!("{reason}: {fault}")).expect("a name");
+        assert_eq!(name.as_str(), text, "{reason}");
+    }
+}
+
+#[test]
+fn invalid_names_are_refused_without_repeating_them() {
+    let (ten_kb, long, one_over) = ("x".repeat(10_000), "x".repeat(300), "é".repeat(Name::MAX_CHARS + 1));
+    let table = [
+        ("empty", ""),
+        ("10 kB", ten_kb.as_str()),
+        ("300 characters", &long),
+        ("one character too many", &one_over),
+        ("a line break", "Ada\nLovelace"),
+        ("NUL", "Ada\0Lovelace"),
+        ("a control character of Latin-1", "Ada\u{85}Lovelace"),
+        ("an escape sequence", "\u{1b}[31mLovelace"),
+        ("a space in front", " Lovelace"),
+        ("a space behind", "Lovelace "),
+        ("only a space", " "),
+        ("an ideographic space behind", "Lovelace\u{3000}"),
+        ("a no-break space in front", "\u{a0}Lovelace"),
+    ];
+    for (reason, text) in table {
+        let fault = Name::parse(text).err().unwrap_or_else(|| panic!("accepted: {reason}")).to_string();
+        assert!(!fault.contains("Lovelace") && !fault.contains("xxx"), "{reason} is repeated: {fault}");
+        assert!(fault.len() < 200, "{reason}: {fault}");
+    }
+}
+
+#[test]
+fn principals_are_bounded_and_without_control_characters() {
+    assert_eq!(Principal::parse("svc:billing").expect("a principal").as_str(), "svc:billing");
+    assert_eq!(Principal::anonymous().as_str(), "anonymous");
+    let long = "x".repeat(201);
+    for (reason, text) in [("empty", ""), ("a line break", "a\nb"), ("NUL", "a\0"), ("201 characters", &long)] {
+        assert!(Principal::parse(text).is_err(), "accepted: {reason}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_is_accepted_has_a_control_character(text in "\\PC{0,20}|.{0,20}|[a-c@. \\n\\r\\t\0]{0,12}") {
+        for accepted in [Email::parse(&text).is_ok(), Name::parse(&text).is_ok(), Principal::parse(&text).is_ok()] {
+            prop_assert!(!accepted || !text.chars().any(char::is_control));
+        }
+    }
+
+    #[test]
+    fn an_accepted_address_survives_json(local in "[a-zA-Z0-9+_-]{1,20}", domain in "[a-z]{1,10}\\.[a-z]{2,5}") {
+        let email = Email::parse(&format!("{local}@{domain}")).expect("an address");
+        let json = serde_json::to_string(&email).expect("JSON");
+        prop_assert_eq!(serde_json::from_str::<Email>(&json).expect("an address"), email);
+    }
+
+    #[test]
+    fn an_accepted_name_survives_json(text in "\\PC{1,50}") {
+        if let Ok(name) = Name::parse(&text) {
+            let json = serde_json::to_string(&name).expect("JSON");
+            prop_assert_eq!(serde_json::from_str::<Name>(&json).expect("a name"), name);
+        }
+    }
+}
