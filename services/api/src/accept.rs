@@ -169,7 +169,8 @@ impl Acceptor {
         let published = self.publishers.of(partition).publish(message).instrument(span.clone()).await;
         published.map_err(|error| {
             span.record("otel.status_code", "error");
-            tracing::warn!(command.id = %envelope.id, %error, "a command was not accepted");
+            // The check of the broker is logged when it turns, and refusals are counted.
+            tracing::debug!(command.id = %envelope.id, %error, "a command was not accepted");
             Problem::not_accepted(&error, envelope.id)
         })
     }

@@ -56,13 +56,7 @@ impl Api {
     }
 
     /// An API over its servers.
-    pub(crate) fn over(
-        shutdown: &Shutdown,
-        pool: Pool,
-        broker: &BrokerSettings,
-        link: Link,
-        retention: Retention,
-    ) -> Self {
+    pub fn over(shutdown: &Shutdown, pool: Pool, broker: &BrokerSettings, link: Link, retention: Retention) -> Self {
         let acceptor = Acceptor::new(
             PublisherPool::start(shutdown, &link, PUBLISHERS),
             Topology::new(broker),

@@ -17,6 +17,8 @@ use crate::problem::{FieldFault, Problem, ProblemKind};
 
 const LARGEST: usize = 64 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Of the members that nobody knows, so that a small request cannot ask for a large answer.
+const MOST_UNKNOWN: usize = 20;
 
 /// A body whose schema is `Self` and whose checked value is `Valid`.
 pub(crate) trait Checked: Type {
@@ -86,8 +88,7 @@ impl Members {
 
     /// Members that nobody took are unknown.
     fn finish<T>(mut self, valid: Option<T>) -> Result<T, Problem> {
-        let unknown: Vec<String> = std::mem::take(&mut self.values).into_iter().map(|(name, _)| name).collect();
-        for name in unknown {
+        for (name, _) in std::mem::take(&mut self.values).into_iter().take(MOST_UNKNOWN) {
             // The name comes from outside: shown, but not at any length.
             let shown: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
             self.fault::<()>(&shown, "is unknown; remove it");
@@ -105,7 +106,7 @@ fn parse<T: Checked>(bytes: &[u8]) -> Result<T::Valid, Problem> {
     }
     let value: Value = serde_json::from_slice(bytes).map_err(|fault| {
         let (line, column) = (fault.line(), fault.column());
-        Problem::invalid_field("body", format_args!("is not JSON: a fault at line {line}, column {column}"))
+        Problem::invalid_field("body", format_args!("is not JSON; mend it at line {line}, column {column}"))
     })?;
     let Value::Object(values) = value else {
         return Err(Problem::invalid_field("body", "is not a JSON object; send one in braces"));
@@ -115,13 +116,13 @@ fn parse<T: Checked>(bytes: &[u8]) -> Result<T::Valid, Problem> {
     members.finish(valid)
 }
 
-async fn read(request: &Request, body: &mut RequestBody) -> Result<Vec<u8>, Problem> {
+async fn read(request: &Request, body: &mut RequestBody, deadline: Duration) -> Result<Vec<u8>, Problem> {
     let announced = request.header("content-length").and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > LARGEST) {
         return Err(Problem::new(ProblemKind::BodyTooLarge));
     }
     let body = body.take().map_err(|_| Problem::new(ProblemKind::Internal))?;
-    match tokio::time::timeout(DEADLINE, body.into_bytes_limit(LARGEST)).await {
+    match tokio::time::timeout(deadline, body.into_bytes_limit(LARGEST)).await {
         Ok(Ok(bytes)) => Ok(bytes.into()),
         Ok(Err(ReadBodyError::PayloadTooLarge)) => Err(Problem::new(ProblemKind::BodyTooLarge)),
         Ok(Err(_)) => Err(Problem::invalid_field("body", "ended early; send all of it")),
@@ -158,7 +159,28 @@ impl<'a, T: Checked> ApiExtractor<'a> for Body<T> {
         if !media_type_fits(request.content_type(), T::MEDIA_TYPE) {
             return Err(fail(Problem::new(ProblemKind::UnsupportedMediaType)));
         }
-        let bytes = read(request, body).await.map_err(fail)?;
+        // RFC 9110 §8.4: what is encoded is not what the media type says.
+        if request.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+            let problem = Problem::new(ProblemKind::UnsupportedMediaType);
+            return Err(fail(problem.detail("the body has a Content-Encoding; send it without")));
+        }
+        let bytes = read(request, body, DEADLINE).await.map_err(fail)?;
         parse::<T>(&bytes).map(Body).map_err(fail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use poem::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let endless = stream::pending::<Result<&'static [u8], std::io::Error>>();
+        let (request, mut body) = Request::builder().body(Body::from_bytes_stream(endless)).split();
+        let problem = read(&request, &mut body, Duration::from_millis(1)).await.expect_err("no end");
+        assert_eq!(problem.kind, ProblemKind::RequestTimeout);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use common::command::{CommandId, Envelope, Rejection};
-use poem_openapi::param::{Header, Path};
+use poem_openapi::param::Path;
 use poem_openapi::payload::Json;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use sqlx::PgConnection;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::accept::Terms;
 use crate::app::Api;
 use crate::contract::Tag;
+use crate::headers::Field;
 use crate::loader::Rows;
 use crate::problem::{Failed, Failures, Problem, ProblemKind};
 
@@ -176,7 +177,7 @@ impl CommandsApi {
         command_id: Path<Uuid>,
         /// `wait=N`: wait up to N seconds, at most 30, for the outcome.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
     ) -> Result<GetCommand, Failed<GetCommandFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), None)?;
         let id = CommandId::try_from(command_id.0).map_err(|_| Problem::new(ProblemKind::CommandNotFound))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use poem::http::{StatusCode, header};
 use poem::{Endpoint, Request, Response};
 use poem_openapi::{OpenApiService, Tags};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use crate::app::Api;
 use crate::commands::CommandsApi;
 use crate::edge::AllowedMethods;
+use crate::headers::{lines, none_match};
 use crate::users::UsersApi;
 
 /// The groups of operations.
@@ -80,7 +82,7 @@ pub(crate) fn allowed_methods(document: &str) -> AllowedMethods {
 pub(crate) struct Fixed {
     content_type: &'static str,
     etag: String,
-    body: String,
+    body: Bytes,
 }
 
 impl Fixed {
@@ -97,7 +99,7 @@ impl Fixed {
 
     fn new(content_type: &'static str, body: String) -> Self {
         let etag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, body.as_bytes()).simple());
-        Self { content_type, etag, body }
+        Self { content_type, etag, body: body.into() }
     }
 }
 
@@ -114,7 +116,7 @@ impl Endpoint for Fixed {
             .header(header::CACHE_CONTROL, "no-cache")
             .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
             .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-        if request.header(header::IF_NONE_MATCH) == Some(&self.etag) {
+        if none_match(lines(request.headers(), "if-none-match").as_deref(), &self.etag) {
             return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
         }
         Ok(response.content_type(self.content_type).body(self.body.clone()))

@@ -33,3 +33,31 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     });
     [u8::try_from(low).unwrap_or_default(), u8::try_from(high).unwrap_or_default()]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(id in any::<u128>().prop_map(Uuid::from_u128)) {
+            prop_assert_eq!(decode(&encode(id)), Some(id));
+        }
+
+        #[test]
+        fn one_other_character_is_noticed(id in any::<u128>(), at in 0..26_usize, other in "[A-Za-z0-9_-]") {
+            let cursor = encode(Uuid::from_u128(id));
+            let changed = format!("{}{other}{}", &cursor[..at], &cursor[at + 1..]);
+            prop_assert!(changed == cursor || decode(&changed).is_none());
+        }
+
+        #[test]
+        fn any_text_is_read_without_panic(text in any::<String>()) {
+            if let Some(id) = decode(&text) {
+                prop_assert_eq!(encode(id), text);
+            }
+        }
+    }
+}

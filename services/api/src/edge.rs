@@ -81,7 +81,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
         );
         let trace_id = continue_trace(&span, request.headers());
         let answered = AssertUnwindSafe(self.inner.call(request)).catch_unwind().instrument(span.clone()).await;
-        let (operation, response) = match answered {
+        let (operation, mut response) = match answered {
             Ok(Ok(response)) => (operation(response.data()), response),
             Ok(Err(failure)) => (operation(failure.data()), self.respond(&failure, &path, trace_id)),
             Err(_) => {
@@ -90,6 +90,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             }
         };
         self.record(&span, &method, operation, response.status(), started);
+        // Caches may guess how long a 200 or a 404 holds (RFC 9111 §4.2.2); ours may be another one the next moment.
+        response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
         Ok(response)
     }
 }
@@ -103,7 +105,13 @@ fn operation(id: Option<&OperationId>) -> &'static str {
 impl<E> EdgeEndpoint<E> {
     fn respond(&self, failure: &poem::Error, path: &str, trace_id: TraceId) -> Response {
         let allow = failure.is::<MethodNotAllowedError>().then(|| self.allow(path));
-        let problem = to_problem(failure, trace_id);
+        let problem = match failure.downcast_ref::<ParsePathError>() {
+            Some(fault) => {
+                let name = self.path_parameter(path, fault.name);
+                Problem::invalid_field(name, parameter_mend(name))
+            }
+            None => to_problem(failure, trace_id),
+        };
         let mut response = problem.into_response(&trace_id.to_string());
         if let Some(Ok(allow)) = allow.map(|methods| HeaderValue::from_str(&methods)) {
             response.headers_mut().insert(header::ALLOW, allow);
@@ -113,18 +121,30 @@ impl<E> EdgeEndpoint<E> {
 
     /// The methods of the path, for `Allow`; everything outside the contract is read only.
     fn allow(&self, path: &str) -> String {
+        self.template(path).map_or_else(|| "GET, HEAD".to_owned(), |(_, methods)| methods.join(", "))
+    }
+
+    /// The name of a path parameter in the contract; the library knows it as `param` and its place.
+    fn path_parameter(&self, path: &str, place: &str) -> &str {
+        let (Some((template, _)), Some(Ok(place))) =
+            (self.template(path), place.strip_prefix("param").map(str::parse::<usize>))
+        else {
+            return "path";
+        };
+        let mut names = template.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
+        names.nth(place).unwrap_or("path")
+    }
+
+    fn template(&self, path: &str) -> Option<(&String, &Vec<String>)> {
         let matches = |template: &str| {
             template.split('/').count() == path.split('/').count()
                 && template.split('/').zip(path.split('/')).all(|(t, p)| t.starts_with('{') || t == p)
         };
-        let methods =
-            self.allowed.iter().find(|(template, _)| matches(template)).map(|(_, methods)| methods.join(", "));
-        methods.unwrap_or_else(|| "GET, HEAD".to_owned())
+        self.allowed.iter().find(|(template, _)| matches(template))
     }
 
     fn record(&self, span: &Span, method: &Method, operation: &'static str, status: StatusCode, started: Instant) {
         if operation != NO_OPERATION {
-            span.record("otel.name", operation);
             span.record("http.operation", operation);
         }
         span.record("http.response.status_code", status.as_u16());
@@ -167,9 +187,6 @@ fn to_problem(failure: &poem::Error, trace_id: TraceId) -> Problem {
     if let Some(fault) = failure.downcast_ref::<ParseParamError>() {
         return Problem::invalid_field(fault.name, parameter_mend(fault.name));
     }
-    if let Some(fault) = failure.downcast_ref::<ParsePathError>() {
-        return Problem::invalid_field(fault.name, parameter_mend(fault.name));
-    }
     if failure.is::<ContentTypeError>() {
         return Problem::new(ProblemKind::UnsupportedMediaType);
     }
@@ -178,4 +195,38 @@ fn to_problem(failure: &poem::Error, trace_id: TraceId) -> Problem {
     }
     error!(%trace_id, error = %failure, "a request failed");
     Problem::new(ProblemKind::Internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use poem::endpoint::make;
+    use poem::{EndpointExt, IntoResponse};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_with_a_problem_that_does_not_tell_it() {
+        let panicking =
+            make(|_| async { if true { panic!("the secret") } else { Ok::<_, poem::Error>("".into_response()) } });
+        let endpoint = panicking.with(Edge::new(AllowedMethods::new()));
+        let response = endpoint.get_response(Request::default()).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.content_type(), Some("application/problem+json"));
+        let body = response.into_body().into_string().await.expect("a body");
+        assert!(body.contains("/problems/internal") && body.contains("trace_id"), "{body}");
+        assert!(!body.contains("secret"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn an_error_that_nobody_foresaw_is_answered_without_its_text() {
+        for (status, kind) in [(500, "internal"), (502, "internal"), (400, "invalid-request"), (411, "invalid-request")]
+        {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let failing =
+                make(move |_| async move { Err::<Response, _>(poem::Error::from_string("the secret", status)) });
+            let response = failing.with(Edge::new(AllowedMethods::new())).get_response(Request::default()).await;
+            let body = response.into_body().into_string().await.expect("a body");
+            assert!(body.contains(kind) && !body.contains("secret"), "{status}: {body}");
+        }
+    }
 }

@@ -2,27 +2,95 @@
 
 use std::time::Duration;
 
+use poem::http::HeaderMap;
+use poem::{Request, RequestBody};
+use poem_openapi::registry::{MetaParamIn, MetaSchemaRef, Registry};
+use poem_openapi::types::Type;
+use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+
 use crate::problem::{Problem, ProblemKind};
+
+/// A header field, its lines joined to one (RFC 9110 §5.3).
+///
+/// # Why not the library's parameter?
+/// It takes the first line only, and none that has a byte outside ASCII: a condition would be dropped in silence.
+#[derive(Debug)]
+pub(crate) struct Field(pub(crate) Option<String>);
+
+/// The lines of a field; what is not UTF-8 in them is replaced, so that it can match nothing.
+pub(crate) fn lines(headers: &HeaderMap, name: &str) -> Option<String> {
+    let lines: Vec<_> = headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
+
+impl<'a> ApiExtractor<'a> for Field {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::Parameter];
+    const PARAM_IS_REQUIRED: bool = false;
+
+    type ParamType = Option<String>;
+    type ParamRawType = String;
+
+    fn register(registry: &mut Registry) {
+        <Option<String> as Type>::register(registry);
+    }
+
+    fn param_in() -> Option<MetaParamIn> {
+        Some(MetaParamIn::Header)
+    }
+
+    fn param_schema_ref() -> Option<MetaSchemaRef> {
+        Some(<Option<String>>::schema_ref())
+    }
+
+    fn param_raw_type(&self) -> Option<&String> {
+        self.0.as_ref()
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        _: &mut RequestBody,
+        options: ExtractParamOptions<Option<String>>,
+    ) -> poem::Result<Self> {
+        Ok(Self(lines(request.headers(), options.name)))
+    }
+}
 
 /// A longer wait is cut to this.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The wait that `Prefer: wait=N` asks for (RFC 7240 §4.3), at most [`LONGEST_WAIT`]. Other preferences are ignored.
+/// The wait that `Prefer: wait=N` asks for (RFC 7240 §4.3), at most [`LONGEST_WAIT`]. Other preferences are ignored, and
+/// of several waits the first counts.
 ///
 /// # Errors
 /// A `wait` that is no number of seconds.
 pub(crate) fn wait(prefer: Option<&str>) -> Result<Option<Duration>, Problem> {
-    let preferences = prefer.unwrap_or_default().split([',', ';']).map(str::trim);
+    // What follows a semicolon is a parameter of the preference before it.
+    let preferences =
+        outside_quotes(prefer.unwrap_or_default(), ',').filter_map(|text| outside_quotes(text, ';').next());
     let Some(value) = preferences
-        .filter_map(|preference| preference.split_once('='))
+        .map(|preference| preference.split_once('=').unwrap_or((preference, "")))
         .find_map(|(name, value)| name.trim().eq_ignore_ascii_case("wait").then_some(value.trim().trim_matches('"')))
     else {
         return Ok(None);
     };
-    let seconds: u32 = value.parse().map_err(|_| {
-        Problem::invalid_field("Prefer", "wait is no whole number of seconds from 0 up; write it like wait=5")
-    })?;
-    Ok(Some(Duration::from_secs(seconds.into()).min(LONGEST_WAIT)))
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
+        let fault = "wait is no whole number of seconds from 0 up; write it like wait=5";
+        return Err(Problem::invalid_field("Prefer", fault));
+    }
+    // Digits that overflow are a very long wait.
+    Ok(Some(value.parse().map_or(LONGEST_WAIT, Duration::from_secs).min(LONGEST_WAIT)))
+}
+
+/// Splits at a separator that does not stand in a quoted string (RFC 9110 §5.6.4).
+fn outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |c| {
+        if c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && c == '\\' && !escaped;
+        c == separator && !quoted
+    })
 }
 
 /// The version that `If-Match` names (RFC 9110 §13.1.1): none for `*`, which every existing user matches.
@@ -50,9 +118,8 @@ pub(crate) fn if_match(header: Option<&str>) -> Result<Option<i64>, Problem> {
     }
 }
 
-/// Whether `If-None-Match` names the version (RFC 9110 §13.1.2, weak comparison).
-pub(crate) fn none_match(header: Option<&str>, version: i64) -> bool {
-    let tag = entity_tag(version);
+/// Whether `If-None-Match` names the tag (RFC 9110 §13.1.2, weak comparison).
+pub(crate) fn none_match(header: Option<&str>, tag: &str) -> bool {
     header
         .unwrap_or_default()
         .split(',')
@@ -71,7 +138,7 @@ pub(crate) fn parameter_mend(name: &str) -> &'static str {
         "user_id" => "is no UUID; give the id of a user as 36 characters like 01890a5d-ac96-774b-bcce-b302099a8057",
         "command_id" => "is no UUID; give the id from a 202 as 36 characters like 01890a5d-ac96-774b-bcce-b302099a8057",
         "limit" => "is no whole number from 1 to 200; leave it out for 50",
-        "status" => "is neither active nor suspended",
+        "status" => "is unknown; give active or suspended, or leave it out for both",
         _ => "cannot be read; see the contract at /openapi.json",
     }
 }

@@ -287,7 +287,8 @@ fn describe_status(status: u16) -> &'static str {
     match status {
         400 => "The request is not valid.",
         404 => "There is no such user or command.",
-        409 => "The command was rejected: the e-mail address is taken, or the user is in that state already.",
+        408 => "The request body did not arrive in time.",
+        409 => "The command was rejected: the address is taken, or the user is in that state already. Or it is parked.",
         410 => "The command's outcome is no longer kept.",
         412 => "The user has changed since the version in If-Match.",
         413 => "The request body is too large.",

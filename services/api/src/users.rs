@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::command::{Command, CreateUser, DeleteUser, ReactivateUser, SuspendUser, UpdateUser, UserId};
 use poem_openapi::OpenApi;
-use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use crate::app::Api;
 use crate::body::Body;
 use crate::contract::Tag;
 use crate::cursor;
-use crate::headers::{entity_tag, none_match};
+use crate::headers::{Field, entity_tag, none_match};
 use crate::problem::{Failed, Problem, ProblemKind};
 use model::{
     ChangeFailures, ChangeUserAnswer, Changed, CreateFailures, CreateUserAnswer, DeleteFailures, DeleteUserAnswer,
@@ -39,7 +39,7 @@ impl UsersApi {
         &self,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
         body: Body<NewUser>,
     ) -> Result<CreateUserAnswer, Failed<CreateFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), None)?;
@@ -67,11 +67,11 @@ impl UsersApi {
         user_id: Path<Uuid>,
         /// Entity tags that the client has; when one is current, the answer is 304.
         #[oai(name = "If-None-Match")]
-        if_none_match: Header<Option<String>>,
+        if_none_match: Field,
     ) -> Result<GetUserAnswer, Failed<GetFailures>> {
         let user = self.0.users.load(user_id.0).await?.ok_or_else(not_found)?;
         let etag = entity_tag(user.version);
-        if none_match(if_none_match.0.as_deref(), user.version) {
+        if none_match(if_none_match.0.as_deref(), &etag) {
             return Ok(GetUserAnswer::NotModified(etag));
         }
         Ok(GetUserAnswer::Found(Json(user), etag))
@@ -124,10 +124,10 @@ impl UsersApi {
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
-        if_match: Header<Option<String>>,
+        if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
         body: Body<UserPatch>,
     ) -> Result<ChangeUserAnswer, Failed<ChangeFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
@@ -145,10 +145,10 @@ impl UsersApi {
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
         #[oai(name = "If-Match")]
-        if_match: Header<Option<String>>,
+        if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
         let command = Command::DeleteUser(DeleteUser { user_id: known(user_id.0)? });
@@ -169,10 +169,10 @@ impl UsersApi {
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
-        if_match: Header<Option<String>>,
+        if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
         let user_id = known(user_id.0)?;
@@ -188,10 +188,10 @@ impl UsersApi {
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
-        if_match: Header<Option<String>>,
+        if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
-        prefer: Header<Option<String>>,
+        prefer: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
         let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
         let user_id = known(user_id.0)?;
@@ -230,7 +230,7 @@ fn next_link(wanted: &Wanted, cursor: &str, limit: u32) -> String {
         query.append_pair("email", email);
     }
     if let Some(status) = wanted.status {
-        query.append_pair("status", status.as_str());
+        
     }
     format!("</v1/users?{}>; rel=\"next\"", query.finish())
 }

@@ -18,6 +18,8 @@ use tokio::sync::{Notify, watch};
 use tracing::warn;
 
 const PAUSE: Duration = Duration::from_millis(500);
+/// A broker that has just started can leave a request unanswered for good.
+const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The waiters of this instance. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -81,14 +83,15 @@ async fn receive(
             // The sender lives as long as the process: the wait cannot fail.
             let state = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.map(|state| state.clone());
             let Ok(LinkState::Up { connection, .. }) = state else { return };
-            match open(&connection).await {
-                Ok((queue, mut consumer)) => {
+            match tokio::time::timeout(OPEN_DEADLINE, open(&connection)).await {
+                Ok(Ok((queue, mut consumer))) => {
                     reply_to.send_replace(Some(queue));
                     while let Some(Ok(delivery)) = consumer.next().await {
                         wake(&waiters, &delivery);
                     }
                 }
-                Err(error) => warn!(%error, "failed to listen for reply hints"),
+                Ok(Err(error)) => warn!(%error, "failed to listen for reply hints"),
+                Err(_) => warn!("the broker opened no queue for reply hints in time"),
             }
             reply_to.send_replace(None);
         };

@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
+use lapin::{Channel, Connection, Consumer};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
@@ -31,6 +31,8 @@ use crate::replies::Replies;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A broker that has just started can leave a request about a queue unanswered for good.
+const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
 
@@ -58,6 +60,8 @@ enum Interrupted {
     Broker(#[from] lapin::Error),
     #[error("the broker ended the consumer")]
     ConsumerEnded,
+    #[error("the broker did not open a consumer within {OPEN_DEADLINE:?}")]
+    OpenDeadline,
     #[error("an acknowledgement came too late for its channel")]
     AckLost,
     #[error("failed to apply a batch")]
@@ -116,6 +120,11 @@ impl Partition {
             Ok(LinkState::Up { connection, .. }) => Arc::clone(connection),
             _ => return Err(Interrupted::ConsumerEnded),
         };
+        let opening = self.open_on(&connection);
+        tokio::time::timeout(OPEN_DEADLINE, opening).await.map_err(|_| Interrupted::OpenDeadline)?
+    }
+
+    async fn open_on(&self, connection: &Connection) -> Result<(Channel, Consumer), Interrupted> {
         // A new channel each time: taking a consumer up again on an old one can lose deliveries in flight on 3.10.
         let channel = connection.create_channel().await?;
         self.topology.declare_partition(&channel, self.number).await?;

@@ -16,7 +16,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry as Subscriber};
@@ -64,8 +64,12 @@ impl Telemetry {
     pub fn start(settings: &TelemetrySettings, service: &'static str) -> Result<Self, TelemetryError> {
         let fault = |fault: &dyn std::fmt::Display| TelemetryError(fault.to_string());
         let filter: Targets = settings.filter.parse().map_err(|error| fault(&error))?;
-        // It logs returned messages with their body, which is personal data, and every reconnect once more.
-        let filter = filter.with_target("lapin", tracing::Level::ERROR).with_target("sqlx", tracing::Level::WARN);
+        let filter = filter
+            // It logs returned messages with their body, which is personal data; what fails is logged where it is handled.
+            .with_target("lapin", LevelFilter::OFF)
+            .with_target("sqlx", LevelFilter::WARN)
+            // Spans are for traces: formatting them for lines that name what matters anyway would cost each request.
+            .with_target(TRACE_TARGET, LevelFilter::OFF);
         let json = match settings.format {
             LogFormat::Json => true,
             LogFormat::Text => false,

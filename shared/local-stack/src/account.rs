@@ -12,8 +12,9 @@ use std::process::{Command, Stdio};
 use crate::error::{Error, IoStep};
 use crate::options::Options;
 
-/// Where the data goes when the directory lies under a folder that only root may enter.
-const PUBLIC: &str = "/var/tmp";
+/// Where the data goes when the directory lies under a folder that only root may enter. Not /var/tmp: systems remove
+/// from there what has not been touched for a month.
+const PUBLIC: &str = "/var/lib";
 
 /// Who a server runs as; `None` is whoever we are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,7 +108,7 @@ pub(crate) fn place(options: &Options, dir: &Path, name: &str, account: Account)
 /// Where the data of `dir` lies when it cannot lie there.
 pub(crate) fn public_place(dir: &Path) -> Result<PathBuf, Error> {
     let place = Path::new(PUBLIC).join(format!("rollcall-{:016x}", hash(dir)));
-    // Everybody may create files in a public place: only a folder of root's own is trusted.
+    // Only a folder of root's own is trusted.
     let foreign = fs::symlink_metadata(&place).is_ok_and(|found| !found.is_dir() || found.uid() != 0);
     if foreign {
         let reason = format!("{} belongs to somebody else", place.display());

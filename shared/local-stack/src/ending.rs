@@ -76,9 +76,15 @@ impl Home {
     pub(crate) fn stop(&self) {
         if self.take_end() {
             let began = Instant::now();
-            self.options.tell("stopping the servers");
+            // None runs when there was none to start, or when both were given by their URLs.
+            let any = fs::read_dir(self.dir.join("processes")).is_ok_and(|mut records| records.next().is_some());
+            if any {
+                self.options.tell("stopping the servers");
+            }
             self.end_all();
-            self.options.tell(format!("servers stopped after {}", elapsed(began)));
+            if any {
+                self.options.tell(format!("servers stopped after {}", elapsed(began)));
+            }
         }
     }
 }

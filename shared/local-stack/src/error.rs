@@ -16,11 +16,11 @@ pub enum Error {
         pid: u32,
     },
     /// The server is not installed, may not be installed, and no Docker engine runs.
-    #[error("{server} was not found on this machine, and no Docker engine answers. Either\n{help}")]
+    #[error("found no {servers} on this machine, and no Docker engine answers. {help}")]
     Missing {
-        /// The name of the server, or of both.
-        server: String,
-        /// The commands to type.
+        /// The name of the server; both joined by "and no".
+        servers: String,
+        /// What to type.
         help: String,
     },
     /// A server or a program of its package failed; its last words are in `tail`.

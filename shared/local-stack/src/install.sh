@@ -3,18 +3,37 @@
 
 set -eu
 export DEBIAN_FRONTEND=noninteractive
+# Where it is installed, needrestart would restart services of the machine after an installation.
+export NEEDRESTART_SUSPEND=1
 policy=/usr/sbin/policy-rc.d
 clusters=/etc/postgresql-common/createcluster.d
 cluster=$clusters/rollcall-local-stack.conf
+fresh=
 
+# Packages enable their services for the next boot.
+disable() {
+    [ -e "/lib/systemd/system/$1" ] || return 0
+    if command -v systemctl > /dev/null; then
+        systemctl disable "$1"
+        return
+    fi
+    name=${1%.*}
+    if [ -e "/etc/init.d/$name" ]; then update-rc.d "$name" disable; fi
+    # Links are made even where there is no systemd yet.
+    rm -f /etc/systemd/system/*.wants/"$1"
+}
+
+# After a Ctrl-C too: apt then ends early, but dpkg finishes what it has begun.
 cleanup() {
+    trap '' HUP INT TERM
+    for unit in $fresh; do disable "$unit" || true; done
     rm -f "$cluster"
     if grep -qs rollcall-local-stack "$policy"; then rm -f "$policy"; fi
 }
 trap cleanup EXIT
 trap 'exit 1' HUP INT TERM
 
-fresh=
+# Those that were there before are left as they are.
 for unit in postgresql.service rabbitmq-server.service epmd.service epmd.socket; do
     [ -e "/lib/systemd/system/$unit" ] || fresh="$fresh $unit"
 done
@@ -37,13 +56,3 @@ until said=$(apt-get update 2>&1); do
     sleep 5
 done
 apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
-
-# Packages enable their services for the next boot. Those that were there before are left as they are.
-for unit in $fresh; do
-    [ -e "/lib/systemd/system/$unit" ] || continue
-    if command -v systemctl > /dev/null; then
-        systemctl disable "$unit" || true
-    else
-        update-rc.d "${unit%.*}" disable || true
-    fi
-done

@@ -40,6 +40,7 @@ mod servers;
 mod state;
 
 // Where the servers come from.
+mod advice;
 mod cluster;
 mod container;
 mod find;

@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::Instant;
 
+use crate::advice::{Rights, System, help};
 use crate::container::{self, Container};
 use crate::error::Error;
 use crate::find;
@@ -30,14 +31,15 @@ impl Wanted {
         }
     }
 
-    fn packages(self) -> [&'static str; 3] {
+    /// What the package is called on each system, in the order of `System`.
+    pub(crate) fn packages(self) -> [&'static str; 3] {
         match self {
             Self::Postgres => ["postgresql", "postgresql-server", "postgresql@17"],
             Self::RabbitMq => ["rabbitmq-server", "rabbitmq-server", "rabbitmq"],
         }
     }
 
-    fn variable(self) -> &'static str {
+    pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::Postgres => "DATABASE_URL",
             Self::RabbitMq => "AMQP_URL",
@@ -70,25 +72,13 @@ pub(crate) fn provide(home: &Home, wanted: &[Wanted]) -> Result<(), Error> {
         }
         return Ok(());
     }
-    Err(failure.unwrap_or_else(|| Error::Missing { server: titles(&missing), help: help(&missing) }))
+    let advice =
+        || Error::Missing { servers: titles(&missing), help: help(&missing, System::here(), Rights::here(home)) };
+    Err(failure.unwrap_or_else(advice))
 }
 
 fn titles(missing: &[Wanted]) -> String {
-    missing.iter().map(|server| server.title()).collect::<Vec<_>>().join(" and ")
-}
-
-fn help(missing: &[Wanted]) -> String {
-    let packages = |system: usize| missing.iter().map(|server| server.packages()[system]).collect::<Vec<_>>().join(" ");
-    let variables = missing.iter().map(|server| server.variable()).collect::<Vec<_>>().join(" and ");
-    format!(
-        "  Debian, Ubuntu:  sudo apt-get update && sudo apt-get install -y {}\n  \
-         Fedora:          sudo dnf install -y {}\n  \
-         macOS:           brew install {}\n\
-         or start Docker, or set {variables} to the URL of a running server",
-        packages(0),
-        packages(1),
-        packages(2)
-    )
+    missing.iter().map(|server| server.title()).collect::<Vec<_>>().join(" and no ")
 }
 
 /// Waits until the server in a container answers.
@@ -107,20 +97,4 @@ pub(crate) fn await_container(
         thread::sleep(POLL);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_advice_names_only_what_is_missing() {
-        let advice = help(&[Wanted::RabbitMq]);
-        assert!(advice.contains("apt-get install -y rabbitmq-server\n"), "{advice}");
-        assert!(advice.contains("brew install rabbitmq\n") && advice.contains("set AMQP_URL to"), "{advice}");
-        assert!(!advice.contains("postgres"), "{advice}");
-        let advice = help(&[Wanted::Postgres, Wanted::RabbitMq]);
-        assert!(advice.contains("dnf install -y postgresql-server rabbitmq-server\n"), "{advice}");
-        assert!(advice.contains("DATABASE_URL and AMQP_URL"), "{advice}");
-    }
 }

@@ -191,8 +191,8 @@ macro_rules! failures {
 }
 
 failures! {
-    CreateFailures: 400 409 413 415 500 503 504;
-    ChangeFailures: 400 404 409 412 413 415 500 503 504;
+    CreateFailures: 400 408 409 413 415 500 503 504;
+    ChangeFailures: 400 404 408 409 412 413 415 500 503 504;
     DeleteFailures: 400 404 409 412 500 503 504;
     StatusFailures: 400 404 409 412 500 503 504;
     GetFailures: 400 404 500 503;

@@ -8,9 +8,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::model::{User, UserStatus};
-use crate::loader::Rows;
+use crate::loader::{READ_DEADLINE, Rows};
 
-/// For a connection to come free, and then for the list: together less than the deadline of a read.
+/// For a connection to come free, and then for the list; a connect may come between them.
 const PATIENCE: Duration = Duration::from_millis(700);
 const LIST_DEADLINE: Duration = Duration::from_millis(800);
 
@@ -63,6 +63,12 @@ pub(crate) fn by_ids<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c
 
 /// One page.
 pub(crate) async fn page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
+    // A connect has a longer deadline of its own, which is no reader's.
+    let reading = tokio::time::timeout(READ_DEADLINE, read_page(pool, wanted));
+    reading.await.unwrap_or(Err(DbError::Deadline(READ_DEADLINE)))
+}
+
+async fn read_page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
     let mut lease = pool.acquire(PATIENCE).await?;
     // One statement per filter: with "or no filter" in one statement, the plan for all would serve each badly.
     let rows = within(LIST_DEADLINE, async {

@@ -1,5 +1,6 @@
 //! One server is away: the other half of the service goes on, and nothing that was promised is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use local_stack::{Options, Postgres, RabbitMq, StopMode};
@@ -83,26 +84,32 @@ async fn while_rabbitmq_is_away_reads_go_on_and_writes_fail_quickly() {
     let user = system.create(&api, "before@example.org").await;
     let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
     let writers = Writers::start(4, &[api.url("")]);
-    writers.progress(50).await;
+    let rabbitmq = Arc::new(rabbitmq);
+    // Stopped in order first, as for an upgrade. It must come first: a broker that is killed within seconds of the birth of
+    // a quorum queue can come back with that queue for ever without a leader (seen with RabbitMQ 3.10.8).
+    for end in [RabbitMq::stop, RabbitMq::kill] {
+        writers.progress(50).await;
+        let ending = Arc::clone(&rabbitmq);
+        tokio::task::spawn_blocking(move || end(&ending)).await.unwrap().unwrap();
+        let line = api.unready("broker").await;
+        assert!(line.starts_with("failed: "), "{line}");
+        worker.unready("broker, consuming").await;
+        assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
+        assert_eq!(system.get(&api, "/v1/users").await.status(), StatusCode::OK);
+        let body = json!({"email": "during@example.org", "name": "During"});
+        let refused = system.client.post(api.url("/v1/users")).json(&body).timeout(PROMPT).send().await.unwrap();
+        assert!(refused.headers().contains_key("retry-after"));
+        problem(refused, 503, "broker-unavailable").await;
 
-    rabbitmq.kill().unwrap();
-    let line = api.unready("broker").await;
-    assert!(line.starts_with("failed: "), "{line}");
-    worker.unready("broker, consuming").await;
-    assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
-    assert_eq!(system.get(&api, "/v1/users").await.status(), StatusCode::OK);
-    let body = json!({"email": "during@example.org", "name": "During"});
-    let refused = system.client.post(api.url("/v1/users")).json(&body).timeout(PROMPT).send().await.unwrap();
-    assert!(refused.headers().contains_key("retry-after"));
-    problem(refused, 503, "broker-unavailable").await;
-
-    let rabbitmq = tokio::task::spawn_blocking(move || rabbitmq.start().map(|()| rabbitmq)).await.unwrap().unwrap();
-    // Ten seconds are allowed; no restart of either service.
-    let back = async {
-        tokio::join!(api.ready(), worker.ready());
-        writers.progress(20).await;
-    };
-    tokio::time::timeout(Duration::from_secs(10), back).await.expect("both at work again within 10 s");
+        let starting = Arc::clone(&rabbitmq);
+        tokio::task::spawn_blocking(move || starting.start()).await.unwrap().unwrap();
+        // Ten seconds are allowed; no restart of either service.
+        let back = async {
+            tokio::join!(api.ready(), worker.ready());
+            writers.progress(20).await;
+        };
+        tokio::time::timeout(Duration::from_secs(10), back).await.expect("both at work again within 10 s");
+    }
     let promises = writers.finish().await;
     let expected = |answer: &String| matches!(answer.as_str(), "503" | "504");
     assert!(promises.others.keys().all(expected), "refused or unknown, nothing else: {:?}", promises.others);

@@ -65,8 +65,9 @@ async fn one_trace_shows_a_request_through_the_queue_to_its_transaction() {
         })
         .await
     };
-    let (service, request) = span("create_user").await;
+    let (service, request) = span("POST").await;
     assert!(service.contains("rollcall-api"));
+    assert!(format!("{:?}", request.attributes).contains("create_user"));
     assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
     let (_, send) = span("send ").await;
     assert_eq!(send.parent_span_id, request.span_id);

@@ -23,12 +23,13 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
     let api = system.api().await;
     let (deleted, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let refused = Arc::new(AtomicUsize::new(0));
-    let accepted = Arc::new(AtomicUsize::new(0));
+    let (accepted, unknown) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..64)
         .map(|number| {
             let (client, url) = (system.client.clone(), api.url("/v1/users"));
             let (deleted, stop) = (Arc::clone(&deleted), Arc::clone(&stop));
             let (refused, accepted) = (Arc::clone(&refused), Arc::clone(&accepted));
+            let unknown = Arc::clone(&unknown);
             tokio::spawn(async move {
                 let mut promised = Vec::new();
                 let mut round = 0;
@@ -42,6 +43,10 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
                         let user: UserId = command["user_id"].as_str().unwrap().parse().unwrap();
                         promised.push((user.partition(PARTITIONS), too_late));
                         accepted.fetch_add(1, Ordering::SeqCst);
+                    } else if answer.status() == StatusCode::GATEWAY_TIMEOUT {
+                        // RabbitMQ 3.10 ends a connection whose channel meets the queue in the middle of its deletion.
+                        problem(answer, 504, "outcome-unknown").await;
+                        unknown.fetch_add(1, Ordering::SeqCst);
                     } else {
                         problem(answer, 503, "broker-unavailable").await;
                         refused.fetch_add(1, Ordering::SeqCst);
@@ -73,6 +78,7 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
             *promised.entry(partition).or_default() += 1;
         }
     }
+    let mut surplus = 0;
     for partition in (0..PARTITIONS).filter(|partition| *partition != DELETED) {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let held = eventually("the count settles", async || {
@@ -81,6 +87,8 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
             (held >= promised[&partition]).then_some(held)
         })
         .await;
-        assert_eq!(held, promised[&partition], "partition {partition} holds what was promised");
+        surplus += held - promised[&partition];
     }
+    let unknown = unknown.load(Ordering::SeqCst);
+    assert!(surplus <= unknown, "{surplus} messages more than promised, {unknown} of unknown fate");
 }

@@ -18,8 +18,8 @@ const DELIVERY_LIMIT: i64 = 1000;
 pub enum TopologyError {
     /// It exists with other arguments.
     #[error(
-        "the {kind} {name:?} exists with other arguments ({reason}); drain and delete it with \
-         `rabbitmqctl delete_queue {name}`, or set another BROKER_PREFIX"
+        "the {kind} {name:?} exists with other arguments ({reason}); {}, or set another BROKER_PREFIX",
+        mend(kind, name)
     )]
     Mismatch {
         /// `queue` or `exchange`.
@@ -153,6 +153,14 @@ fn dead_letter_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments
+}
+
+fn mend(kind: &str, name: &str) -> String {
+    match kind {
+        "queue" => format!("drain and delete it with `rabbitmqctl delete_queue {name}`"),
+        // Without the management plugin the broker has no command for it.
+        _ => format!("delete it with `rabbitmqadmin delete {kind} name={name}`"),
+    }
 }
 
 fn fault(kind: &'static str, name: &str, source: lapin::Error) -> TopologyError {

@@ -215,15 +215,23 @@ pub fn database_url(text: &str) -> Result<SecretString, String> {
 /// # Errors
 /// Says what is wrong without any part of the URL that could be secret.
 pub fn amqp_url(text: &str) -> Result<SecretString, String> {
+    // The library reads these and ignores all others, among them those that other clients take for TLS.
+    const PARAMETERS: &[&str] = &["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
     let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
         return Err(format!("has the scheme {:?}; expected amqp or amqps", url.scheme()));
     }
-    if !url.has_host() {
-        return Err("names no host".to_owned());
+    match url.host() {
+        None | Some(url::Host::Domain("")) => return Err("names no host".to_owned()),
+        // The library reads no address in brackets and connects to localhost instead.
+        Some(url::Host::Ipv6(_)) => return Err("has an IPv6 address; give the host's name".to_owned()),
+        Some(_) => {}
+    }
+    if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
+        return Err(format!("has the unknown parameter {name:?}; known are {}", PARAMETERS.join(", ")));
     }
     // The library's own message may quote the value.
-    text.parse::<AMQPUri>().map_err(|_| "has a parameter that is no AMQP URI parameter")?;
+    text.parse::<AMQPUri>().map_err(|_| format!("has an unusable value in one of {}", PARAMETERS.join(", ")))?;
     Ok(SecretString::from(text))
 }
 

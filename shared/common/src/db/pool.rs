@@ -132,9 +132,12 @@ impl Lease {
     /// Gives the connection back. Only for a use that ended cleanly: no error, no open transaction.
     pub fn release(self) {
         let Self { open, permit, shared } = self;
+        // Looked up under the lock: `close` closes the permits first, so nothing is put in behind its back.
+        let mut idle = shared.lock();
         if !shared.permits.is_closed() {
-            shared.lock().push(open);
+            idle.push(open);
         }
+        drop(idle);
         // Last, so that the next borrower finds the connection.
         drop(permit);
     }

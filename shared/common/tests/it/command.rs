@@ -141,8 +141,7 @@ fn debug_output_of_a_command_hides_personal_data() {
 #[test]
 fn every_rejection_is_found_by_its_stored_name() {
     // Written out, because stored rows carry these names.
-    let names =
-        ["email-taken", "user-exists", "user-not-found", "version-lost", "already-suspended", "not-suspended"];
+    let names = ["email-taken", "user-exists", "user-not-found", "version-lost", "already-suspended", "not-suspended"];
     for name in names {
         assert_eq!(Rejection::from_name(name).map(Rejection::as_str), Some(name));
     }

@@ -77,7 +77,10 @@ impl Process {
         eventually("not ready", async || {
             let answer = reqwest::get(self.url("/readyz")).await.ok()?;
             let problem: Value = (answer.status() == 503).then_some(answer)?.json().await.ok()?;
-            problem["checks"][check].as_str().filter(|line| line.starts_with("failed: ")).map(str::to_owned)
+            problem["checks"][check]
+                .as_str()
+                .filter(|line| line.starts_with("failed: ") && !line.ends_with("not checked yet"))
+                .map(str::to_owned)
         })
         .await
     }

@@ -1,0 +1,219 @@
+//! The generated contract: current, complete, and true of the answers that the other tests see.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use common::shutdown::Shutdown;
+use rollcall_api::app::Api;
+use rollcall_api::contract;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use crate::support::{Answer, App};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/rollcall.json");
+
+static CONTRACT: LazyLock<Value> = LazyLock::new(|| {
+    let text = std::fs::read_to_string(FILE).expect("the contract");
+    serde_json::from_str(&text).expect("the contract in JSON")
+});
+
+/// Every operation with its method in capitals.
+fn operations() -> impl Iterator<Item = (String, &'static str, &'static Value)> {
+    let paths = CONTRACT["paths"].as_object().expect("paths").iter();
+    let items = paths.map(|(path, item)| (path.as_str(), item.as_object().expect("a path item")));
+    items.flat_map(|(path, item)| item.iter().map(move |(method, op)| (method.to_uppercase(), path, op)))
+}
+
+fn statuses(operation: &Value) -> BTreeSet<String> {
+    operation["responses"].as_object().expect("responses").keys().cloned().collect()
+}
+
+/// The contract must mention the answer's status at the operation that gave it.
+#[track_caller]
+pub(crate) fn assert_documented(method: &str, path: &str, answer: &Answer, reason: &str) {
+    let path = path.split('?').next().unwrap_or_default();
+    let fits = |template: &str| {
+        template.split('/').count() == path.split('/').count()
+            && template.split('/').zip(path.split('/')).all(|(t, p)| t == p || t.starts_with('{'))
+    };
+    let found = operations().find(|(m, template, _)| m == method && fits(template));
+    let (_, template, operation) = found.unwrap_or_else(|| panic!("{reason}: {method} {path} is not in the contract"));
+    let status = answer.status.as_u16().to_string();
+    assert!(statuses(operation).contains(&status), "{reason}: {method} {template} does not document {status}");
+}
+
+#[tokio::test]
+async fn the_file_is_what_the_code_generates() {
+    let api = Api::unconnected(&Shutdown::default()).expect("an API without servers");
+    let generated = contract::document(&contract::service(&Arc::new(api)));
+    let file = std::fs::read_to_string(FILE).unwrap_or_default();
+    assert!(file == generated, "openapi/rollcall.json is stale: run `cargo run -- generate`");
+    let served = App::unconnected().get("/openapi.json").await;
+    assert_eq!(served.header("content-type"), Some("application/json"));
+    assert!(served.text() == file, "/openapi.json is not the file");
+}
+
+#[test]
+fn the_operations_are_those_of_the_design() {
+    let found: BTreeSet<_> = operations()
+        .map(|(method, path, op)| format!("{method} {path} {}", op["operationId"].as_str().unwrap_or("-")))
+        .collect();
+    let expected = [
+        "DELETE /v1/users/{user_id} delete_user",
+        "GET /v1/commands/{command_id} get_command",
+        "GET /v1/users list_users",
+        "GET /v1/users/{user_id} get_user",
+        "PATCH /v1/users/{user_id} update_user",
+        "POST /v1/users create_user",
+        "POST /v1/users/{user_id}/reactivate reactivate_user",
+        "POST /v1/users/{user_id}/suspend suspend_user",
+    ];
+    assert_eq!(found, expected.map(str::to_owned).into());
+    let ids: HashSet<_> = operations().map(|(_, _, op)| op["operationId"].to_string()).collect();
+    assert_eq!(ids.len(), expected.len(), "operation ids are unique");
+}
+
+#[test]
+fn every_operation_documents_its_failures_as_problem_documents() {
+    for (method, path, operation) in operations() {
+        let name = &operation["operationId"];
+        let documented = statuses(operation);
+        let mut needed = BTreeSet::from(["400", "500", "503"]);
+        if path.contains('{') {
+            needed.insert("404");
+        }
+        if method != "GET" {
+            needed.extend(["409", "504"]);
+        }
+        if !operation["requestBody"].is_null() {
+            needed.extend(["408", "413", "415"]);
+        }
+        let takes_condition =
+            operation["parameters"].as_array().into_iter().flatten().any(|parameter| parameter["name"] == "If-Match");
+        if takes_condition {
+            needed.insert("412");
+        }
+        for status in needed {
+            assert!(documented.contains(status), "{name} does not document {status}");
+        }
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            let code: u16 = status.parse().unwrap_or_else(|_| panic!("{name}: {status} is no status"));
+            let types: Vec<_> = response["content"].as_object().into_iter().flat_map(|c| c.keys()).collect();
+            match code {
+                400.. => {
+                    assert_eq!(types, ["application/problem+json"], "{name} {status}");
+                    let schema = &response["content"]["application/problem+json"]["schema"]["$ref"];
+                    assert_eq!(schema, "#/components/schemas/Problem", "{name} {status}");
+                }
+                204 | 304 => assert!(types.is_empty(), "{name} {status}"),
+                _ => assert_eq!(types, ["application/json"], "{name} {status}"),
+            }
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {status}");
+        }
+    }
+}
+
+#[test]
+fn a_promise_to_look_again_comes_with_where_and_when() {
+    for (_, _, operation) in operations() {
+        if let Some(accepted) = operation["responses"].get("202") {
+            for header in ["Location", "Retry-After"] {
+                let documented =
+                    accepted["headers"].as_object().expect("headers").keys().any(|h| h.eq_ignore_ascii_case(header));
+                assert!(documented, "{} 202 {header}", operation["operationId"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn walk<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(members.get("$ref").and_then(Value::as_str));
+                members.values().for_each(|value| walk(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| walk(value, found)),
+            _ => {}
+        }
+    }
+    let mut references = Vec::new();
+    walk(&CONTRACT, &mut references);
+    assert!(!references.is_empty());
+    for reference in references {
+        let target = reference.strip_prefix('#').and_then(|pointer| CONTRACT.pointer(pointer));
+        assert!(target.is_some(), "{reference}");
+    }
+}
+
+/// JSON in which no object has a member twice; most readers keep one of them in silence.
+struct Unambiguous;
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Walk)
+    }
+}
+
+struct Walk;
+
+impl<'de> Visitor<'de> for Walk {
+    type Value = Unambiguous;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unambiguous, A::Error> {
+        let mut seen = BTreeMap::new();
+        while let Some((key, value)) = map.next_entry::<String, Unambiguous>()? {
+            if seen.insert(key.clone(), value).is_some() {
+                return Err(A::Error::custom(format_args!("the member {key:?} is there twice")));
+            }
+        }
+        Ok(Unambiguous)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Unambiguous, A::Error> {
+        while seq.next_element::<Unambiguous>()?.is_some() {}
+        Ok(Unambiguous)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Unambiguous, E> {
+        Ok(Unambiguous)
+    }
+}
+
+#[tokio::test]
+async fn the_generator_writes_no_member_twice() {
+    let twice = serde_json::from_str::<Unambiguous>(r#"{"a":{"b":1,"b":2}}"#);
+    assert!(twice.is_err_and(|fault| fault.to_string().contains("twice")), "the check itself works");
+    let api = Api::unconnected(&Shutdown::default()).expect("an API without servers");
+    // What the library writes, before the mends: those would hide it.
+    let raw = contract::service(&Arc::new(api)).spec();
+    serde_json::from_str::<Unambiguous>(&raw).map(drop).expect("unique members");
+}

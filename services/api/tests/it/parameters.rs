@@ -1,0 +1,133 @@
+//! Paths, queries and headers that are refused, and how the headers that say how are read.
+
+use common::command::CommandId;
+use poem::Body;
+use rollcall_api::problem::ProblemKind::{
+    self, BrokerUnavailable, CommandNotFound, DatabaseUnavailable, InvalidRequest, UserNotFound, VersionLost,
+};
+
+use crate::support::{App, request};
+
+const USER: &str = "/v1/users/01890a5d-ac96-774b-bcce-b302099a8057";
+const V4: &str = "9c5b94b1-35ad-49bb-b118-8e8fc24abf80";
+
+type Row<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a [u8])], ProblemKind, &'a [&'a str]);
+
+async fn check(rows: &[Row<'_>]) {
+    let app = App::unconnected();
+    for (reason, method, path, headers, kind, fields) in rows {
+        let answer = app.send(request(method, path, headers, Body::empty())).await;
+        answer.assert_problem(*kind, fields, reason);
+        crate::contract::assert_documented(method, path, &answer, reason);
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_one_is_refused_without_a_look_at_the_database() {
+    let rows: &[Row] = &[
+        ("no UUID", "GET", "/v1/users/7", &[], InvalidRequest, &["user_id"]),
+        ("no UUID", "PATCH", "/v1/users/7", &[], InvalidRequest, &["user_id"]),
+        ("no UUID", "DELETE", "/v1/users/7", &[], InvalidRequest, &["user_id"]),
+        ("no UUID", "POST", "/v1/users/7/suspend", &[], InvalidRequest, &["user_id"]),
+        ("no UUID", "POST", "/v1/users/7/reactivate", &[], InvalidRequest, &["user_id"]),
+        ("no UUID", "GET", "/v1/commands/7", &[], InvalidRequest, &["command_id"]),
+        ("a UUID cut short", "GET", "/v1/users/01890a5d-ac96-774b-bcce-b302099a805", &[], InvalidRequest, &["user_id"]),
+        ("a blank", "GET", "/v1/users/%20", &[], InvalidRequest, &["user_id"]),
+        ("an encoded slash", "GET", "/v1/users/a%2Fb", &[], InvalidRequest, &["user_id"]),
+        ("an encoded NUL", "GET", "/v1/users/%00", &[], InvalidRequest, &["user_id"]),
+        ("no hexadecimal behind the percent sign", "GET", "/v1/users/%zz", &[], InvalidRequest, &["user_id"]),
+        ("version 4", "DELETE", &format!("/v1/users/{V4}"), &[], UserNotFound, &[]),
+        ("version 4", "POST", &format!("/v1/users/{V4}/suspend"), &[], UserNotFound, &[]),
+        ("version 4", "POST", &format!("/v1/users/{V4}/reactivate"), &[], UserNotFound, &[]),
+        ("version 4", "GET", &format!("/v1/commands/{V4}"), &[], CommandNotFound, &[]),
+        ("a possible one", "GET", USER, &[], DatabaseUnavailable, &[]),
+        ("a possible one", "DELETE", USER, &[], BrokerUnavailable, &[]),
+        ("a possible one", "POST", &format!("{USER}/suspend"), &[], BrokerUnavailable, &[]),
+        ("a possible one", "POST", &format!("{USER}/reactivate"), &[], BrokerUnavailable, &[]),
+        ("a possible one", "GET", &format!("/v1/commands/{}", CommandId::mint()), &[], DatabaseUnavailable, &[]),
+    ];
+    check(rows).await;
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_utf8_is_a_client_error() {
+    let app = App::unconnected();
+    for path in ["/%ff", "/v1/users/%ff", "/v1/commands/%c3%28", "/problems/%ff"] {
+        let answer = app.get(path).await;
+        assert!(answer.status.is_client_error(), "{path}: {}", answer.status);
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_query_that_is_not_valid_is_refused_without_a_look_at_the_database() {
+    let rows: &[Row] = &[
+        ("zero", "GET", "/v1/users?limit=0", &[], InvalidRequest, &["limit"]),
+        ("more than a page holds", "GET", "/v1/users?limit=201", &[], InvalidRequest, &["limit"]),
+        ("no number", "GET", "/v1/users?limit=abc", &[], InvalidRequest, &["limit"]),
+        ("below zero", "GET", "/v1/users?limit=-1", &[], InvalidRequest, &["limit"]),
+        ("a fraction", "GET", "/v1/users?limit=1.5", &[], InvalidRequest, &["limit"]),
+        ("too large for an integer", "GET", "/v1/users?limit=99999999999", &[], InvalidRequest, &["limit"]),
+        ("empty", "GET", "/v1/users?limit=", &[], InvalidRequest, &["limit"]),
+        ("the largest page", "GET", "/v1/users?limit=200", &[], DatabaseUnavailable, &[]),
+        ("an unknown status", "GET", "/v1/users?status=foo", &[], InvalidRequest, &["status"]),
+        ("a status in capitals", "GET", "/v1/users?status=Active", &[], InvalidRequest, &["status"]),
+        ("an e-mail with NUL", "GET", "/v1/users?email=a%00b", &[], InvalidRequest, &["email"]),
+        ("a forged cursor", "GET", "/v1/users?cursor=AZ_abc", &[], InvalidRequest, &["cursor"]),
+        ("a cursor that is no base64", "GET", "/v1/users?cursor=%2B%2B%2B", &[], InvalidRequest, &["cursor"]),
+        ("an empty cursor", "GET", "/v1/users?cursor=", &[], InvalidRequest, &["cursor"]),
+        ("an id for a cursor", "GET", &format!("/v1/users?cursor={V4}"), &[], InvalidRequest, &["cursor"]),
+        ("percent signs that encode nothing", "GET", "/v1/users?limit=%zz", &[], InvalidRequest, &["limit"]),
+        ("no UTF-8", "GET", "/v1/users?status=%ff", &[], InvalidRequest, &["status"]),
+    ];
+    check(rows).await;
+}
+
+#[tokio::test]
+async fn a_prefer_whose_wait_is_no_number_of_seconds_is_refused() {
+    let suspend = format!("{USER}/suspend");
+    let rows: &[Row] = &[
+        ("below zero", "DELETE", USER, &[("prefer", b"wait=-1")], InvalidRequest, &["Prefer"]),
+        ("no number", "DELETE", USER, &[("prefer", b"wait=abc")], InvalidRequest, &["Prefer"]),
+        ("a sign", "DELETE", USER, &[("prefer", b"wait=+5")], InvalidRequest, &["Prefer"]),
+        ("a fraction", "DELETE", USER, &[("prefer", b"wait=1.5")], InvalidRequest, &["Prefer"]),
+        ("a unit", "POST", &suspend, &[("prefer", b"wait=5s")], InvalidRequest, &["Prefer"]),
+        (
+            "in the second line",
+            "POST",
+            &suspend,
+            &[("prefer", b"x"), ("prefer", b"wait=z")],
+            InvalidRequest,
+            &["Prefer"],
+        ),
+        ("a command's", "GET", &format!("/v1/commands/{V4}"), &[("prefer", b"wait=z")], InvalidRequest, &["Prefer"]),
+        ("other preferences are ignored", "DELETE", USER, &[("prefer", b"handling=strict, x")], BrokerUnavailable, &[]),
+        ("inside a quoted text", "DELETE", USER, &[("prefer", b"x=\"a, wait=b\"")], BrokerUnavailable, &[]),
+        ("another preference's parameter", "DELETE", USER, &[("prefer", b"x; wait=b")], BrokerUnavailable, &[]),
+        ("only the first counts", "DELETE", USER, &[("prefer", b"wait=1, wait=b")], BrokerUnavailable, &[]),
+        ("a parameter of ours", "DELETE", USER, &[("prefer", b"wait=1; x=y")], BrokerUnavailable, &[]),
+    ];
+    check(rows).await;
+}
+
+/// Whatever cannot be compared must never count as "no condition": that would lose somebody's update.
+#[tokio::test]
+async fn an_if_match_that_is_not_one_strong_tag_is_refused() {
+    let suspend = format!("{USER}/suspend");
+    let rows: &[Row] = &[
+        ("no quotes", "DELETE", USER, &[("if-match", b"3")], InvalidRequest, &["If-Match"]),
+        ("a weak tag", "DELETE", USER, &[("if-match", b"W/\"3\"")], InvalidRequest, &["If-Match"]),
+        ("two tags", "DELETE", USER, &[("if-match", b"\"3\", \"4\"")], InvalidRequest, &["If-Match"]),
+        ("two lines", "DELETE", USER, &[("if-match", b"\"3\""), ("if-match", b"\"4\"")], InvalidRequest, &["If-Match"]),
+        ("half a tag", "POST", &suspend, &[("if-match", b"\"3")], InvalidRequest, &["If-Match"]),
+        ("one quote", "POST", &suspend, &[("if-match", b"\"")], InvalidRequest, &["If-Match"]),
+        ("nothing", "POST", &suspend, &[("if-match", b"")], InvalidRequest, &["If-Match"]),
+        ("Latin-1 in the tag", "DELETE", USER, &[("if-match", b"\"\xe9\"")], InvalidRequest, &["If-Match"]),
+        ("UTF-8 in the tag", "DELETE", USER, &[("if-match", "\"é\"".as_bytes())], InvalidRequest, &["If-Match"]),
+        ("a tag that was never sent", "DELETE", USER, &[("if-match", b"\"abc\"")], VersionLost, &[]),
+        ("a number written otherwise", "DELETE", USER, &[("if-match", b"\"03\"")], VersionLost, &[]),
+        ("one strong tag", "DELETE", USER, &[("if-match", b"\"3\"")], BrokerUnavailable, &[]),
+        ("whatever the version", "DELETE", USER, &[("if-match", b"*")], BrokerUnavailable, &[]),
+    ];
+    check(rows).await;
+}

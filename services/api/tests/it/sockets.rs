@@ -1,0 +1,174 @@
+//! What only shows in the bytes: oversize bodies, HEAD, and requests that are not HTTP.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::http::serve;
+use common::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::support::App;
+
+const PATIENCE: Duration = Duration::from_secs(8);
+const TWO_MEGABYTES: usize = 2_000_000;
+
+/// Serves an API without servers behind it on a free port.
+pub(crate) async fn server() -> (SocketAddr, Shutdown) {
+    let app = App::unconnected();
+    let shutdown = app.shutdown.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    serve(&shutdown, "http", listener, app.into_endpoint());
+    (address, shutdown)
+}
+
+/// One connection, read as text.
+pub(crate) struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(address).await.expect("a connection"), buffer: Vec::new() }
+    }
+
+    pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.expect("to write");
+    }
+
+    /// Reads one head, and the body when its length is given.
+    pub(crate) async fn answer(&mut self, with_body: bool) -> String {
+        let reading = async {
+            loop {
+                let text = String::from_utf8_lossy(&self.buffer).into_owned();
+                if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                    let length = |line: &str| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok();
+                    let length: usize = head.lines().find_map(length).filter(|_| with_body).unwrap_or_default();
+                    if body.len() >= length {
+                        let end = head.len() + 4 + length;
+                        self.buffer.drain(..end);
+                        return text[..end].to_owned();
+                    }
+                }
+                let read = self.stream.read_buf(&mut self.buffer).await.expect("to read");
+                assert!(read > 0, "the connection ended after {text:?}");
+            }
+        };
+        timeout(PATIENCE, reading).await.expect("an answer in time")
+    }
+
+    /// Waits for the end of the connection; gives what came before it.
+    pub(crate) async fn end(mut self) -> String {
+        // A reset is an end too.
+        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut self.buffer)).await.expect("an end in time");
+        String::from_utf8_lossy(&self.buffer).into_owned()
+    }
+}
+
+const HEAD: &str = "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+
+fn assert_too_large(answer: &str) {
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(answer.contains("application/problem+json") && answer.contains("/problems/body-too-large"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Content-Length: {TWO_MEGABYTES}\r\nExpect: 100-continue\r\n\r\n")).await;
+    let answer = client.answer(true).await;
+    assert_too_large(&answer);
+    assert_eq!(client.end().await, "", "no 100, and the connection is not used for what nobody sends");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_although_the_client_sends_it_all() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Content-Length: {TWO_MEGABYTES}\r\n\r\n")).await;
+    // The server may close while we write.
+    let _ = client.stream.write_all(&vec![b' '; TWO_MEGABYTES]).await;
+    assert_too_large(&client.end().await);
+}
+
+#[tokio::test]
+async fn a_chunked_body_is_refused_as_soon_as_it_grows_too_large() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n")).await;
+    let chunk = [b"1000\r\n".as_slice(), &[b' '; 0x1000], b"\r\n"].concat();
+    for _ in 0..TWO_MEGABYTES / 0x1000 {
+        if client.stream.write_all(&chunk).await.is_err() {
+            break;
+        }
+    }
+    assert_too_large(&client.end().await);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_leaves_nothing_behind() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Content-Length: 50\r\n\r\n{{\"email\"")).await;
+    client.stream.shutdown().await.expect("to close one side");
+    let answer = client.end().await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let mut client = Client::connect(address).await;
+    client.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(client.answer(true).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn head_has_the_headers_of_get_and_no_body() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    for path in ["/healthz", "/docs", "/openapi.json", "/nothing", "/v1/users?limit=0"] {
+        client.write(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let get = client.answer(true).await;
+        client.write(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        let head = client.answer(false).await;
+        let headers = |answer: &str| -> Vec<String> {
+            let lines = answer.split("\r\n\r\n").next().unwrap_or_default().lines();
+            lines.filter(|line| !line.starts_with("date:")).map(str::to_owned).collect()
+        };
+        assert_eq!(headers(&get), headers(&head), "{path}");
+        assert!(client.buffer.is_empty(), "{path}: a body behind HEAD");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http_ends_the_connection_and_not_the_server() {
+    let (address, _shutdown) = server().await;
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00"[..],
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\0\0\0\0\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+    ] {
+        let mut client = Client::connect(address).await;
+        client.write(garbage).await;
+        client.stream.shutdown().await.expect("to close one side");
+        let answer = client.end().await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{garbage:?}: {answer}");
+    }
+    let mut client = Client::connect(address).await;
+    client.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(client.answer(true).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_body_in_many_small_pieces_is_one_body() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n")).await;
+    for byte in br#"{"email":"ada@example.org","name":"Ada"}"# {
+        client.write([b"1\r\n".as_slice(), &[*byte], b"\r\n"].concat()).await;
+    }
+    client.write("0\r\n\r\n").await;
+    let answer = client.answer(true).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("/problems/broker-unavailable"), "{answer}");
+}

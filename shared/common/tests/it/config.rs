@@ -1,0 +1,223 @@
+//! Settings from the environment: every fault at once, and no secret anywhere.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rollcall_common::config::{
+    Faults, Reader, Retention, SHARED, ServiceSettings, Variable, amqp_url, database_url, help, sample,
+};
+use rollcall_common::telemetry::LogFormat;
+use secrecy::ExposeSecret;
+
+const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://rollcall:hunter2@db.example:5433/rollcall");
+const BROKER: (&str, &str) = ("AMQP_URL", "amqp://rollcall:hunter2@mq.example:5673/%2f");
+
+fn read(variables: &[(&str, &str)]) -> Result<ServiceSettings, Faults> {
+    let mut reader = Reader::new(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let settings = ServiceSettings::read(&mut reader);
+    reader.finish(settings)
+}
+
+#[test]
+fn two_urls_are_all_that_must_be_set() {
+    let settings = read(&[DATABASE, BROKER]).expect("settings");
+    assert_eq!(settings.database.url.expose_secret(), DATABASE.1);
+    assert_eq!(settings.database.connections, 5);
+    assert_eq!(settings.broker.url.expose_secret(), BROKER.1);
+    assert_eq!(settings.broker.prefix, "");
+    assert_eq!(settings.broker.partitions, 16);
+    assert_eq!(settings.retention, Retention(Duration::from_hours(30 * 24)));
+    assert_eq!(settings.graces.drain, Duration::from_secs(3));
+    assert_eq!(settings.graces.finish, Duration::from_secs(5));
+    assert_eq!(settings.telemetry.filter, "info");
+    assert_eq!(settings.telemetry.format, LogFormat::Auto);
+    assert_eq!(settings.telemetry.otlp_endpoint, None);
+    assert_eq!(settings.telemetry.service_name, None);
+}
+
+#[test]
+fn every_setting_is_taken_from_its_variable() {
+    let settings = read(&[
+        DATABASE,
+        BROKER,
+        ("DATABASE_CONNECTIONS", "7"),
+        ("BROKER_PREFIX", "staging."),
+        ("PARTITIONS", "32"),
+        ("COMMAND_RETENTION_DAYS", "2"),
+        ("DRAIN_DELAY_MS", "10"),
+        ("STOP_DEADLINE_MS", "2000"),
+        ("LOG", "warn,rollcall_worker=debug"),
+        ("LOG_FORMAT", "json"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example:4317"),
+        ("OTEL_SERVICE_NAME", "directory"),
+    ])
+    .expect("settings");
+    assert_eq!(settings.database.connections, 7);
+    assert_eq!((settings.broker.prefix.as_str(), settings.broker.partitions), ("staging.", 32));
+    assert_eq!(settings.retention, Retention(Duration::from_hours(48)));
+    assert_eq!(settings.graces.drain, Duration::from_millis(10));
+    assert_eq!(settings.graces.finish, Duration::from_secs(2));
+    assert_eq!(settings.telemetry.filter, "warn,rollcall_worker=debug");
+    assert_eq!(settings.telemetry.format, LogFormat::Json);
+    assert_eq!(settings.telemetry.otlp_endpoint.as_deref(), Some("http://otel.example:4317"));
+    assert_eq!(settings.telemetry.service_name.as_deref(), Some("directory"));
+}
+
+#[test]
+fn an_empty_value_counts_as_not_set() {
+    let settings = read(&[DATABASE, BROKER, ("PARTITIONS", ""), ("OTEL_EXPORTER_OTLP_ENDPOINT", "")]);
+    assert_eq!(settings.expect("settings").broker.partitions, 16);
+    let faults = read(&[("DATABASE_URL", ""), BROKER]).expect_err("no database").to_string();
+    assert!(faults.contains("DATABASE_URL: is not set"), "{faults}");
+}
+
+#[test]
+fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
+    let faults = read(&[
+        ("DATABASE_URL", "mysql://rollcall:hunter2@db.example/rollcall"),
+        ("DATABASE_CONNECTIONS", "0"),
+        ("BROKER_PREFIX", "a b"),
+        ("PARTITIONS", "many"),
+        ("COMMAND_RETENTION_DAYS", "-1"),
+        ("DRAIN_DELAY_MS", "300001"),
+        ("STOP_DEADLINE_MS", "1.5"),
+        ("LOG", "rollcall=loud"),
+        ("LOG_FORMAT", "xml"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "otel.example:4317"),
+    ])
+    .expect_err("faults");
+    insta::assert_snapshot!(faults, @r#"
+    the environment has 11 fault(s):
+      DATABASE_URL: has the scheme "mysql"; expected postgres or postgresql; for example DATABASE_URL=postgres://rollcall:secret@127.0.0.1:5432/rollcall
+      DATABASE_CONNECTIONS: 0 is out of range; expected a whole number from 1 to 1000; for example DATABASE_CONNECTIONS=5
+      AMQP_URL: is not set; for example AMQP_URL=amqp://rollcall:secret@127.0.0.1:5672/%2f
+      BROKER_PREFIX: use at most 100 of a-z, A-Z, 0-9, ".", "_", "-"; for example BROKER_PREFIX=staging.
+      PARTITIONS: "many" is no number; expected a whole number from 1 to 1024; for example PARTITIONS=16
+      COMMAND_RETENTION_DAYS: "-1" is no number; expected a whole number from 1 to 3650; for example COMMAND_RETENTION_DAYS=30
+      DRAIN_DELAY_MS: 300001 is out of range; expected a whole number from 0 to 300000; for example DRAIN_DELAY_MS=3000
+      STOP_DEADLINE_MS: "1.5" is no number; expected a whole number from 100 to 300000; for example STOP_DEADLINE_MS=5000
+      LOG: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; for example LOG=info
+      LOG_FORMAT: "xml" is unknown; expected one of auto, json, text; for example LOG_FORMAT=auto
+      OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// or https:// and a host; for example OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317
+    "#);
+}
+
+#[test]
+fn bounds_are_part_of_what_is_allowed() {
+    let table = [
+        ("DATABASE_CONNECTIONS", "1", "1000", "0", "1001"),
+        ("PARTITIONS", "1", "1024", "0", "1025"),
+        ("COMMAND_RETENTION_DAYS", "1", "3650", "0", "3651"),
+        ("DRAIN_DELAY_MS", "0", "300000", "-1", "300001"),
+        ("STOP_DEADLINE_MS", "100", "300000", "99", "300001"),
+    ];
+    for (name, lowest, highest, below, above) in table {
+        for value in [lowest, highest] {
+            assert!(read(&[DATABASE, BROKER, (name, value)]).is_ok(), "{name}={value} is refused");
+        }
+        for value in [below, above, "99999999999999999999999", " 7", "7 "] {
+            let faults = read(&[DATABASE, BROKER, (name, value)]).expect_err(value).to_string();
+            assert!(faults.contains(name), "{name}={value}: {faults}");
+        }
+    }
+}
+
+#[test]
+fn both_schemes_of_each_server_are_accepted() {
+    for url in
+        ["postgres://u:p@h:5432/d", "postgresql://h/d", "postgres://u@h/d?sslmode=verify-full&sslrootcert=ca.pem"]
+    {
+        assert_eq!(database_url(url).expect(url).expose_secret(), url);
+    }
+    for url in ["amqp://u:p@h:5672/%2f", "amqps://u:p@h", "amqp://h/v?heartbeat=10&connection_timeout=1000"] {
+        assert_eq!(amqp_url(url).expect(url).expose_secret(), url);
+    }
+}
+
+#[test]
+fn unusable_urls_are_refused_without_their_secrets() {
+    let database = [
+        ("no URL", "hunter2", "is no URL"),
+        ("another scheme", "http://u:hunter2@h/d", r#"the scheme "http""#),
+        ("no database", "postgres://u:hunter2@h:5432", "names no database"),
+        ("no database behind the slash", "postgres://u:hunter2@h:5432/", "names no database"),
+        ("no port number", "postgres://u:hunter2@h:port/d", "is no URL"),
+        ("a misspelt parameter", "postgres://u:hunter2@h/d?sslmod=hunter2", r#"unknown parameter "sslmod""#),
+        ("a password as a parameter", "postgres://u@h/d?password=hunter2", r#"unknown parameter "password""#),
+        ("one of two parameters", "postgres://h/d?sslmode=require&ssl=hunter2", r#"unknown parameter "ssl""#),
+    ];
+    let broker = [
+        ("no URL", "hunter2", "is no URL"),
+        ("another scheme", "http://u:hunter2@h/", r#"the scheme "http""#),
+        ("no host", "amqp:hunter2", "names no host"),
+        ("an empty host", "amqp:///hunter2", "names no host"),
+        ("an IPv6 address, which the client would take for localhost", "amqp://u:hunter2@[2001:db8::1]/", "IPv6"),
+        ("an unknown parameter", "amqps://u:hunter2@h/?verify=hunter2", r#"unknown parameter "verify""#),
+        ("one of two parameters", "amqp://h/?heartbeat=5&cacertfile=hunter2", r#"unknown parameter "cacertfile""#),
+        ("no number", "amqp://u:hunter2@h/?heartbeat=hunter2", "heartbeat"),
+        ("an unknown mechanism", "amqp://u:hunter2@h/?auth_mechanism=hunter2", "auth_mechanism"),
+    ];
+    let database = database.map(|(reason, url, part)| (reason, database_url(url).map(|_| ()), part));
+    let broker = broker.map(|(reason, url, part)| (reason, amqp_url(url).map(|_| ()), part));
+    for (reason, result, part) in database.into_iter().chain(broker) {
+        let fault = result.err().unwrap_or_else(|| panic!("accepted: {reason}"));
+        assert!(fault.contains(part), "{reason}: {fault}");
+        assert!(!fault.contains("hunter2"), "{reason}: {fault}");
+    }
+}
+
+#[test]
+fn no_secret_is_shown_by_settings_or_faults() {
+    let settings = read(&[DATABASE, BROKER]).expect("settings");
+    let shown = format!("{settings:?} {settings:#?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let faults = read(&[("DATABASE_URL", "postgres://u:hunter2@h"), ("AMQP_URL", "amqp://u:hunter2@h:x/")]);
+    let faults = faults.expect_err("faults");
+    let shown = format!("{faults} {faults:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn prefixes_that_a_queue_name_cannot_carry_are_refused() {
+    let long = "x".repeat(101);
+    let table = [
+        ("a space", "a b"),
+        ("a slash", "a/b"),
+        ("a letter outside ASCII", "ä."),
+        ("a wildcard of topic exchanges", "a.#"),
+        ("101 characters", &long),
+    ];
+    for (reason, prefix) in table {
+        assert!(read(&[DATABASE, BROKER, ("BROKER_PREFIX", prefix)]).is_err(), "accepted: {reason}");
+    }
+}
+
+#[test]
+fn every_shared_example_is_a_valid_value() {
+    let variables: Vec<(&str, &str)> = SHARED.iter().map(|variable| (variable.name, variable.example)).collect();
+    read(&variables).expect("settings");
+}
+
+#[test]
+fn help_and_sample_name_every_variable() {
+    let variables: &[&Variable] = SHARED;
+    let (help, sample) = (help(variables), sample(variables));
+    for variable in variables {
+        assert!(help.contains(&format!("\n  {} [", variable.name)), "{help}");
+        let line = format!("{}={}", variable.name, variable.example);
+        let line = if variable.required { format!("\n{line}\n") } else { format!("\n# {line}\n") };
+        assert!(sample.contains(&line), "{sample}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_value_of_a_url_makes_a_panic_or_shows_a_password(rest in "\\PC{0,40}") {
+        for scheme in ["postgres", "amqp", "amqps", "ftp"] {
+            let text = format!("{scheme}://user:correcthorse@{rest}");
+            for fault in [database_url(&text).err(), amqp_url(&text).err()].into_iter().flatten() {
+                prop_assert!(!fault.contains("correcthorse"), "{}", fault);
+            }
+        }
+    }
+}

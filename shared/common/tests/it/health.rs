@@ -1,0 +1,82 @@
+//! What `/readyz` tells.
+
+use rollcall_common::health::{Ability, Health, ReadyWhen};
+use rollcall_common::shutdown::Shutdown;
+
+use crate::support::GRACES;
+
+fn health(ready_when: ReadyWhen) -> Health {
+    let health = Health::new(ready_when, Shutdown::default());
+    health.register("reads", Ability::Read);
+    health.register("writes", Ability::Write);
+    health
+}
+
+#[test]
+fn a_check_fails_until_it_was_looked_at() {
+    let health = health(ReadyWhen::All);
+    let report = health.report();
+    assert!(!report.ready);
+    assert_eq!(report.checks["reads"], "failed: not checked yet");
+    assert_eq!(report.checks["instance"], "ok: running");
+}
+
+#[test]
+fn readiness_follows_the_checks_as_it_was_told_to() {
+    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".to_owned()));
+    let table = [
+        (ReadyWhen::All, well(), well(), true),
+        (ReadyWhen::All, ill(), well(), false),
+        (ReadyWhen::All, well(), ill(), false),
+        (ReadyWhen::All, ill(), ill(), false),
+        (ReadyWhen::Any, well(), well(), true),
+        (ReadyWhen::Any, ill(), well(), true),
+        (ReadyWhen::Any, well(), ill(), true),
+        (ReadyWhen::Any, ill(), ill(), false),
+    ];
+    for (ready_when, reads, writes, ready) in table {
+        let health = health(ready_when);
+        health.set("reads", reads.clone());
+        health.set("writes", writes.clone());
+        assert_eq!(health.report().ready, ready, "{ready_when:?} {reads:?} {writes:?}");
+    }
+}
+
+#[test]
+fn one_failing_check_takes_away_its_whole_ability() {
+    let health = health(ReadyWhen::Any);
+    health.register("schema", Ability::Read);
+    health.set("reads", Ok("fine".to_owned()));
+    assert!(!health.report().ready, "reads need both their checks");
+    health.set("schema", Ok("new enough".to_owned()));
+    assert!(health.report().ready);
+}
+
+#[test]
+fn a_check_that_recovers_makes_the_instance_ready_again() {
+    let health = health(ReadyWhen::All);
+    for state in [Ok("fine".to_owned()), Err("gone".to_owned()), Ok("fine again".to_owned())] {
+        health.set("reads", state.clone());
+        health.set("writes", Ok("fine".to_owned()));
+        assert_eq!(health.report().ready, state.is_ok());
+    }
+    assert_eq!(health.report().checks["reads"], "ok: fine again");
+}
+
+#[test]
+fn a_report_for_an_unknown_check_is_ignored() {
+    let health = health(ReadyWhen::All);
+    health.set("nobody", Ok("fine".to_owned()));
+    assert!(!health.report().checks.contains_key("nobody"));
+}
+
+#[tokio::test]
+async fn an_instance_that_stops_is_not_ready() {
+    let shutdown = Shutdown::default();
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    assert!(health.report().ready);
+    shutdown.stop(GRACES).await.expect("a good end");
+    let report = health.report();
+    assert!(!report.ready);
+    assert_eq!(report.checks["instance"], "failed: stopping");
+}

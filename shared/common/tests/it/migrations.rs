@@ -1,0 +1,91 @@
+//! Migrations: again, side by side, and on a schema of a later release.
+
+use std::time::Duration;
+
+use rollcall_common::db::{MigrateError, migrate, migrations_pending, required_version};
+use sqlx::PgConnection;
+
+use crate::support::{PATIENCE, connect, database, empty_database};
+
+async fn history(connection: &mut PgConnection) -> Vec<i64> {
+    let versions = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version");
+    versions.fetch_all(connection).await.expect("the history")
+}
+
+#[tokio::test]
+async fn an_empty_database_is_brought_to_the_newest_version() {
+    let database = empty_database().await;
+    let mut connection = connect(database.url()).await;
+    let pending = migrations_pending(&mut connection).await.expect("a list");
+    assert!(pending[0].starts_with("0001 "), "{pending:?}");
+    let migrated = migrate(&mut connection, PATIENCE).await.expect("a migration");
+    assert_eq!(migrated.applied, pending);
+    assert_eq!(migrated.version, required_version());
+    assert_eq!(migrations_pending(&mut connection).await.expect("a list"), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn migrating_again_changes_nothing() {
+    let database = database().await;
+    let mut connection = connect(database.url()).await;
+    let before = history(&mut connection).await;
+    let migrated = migrate(&mut connection, PATIENCE).await.expect("a migration");
+    assert_eq!(migrated.applied, Vec::<String>::new());
+    assert_eq!(migrated.version, required_version());
+    assert_eq!(history(&mut connection).await, before);
+}
+
+#[tokio::test]
+async fn two_migrators_at_once_both_succeed_and_each_migration_runs_once() {
+    let database = empty_database().await;
+    let (mut one, mut two) = (connect(database.url()).await, connect(database.url()).await);
+    let (first, second) = tokio::join!(migrate(&mut one, PATIENCE), migrate(&mut two, PATIENCE));
+    let (first, second) = (first.expect("a migration"), second.expect("a migration"));
+    assert_eq!((first.version, second.version), (required_version(), required_version()));
+    let applied = first.applied.len() + second.applied.len();
+    assert_eq!(applied, history(&mut one).await.len());
+    assert!(first.applied.is_empty() || second.applied.is_empty(), "they took turns");
+}
+
+#[tokio::test]
+async fn a_schema_of_a_later_release_is_left_alone() {
+    let database = database().await;
+    let mut connection = connect(database.url()).await;
+    let later = required_version() + 1000;
+    let insert = "
+        INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES ($1, 'later', true, '', 0)
+    ";
+    sqlx::query(insert).bind(later).execute(&mut connection).await.expect("a row");
+    let migrated = migrate(&mut connection, PATIENCE).await.expect("a migration");
+    assert_eq!(migrated.applied, Vec::<String>::new());
+    assert_eq!(migrated.version, later);
+}
+
+#[tokio::test]
+async fn a_migration_that_was_changed_after_it_ran_is_refused_and_the_lock_is_free_again() {
+    let database = database().await;
+    let mut connection = connect(database.url()).await;
+    let change = "UPDATE _sqlx_migrations SET checksum = 'changed' WHERE version = 1";
+    sqlx::query(change).execute(&mut connection).await.expect("a change");
+    let refused = migrate(&mut connection, PATIENCE).await.expect_err("a refusal");
+    assert!(matches!(refused, MigrateError::Migration(_)), "{refused}");
+    let mut other = connect(database.url()).await;
+    let refused = migrate(&mut other, Duration::ZERO).await.expect_err("a refusal");
+    assert!(matches!(refused, MigrateError::Migration(_)), "the lock was kept: {refused}");
+}
+
+#[tokio::test]
+async fn a_migrator_that_waits_too_long_says_that_another_one_runs() {
+    let database = empty_database().await;
+    let mut holder = connect(database.url()).await;
+    // "rollcall" in ASCII: part of the contract between releases that migrate at once.
+    let lock = i64::from_be_bytes(*b"rollcall");
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(lock).execute(&mut holder).await.expect("the lock");
+    let mut waiter = connect(database.url()).await;
+    let busy = migrate(&mut waiter, Duration::ZERO).await.expect_err("busy");
+    assert!(matches!(busy, MigrateError::Busy(Duration::ZERO)), "{busy}");
+    drop(holder);
+    let migrated = migrate(&mut waiter, PATIENCE).await.expect("its turn after the holder is gone");
+    assert_eq!(migrated.version, required_version());
+}

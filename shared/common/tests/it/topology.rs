@@ -1,0 +1,87 @@
+//! Exchanges and queues: declared again, and in the way.
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use rollcall_common::broker::TopologyError;
+
+use crate::support::{Deployment, stack};
+
+#[tokio::test]
+async fn declaring_again_is_fine() {
+    let deployment = Deployment::new(2);
+    let connection = deployment.connect().await;
+    for _ in 0..2 {
+        deployment.topology.declare(&connection).await.expect("a topology");
+    }
+    let channel = connection.create_channel().await.expect("a channel");
+    deployment.topology.declare_partition(&channel, 1).await.expect("a partition");
+    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    for queue in [deployment.name("commands.0"), deployment.name("commands.1"), deployment.name("dead-letters")] {
+        channel.queue_declare(queue.into(), look, FieldTable::default()).await.expect("a queue");
+    }
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_named() {
+    let deployment = Deployment::new(2);
+    let connection = deployment.connect().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let queue = deployment.name("commands.1");
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.expect("a classic queue");
+
+    let fault = deployment.topology.declare(&connection).await.expect_err("a mismatch");
+    assert!(matches!(&fault, TopologyError::Mismatch { kind: "queue", name, .. } if *name == queue), "{fault}");
+    let text = fault.to_string();
+    for part in [&format!("rabbitmqctl delete_queue {queue}"), "BROKER_PREFIX", "inequivalent arg"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_of_another_kind_is_named() {
+    let deployment = Deployment::new(1);
+    let connection = deployment.connect().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let exchange = deployment.name("commands");
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    let declared =
+        channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default());
+    declared.await.expect("a topic exchange");
+
+    let fault = deployment.topology.declare(&connection).await.expect_err("a mismatch");
+    assert!(matches!(&fault, TopologyError::Mismatch { kind: "exchange", name, .. } if *name == exchange), "{fault}");
+    assert!(!fault.to_string().contains("delete_queue"), "the mend of a queue: {fault}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_is_no_mismatch() {
+    let deployment = Deployment::new(1);
+    let connection = deployment.connect().await;
+    connection.close(200, "done".into()).await.expect("an end");
+    let fault = deployment.topology.declare(&connection).await.expect_err("no connection");
+    assert!(matches!(fault, TopologyError::Broker { .. }), "{fault}");
+}
+
+#[tokio::test]
+async fn every_argument_of_a_partition_is_in_force() {
+    let deployment = Deployment::new(1);
+    deployment.topology.declare(&deployment.connect().await).await.expect("a topology");
+    let listing = stack().rabbitmq.ctl(&["-q", "list_queues", "name", "durable", "arguments"]).expect("a listing");
+    let queue = deployment.name("commands.0");
+    let line = listing.lines().find(|line| line.starts_with(&queue)).expect("the queue").to_owned();
+    let dead_letters = deployment.name("dead-letters");
+    for part in [
+        "true",
+        r#""x-queue-type","quorum""#,
+        r#""x-single-active-consumer",true"#,
+        r#""x-delivery-limit",1000"#,
+        &format!(r#""x-dead-letter-exchange","{dead_letters}""#),
+        r#""x-dead-letter-strategy","at-least-once""#,
+        r#""x-overflow","reject-publish""#,
+        r#""x-max-length",100000"#,
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+}
