@@ -4,16 +4,17 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
+# The image's own toolchain: rust-toolchain.toml also asks for components that a build does not need.
+ENV RUSTUP_TOOLCHAIN=1.95.0
 # The cache mounts keep the registry and every compiled dependency between builds; only what changed is compiled again.
-# The toolchain is the image's, so that nothing is downloaded for rust-toolchain.toml.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    RUSTUP_TOOLCHAIN="$(rustup show active-toolchain | cut -d' ' -f1)" \
     cargo build --release --locked --package rollcall-ops --bin rollcall \
     && install -D target/release/rollcall /out/rollcall
 
 FROM debian:bookworm-slim
-# Trust anchors for TLS to the database, the broker and the trace backend.
+# Trust anchors for TLS to the database, the broker and the trace backend: always the newest.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*

@@ -38,7 +38,13 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('ensure_command_day'));
-    IF to_regclass(partition) IS NOT NULL THEN
+    -- Asked of the catalog's rows: to_regclass answers from this session's cache, which waiting for the lock does not renew.
+    IF EXISTS (
+        SELECT
+        FROM pg_inherits
+        JOIN pg_class ON pg_class.oid = pg_inherits.inhrelid
+        WHERE pg_inherits.inhparent = 'commands'::regclass AND pg_class.relname = partition
+    ) THEN
         RETURN;
     END IF;
     -- Outcomes update the row that deduplication inserted; the free space keeps that on the same page.

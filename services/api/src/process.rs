@@ -1,13 +1,11 @@
 //! How the API's parts are put together.
 
-use anyhow::Context;
 use common::broker::supervise;
 use common::config::Reader;
 use common::db::{Pool, monitor, observe_pool};
 use common::health::{Ability, Health};
 use common::http;
 use common::shutdown::Shutdown;
-use common::telemetry::Telemetry;
 use poem::EndpointExt;
 use tracing::info;
 
@@ -20,15 +18,9 @@ use crate::settings::ApiSettings;
 /// When the settings are faulty, it cannot start, or it does not end well.
 pub async fn main() -> anyhow::Result<()> {
     let settings = ApiSettings::read(Reader::from_process())?;
-    let telemetry = Telemetry::start(&settings.service.telemetry, "rollcall-api")?;
-    let shutdown = Shutdown::default();
-    let graces = settings.service.graces;
-    let pool = start(&shutdown, settings).await.context("failed to start the API")?;
-    let end = shutdown.run(graces).await;
-    pool.close().await;
-    info!("stopped");
-    telemetry.flush().await;
-    Ok(end?)
+    let service = settings.service.clone();
+    common::process::run("rollcall-api", &service, async |shutdown| start(shutdown, settings).await).await?;
+    Ok(())
 }
 
 /// Starts every part; the pool is closed last.

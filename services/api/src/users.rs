@@ -230,7 +230,7 @@ fn next_link(wanted: &Wanted, cursor: &str, limit: u32) -> String {
         query.append_pair("email", email);
     }
     if let Some(status) = wanted.status {
-        
+        query.append_pair("status", status.as_str());
     }
     format!("</v1/users?{}>; rel=\"next\"", query.finish())
 }

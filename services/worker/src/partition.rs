@@ -5,11 +5,13 @@
 //! messages, so the order breaks. Closing the channel returns them first. It is also how the worker pauses: holding
 //! deliveries while the database is away would run into the broker's acknowledgement timeout.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
+use common::command::{CommandId, Envelope};
 use common::db::DatabaseState;
 use common::health::Health;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -28,6 +30,7 @@ use crate::dead_letters::DeadLetters;
 use crate::delivery::{BatchSpans, decode};
 use crate::instruments::Instruments;
 use crate::replies::Replies;
+use crate::users::Outcome;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -193,10 +196,7 @@ impl Partition {
         Ok(())
     }
 
-    async fn apply(
-        &mut self,
-        commands: &[common::command::Envelope],
-    ) -> Result<std::collections::HashMap<common::command::CommandId, crate::users::Outcome>, ApplyError> {
+    async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let mut tries = 1;
         loop {
             match self.applier.apply(commands).await {
@@ -206,10 +206,14 @@ impl Partition {
                     tries += 1;
                 }
                 Err(error @ (ApplyError::Deployment(_) | ApplyError::Command { .. })) => {
-                    self.health.set("partitions", Err(chain(&error)));
+                    self.health.set("applying", Err(chain(&error)));
                     return Err(error);
                 }
-                end => return end,
+                Ok(outcomes) => {
+                    self.health.set("applying", Ok("the last batch went through".to_owned()));
+                    return Ok(outcomes);
+                }
+                Err(error) => return Err(error),
             }
         }
     }

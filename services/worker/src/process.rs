@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
-use anyhow::Context;
 use common::broker::{Publisher, Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, monitor};
 use common::health::{Ability, Health, ReadyWhen};
 use common::http;
 use common::shutdown::Shutdown;
-use common::telemetry::Telemetry;
 use poem::EndpointExt;
 use tracing::info;
 
@@ -27,15 +25,9 @@ use crate::settings::WorkerSettings;
 /// When the settings are faulty, it cannot start, or it does not end well.
 pub async fn main() -> anyhow::Result<()> {
     let settings = WorkerSettings::read(Reader::from_process())?;
-    let telemetry = Telemetry::start(&settings.service.telemetry, "rollcall-worker")?;
-    let shutdown = Shutdown::default();
-    let graces = settings.service.graces;
-    let pool = start(&shutdown, settings).await.context("failed to start the worker")?;
-    let end = shutdown.run(graces).await;
-    pool.close().await;
-    info!("stopped");
-    telemetry.flush().await;
-    Ok(end?)
+    let service = settings.service.clone();
+    common::process::run("rollcall-worker", &service, async |shutdown| start(shutdown, settings).await).await?;
+    Ok(())
 }
 
 /// Starts every part; the pool is closed last.
@@ -55,6 +47,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
 
     health.register("partitions", Ability::Write);
+    health.register("applying", Ability::Write);
+    health.set("applying", Ok("nothing stands in the way".to_owned()));
     let consumed = Arc::new(AtomicU16::new(0));
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {

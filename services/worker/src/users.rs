@@ -59,10 +59,10 @@ pub async fn apply_wave(
         judged.extend(update(conn, &updates).await?);
     }
     if !suspends.is_empty() {
-        judged.extend(suspend(conn, &suspends).await?);
+        judged.extend(change_status(conn, &suspends, "suspended", Rejection::AlreadySuspended).await?);
     }
     if !reactivates.is_empty() {
-        judged.extend(reactivate(conn, &reactivates).await?);
+        judged.extend(change_status(conn, &reactivates, "active", Rejection::NotSuspended).await?);
     }
     if !creates.is_empty() {
         judged.extend(create(conn, &creates).await?);
@@ -194,7 +194,13 @@ async fn delete(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<J
     .await
 }
 
-async fn suspend(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
+/// Makes users `status`, which rejects those who are that already with `already`.
+async fn change_status(
+    conn: &mut PgConnection,
+    commands: &[&Envelope],
+    status: &str,
+    already: Rejection,
+) -> Result<Vec<Judged>, sqlx::Error> {
     let (ids, versions) = targets(commands);
     sqlx::query_as!(
         Judged,
@@ -206,14 +212,17 @@ async fn suspend(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<
                 CASE
                     WHEN users.id IS NULL THEN 'user-not-found'
                     WHEN input.if_match <> users.version THEN 'version-lost'
-                    WHEN users.status = 'suspended' THEN 'already-suspended'
+                    WHEN users.status = $3 THEN $4
                 END AS reason
             FROM unnest($1::uuid[], $2::bigint[]) AS input (id, if_match)
             LEFT JOIN users ON users.id = input.id
         ),
         changed AS (
             UPDATE users
-            SET status = 'suspended', suspended_at = now(), version = users.version + 1, updated_at = now()
+            SET status = $3,
+                suspended_at = CASE WHEN $3 = 'suspended' THEN now() END,
+                version = users.version + 1,
+                updated_at = now()
             FROM judged
             WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
             RETURNING users.id, users.version
@@ -224,41 +233,8 @@ async fn suspend(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<
         "#,
         &ids,
         &versions as &[Option<i64>],
-    )
-    .fetch_all(conn)
-    .await
-}
-
-async fn reactivate(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
-    let (ids, versions) = targets(commands);
-    sqlx::query_as!(
-        Judged,
-        r#"
-        WITH judged AS (
-            SELECT
-                input.id,
-                users.version,
-                CASE
-                    WHEN users.id IS NULL THEN 'user-not-found'
-                    WHEN input.if_match <> users.version THEN 'version-lost'
-                    WHEN users.status = 'active' THEN 'not-suspended'
-                END AS reason
-            FROM unnest($1::uuid[], $2::bigint[]) AS input (id, if_match)
-            LEFT JOIN users ON users.id = input.id
-        ),
-        changed AS (
-            UPDATE users
-            SET status = 'active', suspended_at = NULL, version = users.version + 1, updated_at = now()
-            FROM judged
-            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
-            RETURNING users.id, users.version
-        )
-        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
-        FROM judged
-        LEFT JOIN changed ON changed.id = judged.id
-        "#,
-        &ids,
-        &versions as &[Option<i64>],
+        status,
+        already.as_str(),
     )
     .fetch_all(conn)
     .await

@@ -8,6 +8,7 @@
 //! 6. [`db`]: URL, pool, migrations, and the monitor behind readiness.
 //! 7. [`broker`]: the supervised connection, the topology, the confirmed publisher.
 //! 8. [`telemetry`]: logs, traces, metrics.
+//! 9. [`process`]: the order in which a service begins and ends.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
@@ -17,5 +18,6 @@ pub mod config;
 pub mod db;
 pub mod health;
 pub mod http;
+pub mod process;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,6 +1,8 @@
 //! Request bodies that are refused, and what the client is told.
 
-use rollcall_api::problem::ProblemKind::{self, BodyTooLarge, BrokerUnavailable, InvalidRequest, UnsupportedMediaType};
+use rollcall_api::problem::ProblemKind::{
+    self, BodyTooLarge, BrokerUnavailable, InvalidRequest, UnsupportedMediaType, UserNotFound,
+};
 use serde_json::json;
 
 use crate::support::{App, request};
@@ -138,6 +140,12 @@ async fn a_patch_body_that_is_not_valid_is_refused_before_publishing() {
         ),
     ];
     check("PATCH", USER, rows).await;
+}
+
+#[tokio::test]
+async fn a_change_of_a_user_who_cannot_exist_is_not_published() {
+    let rows: Vec<Row> = vec![("version 4", MERGE, ADA.as_bytes().to_vec(), UserNotFound, &[])];
+    check("PATCH", "/v1/users/9c5b94b1-35ad-49bb-b118-8e8fc24abf80", rows).await;
 }
 
 #[tokio::test]

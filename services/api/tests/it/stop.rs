@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use common::shutdown::{Graces, Phase};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::sockets::{Client, server};
 
 const PING: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
-const GRACES: Graces = Graces { drain: Duration::from_millis(500), finish: Duration::from_secs(5) };
+const GRACES: Graces = Graces { drain: Duration::from_secs(1), finish: Duration::from_secs(5) };
 
 fn says_close(answer: &str) -> bool {
     answer.to_lowercase().contains("\r\nconnection: close\r\n")
@@ -47,9 +48,8 @@ async fn a_request_in_flight_is_finished_although_the_listener_is_closed() {
     let finishing = async {
         shutdown.reached(Phase::Stopping).await;
         // The listener closes a moment after the phase begins.
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        let refusing = async { while TcpStream::connect(address).await.is_ok() {} };
+        timeout(GRACES.finish, refusing).await.expect("a closed listener");
         client.write(body).await;
         let answer = client.answer(true).await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("/problems/broker-unavailable"), "{answer}");

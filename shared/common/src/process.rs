@@ -1,0 +1,50 @@
+//! The order in which a service begins and ends, the same for both: telemetry first and last, the pool last but one.
+
+use std::error::Error;
+
+use tracing::info;
+
+use crate::config::ServiceSettings;
+use crate::db::Pool;
+use crate::shutdown::{Shutdown, StopError};
+use crate::telemetry::{Telemetry, TelemetryError};
+
+/// Why a service ended with exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not log or trace.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// It could not start.
+    #[error("failed to start {0}")]
+    Start(&'static str, #[source] Box<dyn Error + Send + Sync>),
+    /// It started, and did not end well.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+}
+
+/// Runs a service until a signal or a failure. `start` begins every part and gives the pool, which closes when all parts
+/// have ended; telemetry is flushed after that.
+///
+/// # Errors
+/// See [`ProcessError`].
+pub async fn run<E: Into<Box<dyn Error + Send + Sync>>>(
+    name: &'static str,
+    settings: &ServiceSettings,
+    start: impl AsyncFnOnce(&Shutdown) -> Result<Pool, E>,
+) -> Result<(), ProcessError> {
+    let telemetry = Telemetry::start(&settings.telemetry, name)?;
+    let shutdown = Shutdown::default();
+    let graces = settings.graces;
+    let outcome = match start(&shutdown).await {
+        Ok(pool) => {
+            let end = shutdown.run(graces).await;
+            pool.close().await;
+            info!("stopped");
+            end.map_err(ProcessError::Stop)
+        }
+        Err(error) => Err(ProcessError::Start(name, error.into())),
+    };
+    telemetry.flush().await;
+    outcome
+}
