@@ -90,8 +90,8 @@ impl Acceptor {
             None => Ok(Accepted::Pending(pending)),
             Some(decided) => match decided.decision {
                 Decision::Succeeded => Ok(Accepted::Succeeded(decided.into())),
-                Decision::Rejected(rejection) => Err(rejection.into()),
-                Decision::Parked => Err(Problem::new(ProblemKind::CommandParked)),
+                Decision::Rejected(rejection) => Err(Problem::from(rejection).of_command(envelope.id)),
+                Decision::Parked => Err(Problem::new(ProblemKind::CommandParked).of_command(envelope.id)),
             },
         }
     }

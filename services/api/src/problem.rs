@@ -147,7 +147,7 @@ struct ProblemDocument {
     /// Each fault of the request.
     #[oai(skip_serializing_if_is_empty)]
     errors: Vec<FieldFault>,
-    /// The command whose outcome is unknown.
+    /// The command that was accepted, or may have been.
     #[oai(skip_serializing_if_is_none)]
     command_id: Option<String>,
 }
@@ -176,12 +176,19 @@ impl Problem {
         self
     }
 
+    /// Names the command concerned.
+    #[must_use]
+    pub fn of_command(mut self, id: CommandId) -> Self {
+        self.command_id = Some(id);
+        self
+    }
+
     /// A command that was not accepted.
     pub fn not_accepted(error: &PublishError, id: CommandId) -> Self {
         match error {
             PublishError::Unavailable(_) | PublishError::Unroutable => Self::new(ProblemKind::BrokerUnavailable),
             PublishError::Full | PublishError::Refused => Self::new(ProblemKind::Overloaded),
-            PublishError::Unknown => Self { command_id: Some(id), ..Self::new(ProblemKind::OutcomeUnknown) },
+            PublishError::Unknown => Self::new(ProblemKind::OutcomeUnknown).of_command(id),
         }
     }
 

@@ -48,8 +48,7 @@ impl Waiting {
 
     /// Begins to wait; before the command is published, so that no hint comes too early.
     pub(crate) fn enter(&self, id: CommandId) -> Waiter {
-        let hint = Arc::new(Notify::new());
-        self.waiters.insert(id, Arc::clone(&hint));
+        let hint = Arc::clone(&self.waiters.entry(id).or_default());
         Waiter { id, hint, waiters: Arc::clone(&self.waiters) }
     }
 
@@ -68,7 +67,8 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.waiters.remove(&self.id);
+        // The last of them: only the map and this one hold it.
+        self.waiters.remove_if(&self.id, |_, hint| Arc::strong_count(hint) <= 2);
     }
 }
 
@@ -120,6 +120,8 @@ async fn open(connection: &Connection) -> lapin::Result<(ShortString, Consumer)>
 fn wake(waiters: &DashMap<CommandId, Arc<Notify>>, delivery: &Delivery) {
     let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
     if let Some(waiter) = id.and_then(|id: CommandId| waiters.get(&id)) {
+        waiter.notify_waiters();
+        // Kept for one that is not waiting yet because it still waits for its confirm.
         waiter.notify_one();
     }
 }

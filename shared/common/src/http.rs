@@ -4,6 +4,7 @@
 //! It never times out a head that is sent half, spins when accepting fails, limits neither connections nor HTTP/2
 //! streams, and drops its listener the moment a stop begins.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,17 +20,24 @@ use hyper_util::server::graceful::GracefulShutdown;
 use poem::endpoint::{BoxEndpoint, Endpoint};
 use poem::http::StatusCode;
 use poem::web::{LocalAddr, RemoteAddr};
-use poem::{Addr, IntoResponse, Response, Route, get, handler};
+use poem::{Addr, Response, Route, get, handler};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::{debug, info, warn};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug, info, warn};
 
 use crate::health::{Health, Report};
 use crate::shutdown::{Phase, Shutdown, Tier};
+use crate::telemetry::{TraceId, continue_trace};
 
 /// Connections that one process serves at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 10_000;
+/// For the head of a request; on a new connection it runs from the accept, because finding out the version of HTTP has no
+/// deadline of its own in hyper-util.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a quiet HTTP/2 connection is asked whether its peer still lives.
+const HTTP2_PING: Duration = Duration::from_secs(20);
 const MAX_HTTP2_STREAMS: u32 = 200;
 /// After a failed accept, such as for want of file descriptors: trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -95,15 +103,18 @@ fn serve_connection(
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_HTTP2_STREAMS);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_HTTP2_STREAMS).keep_alive_interval(HTTP2_PING);
     let local =
         stream.local_addr().map_or_else(|_| LocalAddr::default(), |address| LocalAddr(Addr::SocketAddr(address)));
     let endpoint = Arc::clone(endpoint);
     let phase = shutdown.clone();
+    let spoken = CancellationToken::new();
+    let speaking = spoken.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let endpoint = Arc::clone(&endpoint);
         let request = (request, local.clone(), RemoteAddr(Addr::SocketAddr(remote)), Scheme::HTTP).into();
         let phase = phase.clone();
+        speaking.cancel();
         async move {
             let mut response = endpoint.get_response(request).await;
             // HTTP/2 says it with GOAWAY; there the header would be an error, and hyper drops it.
@@ -116,8 +127,16 @@ fn serve_connection(
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     let connection = graceful.watch(connection);
     shutdown.track(Tier::Front, async move {
-        if let Err(error) = connection.await {
-            debug!(error, %remote, "connection ended with an error");
+        let silent = async {
+            if timeout(HEADER_DEADLINE, spoken.cancelled()).await.is_ok() {
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = connection => if let Err(error) = ended {
+                debug!(error, %remote, "connection ended with an error");
+            },
+            () = silent => debug!(%remote, "connection ended: no request in time"),
         }
         drop(permit);
     });
@@ -147,12 +166,12 @@ struct Readyz(Health);
 impl Endpoint for Readyz {
     type Output = Response;
 
-    async fn call(&self, _: poem::Request) -> poem::Result<Response> {
-        Ok(readiness(&self.0.report()).into_response())
+    async fn call(&self, request: poem::Request) -> poem::Result<Response> {
+        Ok(readiness(&self.0.report(), continue_trace(&Span::none(), request.headers())))
     }
 }
 
-fn readiness(report: &Report) -> Response {
+fn readiness(report: &Report, trace_id: TraceId) -> Response {
     let (status, content_type, body) = if report.ready {
         (StatusCode::OK, "application/json", serde_json::to_value(report).unwrap_or_default())
     } else {
@@ -160,11 +179,14 @@ fn readiness(report: &Report) -> Response {
             "type": "/problems/not-ready",
             "title": "The instance is not ready",
             "status": 503,
+            "trace_id": trace_id.to_string(),
             "checks": report.checks,
         });
         (StatusCode::SERVICE_UNAVAILABLE, "application/problem+json", problem)
     };
     // Indented, so that a person sees one line per check.
     let body = format!("{body:#}\n");
-    Response::builder().status(status).content_type(content_type).header("cache-control", "no-store").body(body)
+    let response = Response::builder().status(status).content_type(content_type).header("cache-control", "no-store");
+    let response = if report.ready { response } else { response.header("retry-after", 1) };
+    response.body(body)
 }
