@@ -2,13 +2,13 @@
 //!
 //! A hint may be lost, so whoever waits also looks by itself from time to time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::broker::{Link, LinkState};
 use common::command::CommandId;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
-use dashmap::DashMap;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
@@ -21,10 +21,21 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A broker that has just started can leave a request unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Who waits for which command. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+struct Waiters(Arc<Mutex<HashMap<CommandId, Arc<Notify>>>>);
+
+impl Waiters {
+    /// Held for a look-up only, never over an await.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<CommandId, Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The waiters of this instance. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
-    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+    waiters: Waiters,
     reply_to: watch::Receiver<Option<ShortString>>,
 }
 
@@ -33,23 +44,23 @@ pub(crate) struct Waiting {
 pub(crate) struct Waiter {
     id: CommandId,
     hint: Arc<Notify>,
-    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+    waiters: Waiters,
 }
 
 impl Waiting {
     /// Starts the task that receives hints; it ends when the process closes.
     pub(crate) fn start(shutdown: &Shutdown, link: Link) -> Self {
-        let waiters = Arc::new(DashMap::new());
+        let waiters = Waiters::default();
         let (sender, reply_to) = watch::channel(None);
-        let receiving = receive(shutdown.clone(), link, Arc::clone(&waiters), sender);
+        let receiving = receive(shutdown.clone(), link, waiters.clone(), sender);
         shutdown.supervise("reply hints", Tier::Back, receiving);
         Self { waiters, reply_to }
     }
 
     /// Begins to wait; before the command is published, so that no hint comes too early.
     pub(crate) fn enter(&self, id: CommandId) -> Waiter {
-        let hint = Arc::clone(&self.waiters.entry(id).or_default());
-        Waiter { id, hint, waiters: Arc::clone(&self.waiters) }
+        let hint = Arc::clone(self.waiters.lock().entry(id).or_default());
+        Waiter { id, hint, waiters: self.waiters.clone() }
     }
 
     /// The queue for hints; none while the broker is away.
@@ -68,14 +79,17 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         // The last of them: only the map and this one hold it.
-        self.waiters.remove_if(&self.id, |_, hint| Arc::strong_count(hint) <= 2);
+        let mut waiters = self.waiters.lock();
+        if Arc::strong_count(&self.hint) <= 2 {
+            waiters.remove(&self.id);
+        }
     }
 }
 
 async fn receive(
     shutdown: Shutdown,
     mut link: Link,
-    waiters: Arc<DashMap<CommandId, Arc<Notify>>>,
+    waiters: Waiters,
     reply_to: watch::Sender<Option<ShortString>>,
 ) -> TaskResult {
     loop {
@@ -117,9 +131,10 @@ async fn open(connection: &Connection) -> lapin::Result<(ShortString, Consumer)>
     Ok((queue, consumer))
 }
 
-fn wake(waiters: &DashMap<CommandId, Arc<Notify>>, delivery: &Delivery) {
+fn wake(waiters: &Waiters, delivery: &Delivery) {
     let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
-    if let Some(waiter) = id.and_then(|id: CommandId| waiters.get(&id)) {
+    let waiter = id.and_then(|id: CommandId| waiters.lock().get(&id).cloned());
+    if let Some(waiter) = waiter {
         waiter.notify_waiters();
         // Kept for one that is not waiting yet because it still waits for its confirm.
         waiter.notify_one();
