@@ -2,6 +2,7 @@
 
 use common::command::{Email, Name};
 use poem_openapi::payload::Json;
+use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -56,6 +57,7 @@ pub struct UserPage {
 
 /// A user to create
 #[derive(Debug, Object)]
+#[oai(example)]
 pub(crate) struct NewUser {
     /// An e-mail address in ASCII; unique without regard to letter case.
     #[oai(validator(max_length = 254))]
@@ -67,6 +69,7 @@ pub(crate) struct NewUser {
 
 /// What to change (RFC 7396); at least one member, and none can be removed
 #[derive(Debug, Object)]
+#[oai(example, skip_serializing_if_is_none)]
 pub(crate) struct UserPatch {
     /// The new e-mail address.
     #[oai(validator(max_length = 254))]
@@ -74,6 +77,18 @@ pub(crate) struct UserPatch {
     /// The new name.
     #[oai(validator(min_length = 1, max_length = 200))]
     name: Option<String>,
+}
+
+impl Example for NewUser {
+    fn example() -> Self {
+        Self { email: "ada@example.org".to_owned(), name: "Ada".to_owned() }
+    }
+}
+
+impl Example for UserPatch {
+    fn example() -> Self {
+        Self { email: None, name: Some("Ada Lovelace".to_owned()) }
+    }
 }
 
 impl Checked for NewUser {

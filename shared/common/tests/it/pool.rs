@@ -58,9 +58,9 @@ async fn a_pool_never_uses_more_connections_than_its_size() {
     for user in 0..50 {
         let pool = pool.clone();
         users.spawn(async move {
-            for round in 0..4 {
+            for round in 0..6 {
                 let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
-                if (user + round) % 4 == 0 {
+                if (user + round) % 10 == 0 {
                     // Given up in the middle of its statement.
                     let sleep = sqlx::query("SELECT pg_sleep(0.3) AS given_up").execute(&mut *lease);
                     let _ = within(Duration::from_millis(5), sleep).await;
