@@ -15,7 +15,7 @@ use local_stack::{Options, Stack};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::Connection;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use crate::say;
 
@@ -53,7 +53,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         local_stack::erase(&folder)?;
         say(format_args!("Removed {}", folder.display()));
     }
-    let mut interrupts = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut interrupts = Interrupts::listen()?;
     let reader = Reader::from_process();
     let options = Options {
         database_url: reader.raw("DATABASE_URL").map(str::to_owned),
@@ -62,27 +62,33 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         progress: Arc::new(|line| say(line)),
         ..Options::new(&folder)
     };
-    let stack = tokio::task::spawn_blocking(move || Stack::start(options)).await??;
-    let outcome = tokio::select! {
-        outcome = serve(&stack, &folder, arguments.port) => outcome,
-        _ = interrupts.0.recv() => Ok(()),
-        _ = interrupts.1.recv() => Ok(()),
+    let mut starting = tokio::task::spawn_blocking(move || Stack::start(options));
+    let stack = tokio::select! {
+        stack = &mut starting => stack??,
+        () = interrupts.next() => {
+            say("Stopping as soon as what was begun is in order …");
+            let stack = starting.await??;
+            return stop_servers(stack).await;
+        }
     };
-    say("Stopping PostgreSQL and RabbitMQ …");
+    let outcome = serve(&stack, &folder, arguments.port, &mut interrupts).await;
+    stop_servers(stack).await.and(outcome)
+}
+
+async fn stop_servers(stack: Stack) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || stack.stop()).await?;
     say("Stopped. Data stays for the next `rollcall up`; `rollcall up --fresh` starts over.");
-    outcome
+    Ok(())
 }
 
 /// Migrates, runs both services, and comes back when one of them ended or a signal came.
-async fn serve(stack: &Stack, folder: &Path, preferred: u16) -> anyhow::Result<()> {
+async fn serve(stack: &Stack, folder: &Path, preferred: u16, interrupts: &mut Interrupts) -> anyhow::Result<()> {
     migrate(stack.postgres.url()).await?;
     let port = free_port(preferred)?;
     let worker_port = free_port(0)?;
     let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &[("PORT", port.to_string())])?;
     let listen = ("WORKER_LISTEN", format!("127.0.0.1:{worker_port}"));
     let mut worker = start(stack, folder, "worker", format!("http://127.0.0.1:{worker_port}"), &[listen])?;
-    let mut interrupts = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let running = async {
         ready(&mut api).await?;
         ready(&mut worker).await?;
@@ -94,12 +100,30 @@ async fn serve(stack: &Stack, folder: &Path, preferred: u16) -> anyhow::Result<(
     };
     let outcome = tokio::select! {
         outcome = running => outcome,
-        _ = interrupts.0.recv() => Ok(()),
-        _ = interrupts.1.recv() => Ok(()),
+        () = interrupts.next() => Ok(()),
     };
     say("\nStopping the API and the worker …");
     let stopped = tokio::join!(stop(stack, api), stop(stack, worker));
     outcome.and(stopped.0).and(stopped.1)
+}
+
+/// Ctrl-C, or the request to end.
+struct Interrupts {
+    interrupt: Signals,
+    terminate: Signals,
+}
+
+impl Interrupts {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 async fn migrate(url: &str) -> anyhow::Result<()> {

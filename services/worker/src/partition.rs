@@ -6,8 +6,7 @@
 //! deliveries while the database is away would run into the broker's acknowledgement timeout.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
@@ -52,7 +51,7 @@ pub(crate) struct Partition {
     pub(crate) instruments: Instruments,
     pub(crate) health: Health,
     /// How many partitions of this process consume, for readiness.
-    pub(crate) consumed: Arc<AtomicU16>,
+    pub(crate) consumed: Arc<Mutex<u16>>,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -219,8 +218,10 @@ impl Partition {
     }
 
     fn report(&self, change: i16) {
-        let before = self.consumed.fetch_add(change.cast_unsigned(), Ordering::Relaxed);
-        let (now, all) = (before.wrapping_add_signed(change), self.topology.partitions());
+        // Held over the report, so that reports come in the order of the counts.
+        let mut consumed = self.consumed.lock().unwrap_or_else(PoisonError::into_inner);
+        *consumed = consumed.saturating_add_signed(change);
+        let (now, all) = (*consumed, self.topology.partitions());
         let line = format!("consuming {now} of {all}");
         self.health.set("partitions", if now == all { Ok(line) } else { Err(line) });
     }

@@ -1,7 +1,6 @@
 //! How the worker's parts are put together.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, Mutex};
 
 use common::broker::{Publisher, Topology, supervise};
 use common::config::Reader;
@@ -49,7 +48,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     health.register("partitions", Ability::Write);
     health.register("applying", Ability::Write);
     health.set("applying", Ok("nothing stands in the way".to_owned()));
-    let consumed = Arc::new(AtomicU16::new(0));
+    let consumed = Arc::new(Mutex::new(0));
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {
         let partition = Partition {

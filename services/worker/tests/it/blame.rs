@@ -1,8 +1,10 @@
 //! Who is at fault, asked with errors of the real server.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use common::db::{DbError, Pool};
 use rollcall_worker::blame::ApplyError;
-use std::time::Duration;
 
 use crate::support::Database;
 
@@ -68,7 +70,7 @@ async fn every_sqlstate_has_somebody_to_blame() {
     for (reason, sql, sqlstate, fault) in table {
         let raised = sqlx::raw_sql(sqlx::AssertSqlSafe(format!("BEGIN; {sql}"))).execute(&mut database.conn).await;
         let error = raised.expect_err(reason);
-        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(|code| code.into_owned());
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(Cow::into_owned);
         assert_eq!(code.as_deref(), Some(sqlstate), "{reason}");
         let error = ApplyError::from(error);
         assert_eq!(kind(&error), fault, "{reason}");

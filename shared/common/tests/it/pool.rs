@@ -144,7 +144,7 @@ async fn a_deadline_closes_the_connection_and_frees_its_place() {
     assert_eq!(pool.status(), PoolStatus { size: 1, in_use: 0, idle: 0 });
     eventually("the server noticed", async || sessions(&mut witness).await == 0).await;
 
-    let mut lease = pool.acquire(Duration::from_secs(1)).await.expect("the place is free");
+    let mut lease = pool.acquire(PATIENCE).await.expect("the place is free");
     assert_ne!(pid(&mut lease).await, first);
 }
 
