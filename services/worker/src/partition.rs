@@ -168,7 +168,8 @@ impl Partition {
                     decoded.push(delivery);
                 }
                 Err(reason) => {
-                    warn!(partition = self.number, reason, "a message goes to the dead letters");
+                    // Without the reason: it can quote what stands in the message.
+                    warn!(partition = self.number, "a message that cannot be decoded goes to the dead letters");
                     self.dead_letters.send(&delivery.data, &reason).await?;
                     self.instruments.undecodable();
                 }

@@ -20,7 +20,11 @@ use crate::{Error, Options, Stack};
 #[expect(clippy::print_stderr, reason = "a test that waits for an installation should say so")]
 pub fn shared_stack() -> Result<Stack, Error> {
     let progress = Arc::new(|line: &str| eprintln!("{line}"));
-    Stack::start_shared(Options { install: true, progress, ..Options::new(STACK_FOLDER) })
+    // Test databases come and go by the dozen, and nothing in them has to survive a power cut. A test that fails can leave
+    // a connection half authenticated, which its database's drop would wait for.
+    let settings = [("fsync", "off"), ("authentication_timeout", "5s")];
+    let postgres_settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    Stack::start_shared(Options { install: true, progress, postgres_settings, ..Options::new(STACK_FOLDER) })
 }
 
 /// Under the build folder, so that `cargo clean` removes it.
