@@ -1,4 +1,4 @@
-//! One batch in one transaction: deduplicate, waves, outcomes, commit.
+//! One batch in one transaction: fence, deduplicate, waves, outcomes, commit.
 //!
 //! # Why insert the command rows first?
 //! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
@@ -31,9 +31,21 @@ const BATCH_DEADLINE: Duration = Duration::from_secs(30);
 /// Clocks of publishers may be ahead of the worker's by this.
 const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 
+/// What a transaction checks before anything else: that this instance still owns the partition under this epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// This instance.
+    pub instance: Uuid,
+    /// The partition.
+    pub partition: u16,
+    /// The epoch of its ownership.
+    pub epoch: i64,
+}
+
 /// Applies batches. Each partition has its own.
 #[derive(Debug)]
 pub struct Applier {
+    fence: Option<Fence>,
     pool: Pool,
     dead_letters: DeadLetters,
     retention: Retention,
@@ -43,7 +55,12 @@ pub struct Applier {
 impl Applier {
     /// An applier over the worker's pool.
     pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention) -> Self {
-        Self { pool, dead_letters, retention, ensured_days: HashSet::new() }
+        Self { fence: None, pool, dead_letters, retention, ensured_days: HashSet::new() }
+    }
+
+    /// Sets the fence of the batches to come; without one nothing is applied.
+    pub fn fence(&mut self, fence: Fence) {
+        self.fence = Some(fence);
     }
 
     /// Whether the command's row could be kept: its time is neither before the retention nor in the future.
@@ -55,7 +72,7 @@ impl Applier {
     /// Applies a batch and gives the outcome of each command in it that had not been decided before.
     ///
     /// # Errors
-    /// Only [`ApplyError::Contention`], [`ApplyError::Deployment`] and [`ApplyError::Outage`]; then nothing was applied.
+    /// Every kind but [`ApplyError::Command`], unless even the row of a command cannot be written; then nothing was applied.
     pub async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let together = self.transaction(commands, Mode::Together).await;
         match together {
@@ -80,6 +97,7 @@ impl Applier {
                 sqlx::query!("SELECT ensure_command_day($1)", day).execute(&mut *lease).await?;
             }
             let mut tx = lease.begin().await?;
+            hold(&mut tx, self.fence).await?;
             let fresh = deduplicate(&mut tx, commands).await?;
             let outcomes = match mode {
                 Mode::Together => together(&mut tx, &fresh).await?,
@@ -101,6 +119,25 @@ impl Applier {
 enum Mode {
     Together,
     OneByOne,
+}
+
+/// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that.
+async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<(), ApplyError> {
+    let Some(Fence { instance, partition, epoch }) = fence else { return Err(ApplyError::Fenced) };
+    let held = sqlx::query_scalar!(
+        r#"
+        SELECT epoch
+        FROM partitions
+        WHERE number = $1 AND owner = $2 AND epoch = $3
+        FOR KEY SHARE
+        "#,
+        i32::from(partition),
+        instance,
+        epoch,
+    )
+    .fetch_optional(conn)
+    .await?;
+    held.map(|_| ()).ok_or(ApplyError::Fenced)
 }
 
 /// Inserts the command rows and gives the commands that were not there yet, in order of arrival.

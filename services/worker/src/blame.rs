@@ -18,6 +18,9 @@ pub enum ApplyError {
     /// Another transaction was in the way: again, after a jittered pause.
     #[error("another transaction was in the way")]
     Contention(#[source] Option<sqlx::Error>),
+    /// Another instance owns the partition by now: nothing was applied, and the channel must be closed.
+    #[error("the partition belongs to another instance by now")]
+    Fenced,
     /// The schema, a privilege or this build: the worker pauses until somebody mends it; nothing is dead-lettered.
     #[error("the database is not as this build needs it")]
     Deployment(#[source] sqlx::Error),

@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod blame;
+mod consumption;
 pub mod dead_letters;
 mod delivery;
 mod instruments;

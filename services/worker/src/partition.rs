@@ -6,13 +6,15 @@
 //! deliveries while the database is away would run into the broker's acknowledgement timeout.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
 use common::command::{CommandId, Envelope};
 use common::db::DatabaseState;
 use common::health::Health;
+use common::membership::{Holding, Holdings};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
@@ -23,8 +25,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
-use crate::apply::Applier;
+use crate::apply::{Applier, Fence};
 use crate::blame::ApplyError;
+use crate::consumption::Consumption;
 use crate::dead_letters::DeadLetters;
 use crate::delivery::{BatchSpans, decode};
 use crate::instruments::Instruments;
@@ -50,9 +53,16 @@ pub(crate) struct Partition {
     pub(crate) replies: Replies,
     pub(crate) instruments: Instruments,
     pub(crate) health: Health,
-    /// How many partitions of this process consume, for readiness.
-    pub(crate) consumed: Arc<Mutex<u16>>,
+    pub(crate) consumption: Consumption,
+    pub(crate) holdings: Holdings,
     pub(crate) shutdown: Shutdown,
+}
+
+/// How consuming ends in good order.
+enum End {
+    Stopping,
+    /// Another instance owns the partition, or shall.
+    LetGo,
 }
 
 /// Why consuming ended; the partition is taken up again after a pause.
@@ -80,38 +90,77 @@ impl Partition {
     }
 
     async fn run(mut self) -> TaskResult {
+        let stopping = self.shutdown.clone();
         let mut pause = FIRST_PAUSE;
         loop {
-            let stopping = self.shutdown.clone();
-            let channel = tokio::select! {
+            let (interrupted, lasted) = tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
-                opened = self.open() => opened,
+                epoch = self.owned() => self.hold(epoch).await,
             };
-            let interrupted = match channel {
-                Ok((channel, consumer)) => {
-                    self.report(1);
-                    let started = Instant::now();
-                    let end = self.consume(consumer).await;
-                    // What was delivered and not acknowledged goes back to the head of the queue.
-                    let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
-                    self.report(-1);
-                    if started.elapsed() > LONGEST_PAUSE {
-                        pause = FIRST_PAUSE;
-                    }
-                    match end {
-                        Ok(()) => return Ok(()),
-                        Err(interrupted) => interrupted,
-                    }
+            match interrupted {
+                Ok(End::Stopping) => return Ok(()),
+                Ok(End::LetGo) => {
+                    info!(partition = self.number, "let go");
+                    pause = FIRST_PAUSE;
+                    continue;
                 }
-                Err(interrupted) => interrupted,
-            };
-            warn!(partition = self.number, reason = chain(&interrupted), "paused");
+                Err(interrupted) => warn!(partition = self.number, reason = chain(&interrupted), "paused"),
+            }
+            if lasted > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
             tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
                 () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
         }
+    }
+
+    /// Waits until this instance owns the partition and nobody else wants it; gives the epoch.
+    async fn owned(&mut self) -> i64 {
+        loop {
+            let held = self.holdings.ownership.borrow_and_update().get(&self.number).copied();
+            match held {
+                Some(Holding { epoch, wanted: false }) => return epoch,
+                // Nothing of it is under way here.
+                Some(Holding { wanted: true, .. }) => self.holdings.let_go(self.number),
+                None => {}
+            }
+            // The sender lives as long as the process: the wait cannot fail.
+            let _ = self.holdings.ownership.changed().await;
+        }
+    }
+
+    /// Consumes under one epoch; gives why it ended, and how long it lasted.
+    async fn hold(&mut self, epoch: i64) -> (Result<End, Interrupted>, Duration) {
+        let started = Instant::now();
+        self.applier.fence(Fence { instance: self.holdings.instance, partition: self.number, epoch });
+        let mut ownership = self.holdings.ownership.clone();
+        let number = self.number;
+        let lost = async move {
+            let ours = Some(&Holding { epoch, wanted: false });
+            let _ = ownership.wait_for(|owned| owned.get(&number) != ours).await;
+        };
+        let mut lost = std::pin::pin!(lost);
+        let stopping = self.shutdown.clone();
+        let opened = tokio::select! {
+            () = stopping.reached(Phase::Stopping) => return (Ok(End::Stopping), started.elapsed()),
+            () = &mut lost => return (Ok(End::LetGo), started.elapsed()),
+            opened = self.open() => opened,
+        };
+        let end = match opened {
+            Err(interrupted) => Err(interrupted),
+            Ok((channel, consumer)) => {
+                self.consumption.began(self.number);
+                let end = self.consume(consumer, lost).await;
+                // What was delivered and not acknowledged goes back to the head of the queue; only then may another read.
+                let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
+                self.consumption.ended(self.number);
+                end
+            }
+        };
+        (end, started.elapsed())
     }
 
     /// Waits for both servers, then opens a channel and consumes on it.
@@ -140,11 +189,17 @@ impl Partition {
         Ok((channel, consumer))
     }
 
-    async fn consume(&mut self, mut consumer: Consumer) -> Result<(), Interrupted> {
+    async fn consume(
+        &mut self,
+        mut consumer: Consumer,
+        mut lost: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<End, Interrupted> {
         loop {
             let first = tokio::select! {
                 // A batch that was begun is finished; only waiting is interrupted.
-                () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
+                biased;
+                () = self.shutdown.reached(Phase::Stopping) => return Ok(End::Stopping),
+                () = &mut lost => return Ok(End::LetGo),
                 delivery = consumer.next() => delivery.ok_or(Interrupted::ConsumerEnded)??,
             };
             let mut deliveries = vec![first];
@@ -216,14 +271,5 @@ impl Partition {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    fn report(&self, change: i16) {
-        // Held over the report, so that reports come in the order of the counts.
-        let mut consumed = self.consumed.lock().unwrap_or_else(PoisonError::into_inner);
-        *consumed = consumed.saturating_add_signed(change);
-        let (now, all) = (*consumed, self.topology.partitions());
-        let line = format!("consuming {now} of {all}");
-        self.health.set("partitions", if now == all { Ok(line) } else { Err(line) });
     }
 }

@@ -1,17 +1,17 @@
 //! How the worker's parts are put together.
 
-use std::sync::{Arc, Mutex};
-
 use common::broker::{Publisher, Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, monitor};
 use common::health::{Ability, Health, ReadyWhen};
 use common::http;
+use common::membership::Member;
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
 use tracing::info;
 
 use crate::apply::Applier;
+use crate::consumption::Consumption;
 use crate::dead_letters::DeadLetters;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
@@ -33,22 +33,23 @@ pub async fn main() -> anyhow::Result<()> {
 async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let pool = Pool::new(&service.database, "rollcall-worker", &[])?;
-    let database = monitor(shutdown, &health, Ability::Write, service.database.clone());
+    let topology = Topology::new(&service.broker);
+    let (member, holdings) = Member::new("worker", topology.partitions());
+    // Under this name the others end its sessions when they reap it.
+    let pool = Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[])?;
+    let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Some(member));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
-    let topology = Topology::new(&service.broker);
     let dead_letters = DeadLetters::new(Publisher::start(shutdown, publishing.clone()), &topology);
     let replies = Replies::start(shutdown, publishing);
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
     http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
 
-    health.register("partitions", Ability::Write);
+    let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     health.register("applying", Ability::Write);
     health.set("applying", Ok("nothing stands in the way".to_owned()));
-    let consumed = Arc::new(Mutex::new(0));
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {
         let partition = Partition {
@@ -62,7 +63,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             replies: replies.clone(),
             instruments: instruments.clone(),
             health: health.clone(),
-            consumed: Arc::clone(&consumed),
+            consumption: consumption.clone(),
+            holdings: holdings.clone(),
             shutdown: shutdown.clone(),
         };
         partition.start();

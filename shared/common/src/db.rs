@@ -61,8 +61,8 @@ pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Res
 
 fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnectOptions, sqlx::Error> {
     let options: PgConnectOptions = settings.url.expose_secret().parse()?;
-    let options =
-        if options.get_application_name().is_some() { options } else { options.application_name(application_name) };
+    // Always ours: the members of a deployment know each other's sessions by it.
+    let options = options.application_name(application_name);
     // sqlx logs every statement with its duration; ours are traced where they mean something.
     Ok(options.disable_statement_logging())
 }

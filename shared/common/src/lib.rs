@@ -6,9 +6,10 @@
 //! 4. [`health`]: what is well and what is not, as `/readyz` tells it.
 //! 5. [`http`]: the HTTP loop around a poem endpoint, and the probes.
 //! 6. [`db`]: URL, pool, migrations, and the monitor behind readiness.
-//! 7. [`broker`]: the supervised connection, the topology, the confirmed publisher.
-//! 8. [`telemetry`]: logs, traces, metrics.
-//! 9. [`process`]: the order in which a service begins and ends.
+//! 7. [`membership`]: which partitions an instance owns, and for how long.
+//! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher.
+//! 9. [`telemetry`]: logs, traces, metrics.
+//! 10. [`process`]: the order in which a service begins and ends.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
@@ -18,6 +19,7 @@ pub mod config;
 pub mod db;
 pub mod health;
 pub mod http;
+pub mod membership;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;

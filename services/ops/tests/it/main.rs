@@ -11,6 +11,7 @@ mod harness;
 mod cli;
 mod kills;
 mod lifecycle;
+mod membership;
 mod outages;
 mod stopping;
 mod traces;

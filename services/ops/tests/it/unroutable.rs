@@ -1,94 +1,143 @@
-//! A queue is deleted while commands are published at full speed: what no queue takes is never promised.
+//! Queues go away while commands are published at full speed: what no queue takes is never promised.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use common::command::UserId;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use reqwest::StatusCode;
+use lapin::{Channel, Connection, ConnectionProperties};
+use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{System, eventually, problem};
 
 const PARTITIONS: u16 = 4;
+const UNBOUND: u16 = 1;
 const DELETED: u16 = 2;
+
+/// What has been done to the queues; requests note it when they begin and when they end.
+#[derive(Default)]
+struct Load {
+    phase: AtomicU8,
+    accepted: AtomicUsize,
+    refused: AtomicUsize,
+    unknown: AtomicUsize,
+}
+
+const AFTER_UNBIND: u8 = 1;
+const AFTER_DELETE: u8 = 2;
+const OVER: u8 = 3;
+
+/// A command that got 202.
+struct Promise {
+    partition: u16,
+    phases: (u8, u8),
+}
+
+impl Load {
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::SeqCst)
+    }
+
+    async fn reach(&self, counter: &AtomicUsize, more: usize) {
+        let goal = counter.load(Ordering::SeqCst) + more;
+        eventually("the load goes on", async || (counter.load(Ordering::SeqCst) >= goal).then_some(())).await;
+    }
+
+    async fn run(self: Arc<Self>, client: Client, url: String, number: usize) -> Vec<Promise> {
+        let mut promises = Vec::new();
+        let mut round = 0;
+        while self.phase() != OVER {
+            round += 1;
+            let begun = self.phase();
+            let body = json!({"email": format!("u{number}-{round}@example.org"), "name": "Unroutable"});
+            let answer = client.post(&url).json(&body).send().await.unwrap();
+            let phases = (begun, self.phase());
+            match answer.status() {
+                StatusCode::ACCEPTED => {
+                    let command: Value = answer.json().await.unwrap();
+                    let user: UserId = command["user_id"].as_str().unwrap().parse().unwrap();
+                    promises.push(Promise { partition: user.partition(PARTITIONS), phases });
+                    self.accepted.fetch_add(1, Ordering::SeqCst);
+                }
+                // RabbitMQ 3.10 ends a connection whose channel meets a queue in the middle of its deletion.
+                StatusCode::GATEWAY_TIMEOUT => {
+                    problem(answer, 504, "outcome-unknown").await;
+                    self.unknown.fetch_add(1, Ordering::SeqCst);
+                }
+                _ => {
+                    problem(answer, 503, "broker-unavailable").await;
+                    self.refused.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+        promises
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_no_queue_takes_is_never_accepted() {
     let mut system = System::prepare().await;
     system.set("PARTITIONS", &PARTITIONS.to_string());
-    // No worker: the messages stay where they are and can be counted, and nobody declares the queue again.
+    // No worker: the messages stay where they are and can be counted.
     let api = system.api().await;
-    let (deleted, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let refused = Arc::new(AtomicUsize::new(0));
-    let (accepted, unknown) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let load = Arc::new(Load::default());
     let tasks: Vec<_> = (0..64)
-        .map(|number| {
-            let (client, url) = (system.client.clone(), api.url("/v1/users"));
-            let (deleted, stop) = (Arc::clone(&deleted), Arc::clone(&stop));
-            let (refused, accepted) = (Arc::clone(&refused), Arc::clone(&accepted));
-            let unknown = Arc::clone(&unknown);
-            tokio::spawn(async move {
-                let mut promised = Vec::new();
-                let mut round = 0;
-                while !stop.load(Ordering::SeqCst) {
-                    round += 1;
-                    let too_late = deleted.load(Ordering::SeqCst);
-                    let body = json!({"email": format!("u{number}-{round}@example.org"), "name": "Unroutable"});
-                    let answer = client.post(&url).json(&body).send().await.unwrap();
-                    if answer.status() == StatusCode::ACCEPTED {
-                        let command: Value = answer.json().await.unwrap();
-                        let user: UserId = command["user_id"].as_str().unwrap().parse().unwrap();
-                        promised.push((user.partition(PARTITIONS), too_late));
-                        accepted.fetch_add(1, Ordering::SeqCst);
-                    } else if answer.status() == StatusCode::GATEWAY_TIMEOUT {
-                        // RabbitMQ 3.10 ends a connection whose channel meets the queue in the middle of its deletion.
-                        problem(answer, 504, "outcome-unknown").await;
-                        unknown.fetch_add(1, Ordering::SeqCst);
-                    } else {
-                        problem(answer, 503, "broker-unavailable").await;
-                        refused.fetch_add(1, Ordering::SeqCst);
-                    }
-                }
-                promised
-            })
-        })
+        .map(|number| tokio::spawn(Arc::clone(&load).run(system.client.clone(), api.url("/v1/users"), number)))
         .collect();
-    let reach = async |counter: &AtomicUsize, more: usize| {
-        let goal = counter.load(Ordering::SeqCst) + more;
-        eventually("the load goes on", async || (counter.load(Ordering::SeqCst) >= goal).then_some(())).await;
-    };
-    reach(&accepted, 500).await;
+    load.reach(&load.accepted, 500).await;
 
-    let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
+    let broker = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
     let channel = broker.create_channel().await.unwrap();
     let queue = |partition: u16| format!("{}commands.{partition}", system.prefix);
+    let (exchange, key) = (format!("{}commands", system.prefix), UNBOUND.to_string());
+    channel.queue_unbind(queue(UNBOUND).into(), exchange.into(), key.into(), FieldTable::default()).await.unwrap();
+    load.phase.store(AFTER_UNBIND, Ordering::SeqCst);
+    load.reach(&load.refused, 200).await;
+    load.reach(&load.accepted, 500).await;
+
     channel.queue_delete(queue(DELETED).into(), QueueDeleteOptions::default()).await.unwrap();
-    deleted.store(true, Ordering::SeqCst);
-    reach(&refused, 200).await;
-    reach(&accepted, 500).await;
-    stop.store(true, Ordering::SeqCst);
+    load.phase.store(AFTER_DELETE, Ordering::SeqCst);
+    load.reach(&load.accepted, 1000).await;
+    load.phase.store(OVER, Ordering::SeqCst);
 
     let mut promised: HashMap<u16, usize> = HashMap::new();
     for task in tasks {
-        for (partition, too_late) in task.await.unwrap() {
-            assert!(!(too_late && partition == DELETED), "a command was accepted that no queue took");
-            *promised.entry(partition).or_default() += 1;
+        for Promise { partition, phases } in task.await.unwrap() {
+            assert!(
+                partition != UNBOUND || phases != (AFTER_UNBIND, AFTER_UNBIND),
+                "a command was accepted that no queue took"
+            );
+            // What was in the queue when it was deleted went with it.
+            if partition != DELETED || phases.0 == AFTER_DELETE {
+                *promised.entry(partition).or_default() += 1;
+            }
         }
     }
     let mut surplus = 0;
-    for partition in (0..PARTITIONS).filter(|partition| *partition != DELETED) {
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let held = eventually("the count settles", async || {
-            let held = channel.queue_declare(queue(partition).into(), options, FieldTable::default()).await.unwrap();
-            let held = usize::try_from(held.message_count()).unwrap();
-            (held >= promised[&partition]).then_some(held)
+    for partition in 0..PARTITIONS {
+        let promised = promised.get(&partition).copied().unwrap_or_default();
+        // An API that lost its connection declares every queue again; one that did not leaves the deleted one away.
+        let held = eventually("everything promised is in its queue", async || {
+            let held = depth(&broker, &queue(partition)).await;
+            (held >= promised).then_some(held)
         })
         .await;
-        surplus += held - promised[&partition];
+        surplus += if partition == DELETED { 0 } else { held - promised };
     }
-    let unknown = unknown.load(Ordering::SeqCst);
+    let unknown = load.unknown.load(Ordering::SeqCst);
     assert!(surplus <= unknown, "{surplus} messages more than promised, {unknown} of unknown fate");
+}
+
+/// How many messages a queue holds; none when there is no such queue.
+async fn depth(broker: &Connection, queue: &str) -> usize {
+    // Of its own, because asking for a queue that does not exist ends the channel.
+    let channel: Channel = broker.create_channel().await.unwrap();
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+        Ok(queue) => queue.message_count().try_into().unwrap(),
+        Err(_) => 0,
+    }
 }

@@ -291,3 +291,22 @@ async fn a_batch_that_was_given_up_at_a_lock_is_not_half_applied() {
     assert_eq!(apply(&mut applier, &batch).await, [Some(done(1)), Some(done(2))]);
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn an_applier_whose_epoch_has_passed_applies_nothing() {
+    let mut fixture = Fixture::start().await;
+    let user = UserId::mint();
+    let batch = [create(user, "fenced@example.org", "Fenced")];
+    for takeover in [
+        "UPDATE partitions SET epoch = epoch + 1",
+        "UPDATE partitions SET epoch = epoch - 1, owner = gen_random_uuid()",
+        "UPDATE partitions SET owner = NULL",
+    ] {
+        let mut applier = fixture.applier();
+        fixture.database.execute(takeover).await;
+        let end = applier.apply(&batch).await;
+        assert!(matches!(end, Err(ApplyError::Fenced)), "{takeover}: {end:?}");
+    }
+    assert_eq!(fixture.database.count("commands").await + fixture.database.count("users").await, 0);
+    fixture.stop().await;
+}

@@ -22,11 +22,12 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, broker_prefix, shared_stack};
-use rollcall_worker::apply::Applier;
+use rollcall_worker::apply::{Applier, Fence};
 use rollcall_worker::dead_letters::DeadLetters;
 use rollcall_worker::users::{Outcome, apply_wave};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// Long enough for a busy machine, short enough for a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -115,13 +116,16 @@ pub(crate) struct Fixture {
     shutdown: Shutdown,
     topology: Topology,
     dead_letters: DeadLetters,
+    pub(crate) fence: Fence,
     connection: Connection,
     channel: Channel,
 }
 
 impl Fixture {
     pub(crate) async fn start() -> Self {
-        let database = Database::create().await;
+        let mut database = Database::create().await;
+        let fence = Fence { instance: Uuid::nil(), partition: 0, epoch: 1 };
+        database.execute("INSERT INTO partitions VALUES (0, 1, '00000000-0000-0000-0000-000000000000')").await;
         let pool = Pool::new(&database.settings(4), "worker-under-test", &[]).expect("a pool");
         let url = stack().rabbitmq.url();
         let broker = BrokerSettings { url: amqp_url(url).expect("a URL"), prefix: broker_prefix(), partitions: 1 };
@@ -134,12 +138,14 @@ impl Fixture {
         let dead_letters = DeadLetters::new(Publisher::start(&shutdown, link), &topology);
         let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("a connection");
         let channel = connection.create_channel().await.expect("a channel");
-        Self { database, pool, shutdown, topology, dead_letters, connection, channel }
+        Self { database, pool, shutdown, topology, dead_letters, fence, connection, channel }
     }
 
     pub(crate) fn applier(&self) -> Applier {
         let retention = Retention(Duration::from_hours(30 * 24));
-        Applier::new(self.pool.clone(), self.dead_letters.clone(), retention)
+        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention);
+        applier.fence(self.fence);
+        applier
     }
 
     /// Takes everything out of the dead letters: what is in front of a marker that is put in last.

@@ -12,10 +12,15 @@ use super::migrations::{current_version, required_version};
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
-use crate::shutdown::{Phase, Shutdown, Tier, chain};
+use crate::membership::{Member, MembershipError};
+use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 const INTERVAL: Duration = Duration::from_millis(500);
+/// While ownership is on its way.
+const SOON: Duration = Duration::from_millis(100);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// Below the time to live of a heartbeat.
+const BEAT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What the last look at the database showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,43 +38,100 @@ pub enum DatabaseState {
     Up,
 }
 
-/// Looks at the database twice a second until the process closes, and reports to `health`.
+/// Looks at the database twice a second until the process closes, and reports to `health`. The same connection carries the
+/// heartbeat of a `member`.
 pub fn monitor(
     shutdown: &Shutdown,
     health: &Health,
     ability: Ability,
     settings: DatabaseSettings,
+    member: Option<Member>,
 ) -> watch::Receiver<DatabaseState> {
     health.register("database", ability);
     health.register("schema", ability);
     let (sender, receiver) = watch::channel(DatabaseState::Down("not checked yet".to_owned()));
-    let health = health.clone();
-    let closing = shutdown.clone();
-    shutdown.supervise("database monitor", Tier::Back, async move {
-        let mut connection = None;
+    let watch = Watch { health: health.clone(), settings, member, sender, connection: None };
+    shutdown.supervise("database monitor", Tier::Back, watch.run(shutdown.clone()));
+    receiver
+}
+
+struct Watch {
+    health: Health,
+    settings: DatabaseSettings,
+    member: Option<Member>,
+    sender: watch::Sender<DatabaseState>,
+    connection: Option<PgConnection>,
+}
+
+impl Watch {
+    async fn run(mut self, shutdown: Shutdown) -> TaskResult {
         loop {
-            let state = look(&mut connection, &settings).await;
-            report(&health, &state);
-            sender.send_if_modified(|last| {
+            let mut state = self.look().await;
+            if let Some(failure) = self.beat(&state).await? {
+                state = DatabaseState::Down(failure);
+            }
+            report(&self.health, &state);
+            self.sender.send_if_modified(|last| {
                 *last != state && {
                     *last = state;
                     true
                 }
             });
+            let soon = self.member.as_ref().is_some_and(Member::awaiting) && self.connection.is_some();
             tokio::select! {
-                () = closing.reached(Phase::Closing) => return Ok(()),
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = shutdown.reached(Phase::Closing) => return self.leave().await,
+                () = tokio::time::sleep(if soon { SOON } else { INTERVAL }) => {}
+                () = asked(self.member.as_mut()) => {}
             }
         }
-    });
-    receiver
+    }
+
+    /// Keeps up the membership while the database is up; gives why that failed, if it did.
+    async fn beat(&mut self, state: &DatabaseState) -> Result<Option<String>, MembershipError> {
+        let Some(member) = &mut self.member else { return Ok(None) };
+        let (DatabaseState::Up, Some(connection)) = (state, &mut self.connection) else {
+            member.lost();
+            return Ok(None);
+        };
+        let failure = match tokio::time::timeout(BEAT_DEADLINE, member.beat(connection)).await {
+            Ok(Ok(())) => return Ok(None),
+            Ok(Err(misfit @ MembershipError::Misfit(_))) => return Err(misfit),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("the heartbeat was not answered within {BEAT_DEADLINE:?}"),
+        };
+        member.lost();
+        self.connection = None;
+        Ok(Some(failure))
+    }
+
+    async fn leave(mut self) -> TaskResult {
+        if let (Some(member), Some(connection)) = (&mut self.member, &mut self.connection)
+            && !matches!(tokio::time::timeout(PROBE_DEADLINE, member.leave(connection)).await, Ok(Ok(())))
+        {
+            // The others see that its session is gone.
+            tracing::warn!("left without saying so");
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> DatabaseState {
+        let name = self.member.as_ref().map_or_else(|| "rollcall-monitor".to_owned(), Member::control_name);
+        look(&mut self.connection, &self.settings, &name).await
+    }
 }
 
-async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings) -> DatabaseState {
+async fn asked(member: Option<&mut Member>) {
+    match member {
+        Some(member) => member.asked().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings, name: &str) -> DatabaseState {
     // Taken out, so that a probe that fails leaves no connection behind.
     let probed = match connection.take() {
         Some(open) => probe(open).await,
-        None => match connect(settings, "rollcall-monitor").await {
+        None => match connect(settings, name).await {
             Ok(open) => probe(open).await,
             Err(error) => Err(error),
         },

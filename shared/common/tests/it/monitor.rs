@@ -11,7 +11,7 @@ async fn an_empty_database_is_too_old_until_it_was_migrated() {
     let database = empty_database().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut state = monitor(&shutdown, &health, Ability::Read, settings(database.url(), 1));
+    let mut state = monitor(&shutdown, &health, Ability::Read, settings(database.url(), 1), None);
     let old = DatabaseState::SchemaTooOld { found: 0, needed: required_version() };
     soon("a look", state.wait_for(|state| *state == old)).await.expect("a monitor");
     let report = health.report();
@@ -31,7 +31,7 @@ async fn a_connection_that_was_ended_is_replaced() {
     let database = crate::support::database().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut state = monitor(&shutdown, &health, Ability::Read, settings(database.url(), 1));
+    let mut state = monitor(&shutdown, &health, Ability::Read, settings(database.url(), 1), None);
     soon("up", state.wait_for(|state| *state == DatabaseState::Up)).await.expect("a monitor");
     let mut connection = connect(database.url()).await;
     let end = "
@@ -52,7 +52,7 @@ async fn a_server_that_cannot_be_reached_is_down_with_its_reason() {
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let nowhere = settings("postgres://u:hunter2@127.0.0.1:1/d", 1);
-    let mut state = monitor(&shutdown, &health, Ability::Read, nowhere);
+    let mut state = monitor(&shutdown, &health, Ability::Read, nowhere, None);
     let looked = |state: &DatabaseState| *state != DatabaseState::Down("not checked yet".to_owned());
     let now = soon("a look", state.wait_for(looked)).await.expect("a monitor").clone();
     let DatabaseState::Down(reason) = now else { panic!("{now:?}") };
