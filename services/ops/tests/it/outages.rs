@@ -117,3 +117,39 @@ async fn while_rabbitmq_is_away_reads_go_on_and_writes_fail_quickly() {
     drop((api, worker));
     drop(rabbitmq);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_rabbitmq_is_short_of_memory_writes_fail_quickly_and_recover_by_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path());
+    let rabbitmq = tokio::task::spawn_blocking(|| RabbitMq::start_alone(options)).await.unwrap().unwrap();
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let system = System::on(shared.postgres.url(), rabbitmq.url()).await;
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let user = system.create(&api, "before@example.org").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let writers = Writers::start(4, &[api.url("")]);
+    writers.progress(50).await;
+
+    let rabbitmq = Arc::new(rabbitmq);
+    let watermark = async |fraction: &'static str| {
+        let rabbitmq = Arc::clone(&rabbitmq);
+        let set = move || rabbitmq.ctl(&["set_vm_memory_high_watermark", fraction]);
+        tokio::task::spawn_blocking(set).await.unwrap().unwrap();
+    };
+    watermark("0.00001").await;
+    let line = api.unready("broker").await;
+    assert!(line.contains("takes no messages for now"), "{line}");
+    let body = json!({"email": "during@example.org", "name": "During"});
+    let refused = system.client.post(api.url("/v1/users")).json(&body).timeout(PROMPT).send().await.unwrap();
+    problem(refused, 503, "broker-unavailable").await;
+    assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
+
+    watermark("0.9").await;
+    tokio::join!(api.ready(), worker.ready());
+    writers.progress(50).await;
+    let promises = writers.finish().await;
+    let expected = |answer: &String| matches!(answer.as_str(), "503" | "504");
+    assert!(promises.others.keys().all(expected), "refused or unknown, nothing else: {:?}", promises.others);
+    promises.kept(&system).await;
+}

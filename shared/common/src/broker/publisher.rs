@@ -33,6 +33,8 @@ use crate::shutdown::{Phase, Shutdown, TaskResult, Tier};
 const QUEUE_LENGTH: usize = 1024;
 /// A batch is what is waiting, up to this; larger ones cost latency.
 const LARGEST_BATCH: usize = 32;
+/// How long messages that were sent may stay unread by a broker that blocks the connection.
+const BLOCKED_PATIENCE: Duration = Duration::from_millis(500);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A message to publish. Always mandatory: what no queue takes is refused.
@@ -201,11 +203,17 @@ impl Owner {
         let started = Instant::now();
         let sent = tokio::time::timeout_at(deadline, send(&channel, &batch)).await;
         let confirmed = match sent {
-            Ok(sends) => tokio::time::timeout_at(deadline, join_all(sends.into_iter().map(Sent::confirmed))).await,
-            Err(elapsed) => Err(elapsed),
+            Ok(sends) => {
+                let confirms = join_all(sends.into_iter().map(Sent::confirmed));
+                tokio::select! {
+                    confirmed = tokio::time::timeout_at(deadline, confirms) => confirmed.ok(),
+                    () = blocked(self.link.clone()) => None,
+                }
+            }
+            Err(_) => None,
         };
         self.instruments.confirm_seconds.record(started.elapsed().as_secs_f64(), &[]);
-        let Ok(results) = confirmed else {
+        let Some(results) = confirmed else {
             warn!(messages = batch.len(), "the broker did not confirm in time; the channel is given up");
             self.channel = None;
             return self.refuse(batch, &PublishError::Unknown);
@@ -233,6 +241,21 @@ impl Owner {
         self.instruments.published.add(1, &[KeyValue::new("outcome", label)]);
         // The client may have left; the message stays where it is.
         let _ = answer.send(outcome);
+    }
+}
+
+/// Ends when the broker has not read from the connection for a while: it says so only to who publishes, so the first
+/// messages of an alarm are on their way already, and will be stored when it is over.
+async fn blocked(mut link: Link) {
+    loop {
+        // Fails only when the process closes; then the deadline ends the wait.
+        if link.wait_for(|state| matches!(state, LinkState::Blocked(_))).await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(BLOCKED_PATIENCE).await;
+        if matches!(*link.borrow(), LinkState::Blocked(_)) {
+            return;
+        }
     }
 }
 
