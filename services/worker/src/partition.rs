@@ -18,7 +18,7 @@ use common::membership::{Holding, Holdings};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::sync::watch;
@@ -45,6 +45,10 @@ const CONTENTION_TRIES: u32 = 5;
 pub(crate) struct Partition {
     pub(crate) number: u16,
     pub(crate) batch: u16,
+    /// How long it may be without a delivery while messages wait.
+    pub(crate) stall: Duration,
+    /// How often in a row that happened.
+    pub(crate) stalls: u32,
     pub(crate) topology: Topology,
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
@@ -74,6 +78,8 @@ enum Interrupted {
     ConsumerEnded,
     #[error("the broker did not open a consumer within {OPEN_DEADLINE:?}")]
     OpenDeadline,
+    #[error("{0} messages wait and none was delivered")]
+    Stalled(u32),
     #[error("an acknowledgement came too late for its channel")]
     AckLost,
     #[error("failed to apply a batch")]
@@ -151,9 +157,12 @@ impl Partition {
         };
         let end = match opened {
             Err(interrupted) => Err(interrupted),
-            Ok((channel, consumer)) => {
+            Ok((connection, channel, consumer)) => {
                 self.consumption.began(self.number);
-                let end = self.consume(consumer, lost).await;
+                let end = self.consume(&channel, consumer, lost).await;
+                if matches!(end, Err(Interrupted::Stalled(_))) {
+                    self.stalled(&connection).await;
+                }
                 // What was delivered and not acknowledged goes back to the head of the queue; only then may another read.
                 let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
                 self.consumption.ended(self.number);
@@ -163,8 +172,22 @@ impl Partition {
         (end, started.elapsed())
     }
 
+    /// A consumer that receives nothing looks healthy to every probe. So the channel is replaced, which the caller does
+    /// anyway; the next time the connection; and then the process ends, for whoever supervises it to see.
+    async fn stalled(&mut self, connection: &Connection) {
+        self.stalls += 1;
+        match self.stalls {
+            1 => {}
+            2 => {
+                let closing = connection.close(200, "no deliveries".into());
+                let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
+            }
+            _ => self.shutdown.fail(format!("partition {} receives nothing, though messages wait", self.number)),
+        }
+    }
+
     /// Waits for both servers, then opens a channel and consumes on it.
-    async fn open(&mut self) -> Result<(Channel, Consumer), Interrupted> {
+    async fn open(&mut self) -> Result<(Arc<Connection>, Channel, Consumer), Interrupted> {
         // The senders live as long as the process: neither wait can fail.
         let _ = self.database.wait_for(|state| *state == DatabaseState::Up).await;
         let connection = match self.link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.as_deref() {
@@ -172,7 +195,9 @@ impl Partition {
             _ => return Err(Interrupted::ConsumerEnded),
         };
         let opening = self.open_on(&connection);
-        tokio::time::timeout(OPEN_DEADLINE, opening).await.map_err(|_| Interrupted::OpenDeadline)?
+        let opened = tokio::time::timeout(OPEN_DEADLINE, opening).await.map_err(|_| Interrupted::OpenDeadline)?;
+        let (channel, consumer) = opened?;
+        Ok((connection, channel, consumer))
     }
 
     async fn open_on(&self, connection: &Connection) -> Result<(Channel, Consumer), Interrupted> {
@@ -191,6 +216,7 @@ impl Partition {
 
     async fn consume(
         &mut self,
+        channel: &Channel,
         mut consumer: Consumer,
         mut lost: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<End, Interrupted> {
@@ -201,7 +227,12 @@ impl Partition {
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(End::Stopping),
                 () = &mut lost => return Ok(End::LetGo),
                 delivery = consumer.next() => delivery.ok_or(Interrupted::ConsumerEnded)??,
+                () = tokio::time::sleep(self.stall) => {
+                    self.look_for_waiting(channel).await?;
+                    continue;
+                }
             };
+            self.stalls = 0;
             let mut deliveries = vec![first];
             while deliveries.len() < usize::from(self.batch)
                 && let Some(Some(next)) = consumer.next().now_or_never()
@@ -209,6 +240,19 @@ impl Partition {
                 deliveries.push(next?);
             }
             self.process(deliveries).await?;
+        }
+    }
+
+    /// Asks the queue, after a while without a delivery, whether there really is nothing.
+    async fn look_for_waiting(&self, channel: &Channel) -> Result<(), Interrupted> {
+        // Passive: only asks. It counts what is ready, not what was delivered to a consumer.
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.topology.partition_queue(self.number);
+        let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
+        let asked = tokio::time::timeout(OPEN_DEADLINE, asking).await.map_err(|_| Interrupted::OpenDeadline)??;
+        match asked.message_count() {
+            0 => Ok(()),
+            waiting => Err(Interrupted::Stalled(waiting)),
         }
     }
 

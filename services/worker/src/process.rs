@@ -55,6 +55,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
         let partition = Partition {
             number,
             batch: settings.batch,
+            stall: settings.stall,
+            stalls: 0,
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),

@@ -1,6 +1,7 @@
 //! What the worker reads from the environment.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 
@@ -12,8 +13,15 @@ const WORKER_LISTEN: Variable = Variable::with_default(
 const WORKER_BATCH: Variable =
     Variable::with_default("WORKER_BATCH", "200", "Commands of one partition that one transaction applies at most.");
 
+const WORKER_STALL_MS: Variable = Variable::with_default(
+    "WORKER_STALL_MS",
+    "30000",
+    "How long messages may wait in an owned partition with none delivered before its channel is opened anew, then its \
+     connection, then the process ends, in milliseconds.",
+);
+
 /// The worker's own variables.
-pub const OWN: &[&Variable] = &[&WORKER_LISTEN, &WORKER_BATCH];
+pub const OWN: &[&Variable] = &[&WORKER_LISTEN, &WORKER_BATCH, &WORKER_STALL_MS];
 
 /// Everything the worker can be told.
 #[derive(Debug, Clone)]
@@ -24,6 +32,8 @@ pub struct WorkerSettings {
     pub listen: SocketAddr,
     /// The largest batch, and the prefetch of a partition's channel.
     pub batch: u16,
+    /// How long a partition may be without a delivery while messages wait.
+    pub stall: Duration,
 }
 
 impl WorkerSettings {
@@ -36,7 +46,8 @@ impl WorkerSettings {
         let listen = reader
             .parse(&WORKER_LISTEN, |text| text.parse().map_err(|_| format!("{text:?} is no address; write IP:PORT")));
         let batch = reader.number(&WORKER_BATCH, 1..=2000);
-        let settings = || Some(Self { service: service?, listen: listen?, batch: batch? });
+        let stall = reader.millis(&WORKER_STALL_MS, 100..=3_600_000);
+        let settings = || Some(Self { service: service?, listen: listen?, batch: batch?, stall: stall? });
         let settings = settings();
         reader.finish(settings)
     }

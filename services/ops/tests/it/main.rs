@@ -13,6 +13,7 @@ mod kills;
 mod lifecycle;
 mod membership;
 mod outages;
+mod stalls;
 mod stopping;
 mod traces;
 mod unroutable;
