@@ -4,6 +4,7 @@ mod generate;
 mod health;
 mod load;
 mod migrate;
+mod torture;
 mod up;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Command {
     Health(health::Arguments),
     /// Create many users and report how fast that went
     Load(load::Arguments),
+    /// Torture a system of its own with faults under load, and judge whether it kept its promises
+    Torture(torture::Arguments),
     /// Write the generated files: the contract and the sample settings
     Generate(generate::Arguments),
     /// Print every setting with its documentation, as a sample environment file
@@ -52,6 +55,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,
         Command::Load(arguments) => load::run(arguments).await,
+        Command::Torture(arguments) => torture::run(arguments).await,
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Settings => {
             say(generate::sample().trim_end());
