@@ -119,7 +119,13 @@ impl<V: Clone + Send + 'static> Lane<V> {
         let mut ids: Vec<Uuid> = batch.iter().map(|request| request.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let rows = self.query(&ids, deadline - now).await.map_err(|error| {
+        let mut rows = self.query(&ids, deadline - now).await;
+        if rows.as_ref().is_err_and(DbError::lost_connection) {
+            // The server was restarted: what the pool holds is dead, and the read can be asked again.
+            self.pool.discard_idle();
+            rows = self.query(&ids, deadline - now).await;
+        }
+        let rows = rows.map_err(|error| {
             tracing::warn!(error = common::shutdown::chain(&error), "a read failed");
             LoadError::Unavailable
         });

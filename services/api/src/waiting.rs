@@ -133,8 +133,9 @@ async fn open(connection: &Connection) -> lapin::Result<(ShortString, Consumer)>
 
 fn wake(waiters: &Waiters, delivery: &Delivery) {
     let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
-    let waiter = id.and_then(|id: CommandId| waiters.lock().get(&id).cloned());
-    if let Some(waiter) = waiter {
+    let Some(id): Option<CommandId> = id else { return };
+    // Under the lock: a clone that outlived it would keep the last waiter from removing the entry.
+    if let Some(waiter) = waiters.lock().get(&id) {
         waiter.notify_waiters();
         // Kept for one that is not waiting yet because it still waits for its confirm.
         waiter.notify_one();

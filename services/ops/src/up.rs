@@ -8,8 +8,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use common::config::{DatabaseSettings, Reader, database_url};
+use anyhow::{Context, bail};
+use common::config::{DatabaseSettings, Reader, amqp_url, database_url};
 use common::db;
 use local_stack::{Options, Stack};
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     fresh: bool,
     /// Port for the API; a free one is taken when something listens there already
-    #[arg(long, default_value_t = 8080)]
+    #[arg(long, env = "PORT", default_value_t = 8080)]
     port: u16,
 }
 
@@ -55,9 +55,18 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let mut interrupts = Interrupts::listen()?;
     let reader = Reader::from_process();
+    let given = |name| reader.raw(name).map(str::to_owned);
+    let (database, amqp) = (given("DATABASE_URL"), given("AMQP_URL"));
+    // Before anything is started for nothing.
+    if let Some(Err(fault)) = database.as_deref().map(database_url) {
+        bail!("DATABASE_URL {fault}");
+    }
+    if let Some(Err(fault)) = amqp.as_deref().map(amqp_url) {
+        bail!("AMQP_URL {fault}");
+    }
     let options = Options {
-        database_url: reader.raw("DATABASE_URL").map(str::to_owned),
-        amqp_url: reader.raw("AMQP_URL").map(str::to_owned),
+        database_url: database,
+        amqp_url: amqp,
         install: true,
         progress: Arc::new(|line| say(line)),
         ..Options::new(&folder)
@@ -157,6 +166,9 @@ fn start(
         .env("DATABASE_URL", stack.postgres.url())
         .env("AMQP_URL", stack.rabbitmq.url())
         .env("DRAIN_DELAY_MS", "0")
+        // The announcement and the probes go to loopback.
+        .env_remove("HOST")
+        .env_remove("AUTH")
         .envs(variables.iter().map(|(name, value)| (*name, value.as_str())))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -183,12 +195,13 @@ async fn ready(service: &mut Service) -> anyhow::Result<()> {
         if let Some(ended) = service.child.try_wait()? {
             bail!("the {} ended ({ended}):\n{}", service.name, last_lines(&service.log));
         }
-        let log = last_lines(&service.log);
-        ensure!(
-            started.elapsed() < READY_DEADLINE,
-            "the {} is not ready after {READY_DEADLINE:?}:\n{log}",
-            service.name
-        );
+        if started.elapsed() > READY_DEADLINE {
+            let report = match answer {
+                Ok(answer) => answer.text().await.unwrap_or_default(),
+                Err(_) => last_lines(&service.log),
+            };
+            bail!("the {} is not ready after {READY_DEADLINE:?}:\n{report}", service.name);
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -214,10 +227,15 @@ Try it:
     -d '{{\"email\": \"ada@example.org\", \"name\": \"Ada\"}}'
 
 Ctrl-C stops everything.",
-        stack.postgres.url(),
-        stack.rabbitmq.url(),
+        shown(stack.postgres.url(), "DATABASE_URL"),
+        shown(stack.rabbitmq.url(), "AMQP_URL"),
         folder.join("logs").display(),
     ));
+}
+
+/// The URL of a server; not of one that was given, whose password is not this program's to show.
+fn shown<'u>(url: &'u str, variable: &'static str) -> &'u str {
+    if Reader::from_process().raw(variable).is_some() { variable } else { url }
 }
 
 async fn stop(stack: &Stack, mut service: Service) -> anyhow::Result<()> {

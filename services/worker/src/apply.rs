@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use common::command::{CommandId, Envelope, Rejection};
+use common::command::{Command, CommandId, CreateUser, Email, Envelope, Name, Principal, Rejection, UserId};
 use common::config::Retention;
 use common::db::{DbError, Pool};
 use sqlx::{Acquire, PgConnection};
@@ -82,6 +82,38 @@ impl Applier {
             }
             end => end,
         }
+    }
+
+    /// Tries the whole of a transaction with a command of its own and undoes it: says whether a batch would go through,
+    /// without taking one out of its queue.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn probe(&self) -> Result<(), ApplyError> {
+        let (Ok(email), Ok(name)) = (Email::parse("probe@rollcall.invalid"), Name::parse("Probe")) else {
+            return Ok(());
+        };
+        let envelope = Envelope {
+            id: CommandId::mint(),
+            accepted_at: OffsetDateTime::now_utc(),
+            principal: Principal::anonymous(),
+            if_match: None,
+            command: Command::CreateUser(CreateUser { user_id: UserId::mint(), email, name }),
+        };
+        let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
+        let work = async {
+            let mut tx = lease.begin().await?;
+            hold(&mut tx, self.fence).await?;
+            sqlx::query!("SELECT ensure_command_day($1)", envelope.id.minted_at().date()).execute(&mut *tx).await?;
+            let fresh = deduplicate(&mut tx, &[envelope]).await?;
+            let outcomes = together(&mut tx, &fresh).await?;
+            decide(&mut tx, &outcomes).await?;
+            tx.rollback().await?;
+            Ok::<_, ApplyError>(())
+        };
+        tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
+        lease.release();
+        Ok(())
     }
 
     async fn transaction(

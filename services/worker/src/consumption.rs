@@ -1,7 +1,7 @@
-//! Readiness of the consuming: does this instance read from every partition that it owns?
+//! Readiness of the consuming: does this instance read from every partition that it owns, and do its batches go through?
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use common::health::{Ability, Health};
 use common::membership::Ownership;
@@ -9,6 +9,7 @@ use common::shutdown::{Phase, Shutdown, Tier};
 use tokio::sync::watch;
 
 const CHECK: &str = "partitions";
+const APPLYING: &str = "applying";
 
 /// The partitions that are consumed now. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -51,4 +52,51 @@ impl Consumption {
 fn state(owned: &Ownership, consumed: &BTreeSet<u16>) -> Result<String, String> {
     let line = format!("consuming {} of {} owned", consumed.len(), owned.len());
     if owned.keys().all(|partition| consumed.contains(partition)) { Ok(line) } else { Err(line) }
+}
+
+/// The partitions whose last batch did not go through, and why. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Applying {
+    failing: Arc<Mutex<BTreeMap<u16, String>>>,
+    health: Health,
+}
+
+impl Applying {
+    pub(crate) fn new(health: &Health) -> Self {
+        health.register(APPLYING, Ability::Write);
+        let applying = Self { failing: Arc::default(), health: health.clone() };
+        applying.change(|_| {});
+        applying
+    }
+
+    pub(crate) fn fails(&self, partition: u16) -> bool {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
+    }
+
+    pub(crate) fn failed(&self, partition: u16, reason: String) {
+        self.change(|failing| {
+            failing.insert(partition, reason);
+        });
+    }
+
+    pub(crate) fn succeeded(&self, partition: u16) {
+        self.change(|failing| {
+            failing.remove(&partition);
+        });
+    }
+
+    /// The lock is held over the report, so that reports come in the order of the changes.
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<u16, String>)) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut failing);
+        self.health.set(
+            APPLYING,
+            match failing.iter().next() {
+                None => Ok("nothing stands in the way".to_owned()),
+                Some((partition, reason)) => {
+                    Err(format!("{} partition(s) cannot apply; partition {partition}: {reason}", failing.len()))
+                }
+            },
+        );
+    }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use common::broker::{Link, LinkState, Topology};
 use common::command::{CommandId, Envelope};
 use common::db::DatabaseState;
-use common::health::Health;
 use common::membership::{Holding, Holdings};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
@@ -27,7 +26,7 @@ use tracing::{Instrument, info, warn};
 
 use crate::apply::{Applier, Fence};
 use crate::blame::ApplyError;
-use crate::consumption::Consumption;
+use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::DeadLetters;
 use crate::delivery::{BatchSpans, decode};
 use crate::instruments::Instruments;
@@ -56,8 +55,8 @@ pub(crate) struct Partition {
     pub(crate) dead_letters: DeadLetters,
     pub(crate) replies: Replies,
     pub(crate) instruments: Instruments,
-    pub(crate) health: Health,
     pub(crate) consumption: Consumption,
+    pub(crate) applying: Applying,
     pub(crate) holdings: Holdings,
     pub(crate) shutdown: Shutdown,
 }
@@ -153,7 +152,7 @@ impl Partition {
         let opened = tokio::select! {
             () = stopping.reached(Phase::Stopping) => return (Ok(End::Stopping), started.elapsed()),
             () = &mut lost => return (Ok(End::LetGo), started.elapsed()),
-            opened = self.open() => opened,
+            opened = self.probe_and_open() => opened,
         };
         let end = match opened {
             Err(interrupted) => Err(interrupted),
@@ -186,10 +185,26 @@ impl Partition {
         }
     }
 
+    /// After a batch that did not go through, consumes again only once a trial has: every delivery that comes back counts
+    /// against the queue's limit, and a database that can be read is not always one that can be written.
+    async fn probe_and_open(&mut self) -> Result<(Arc<Connection>, Channel, Consumer), Interrupted> {
+        if self.applying.fails(self.number) {
+            self.wait_for_database().await;
+            self.applier.probe().await?;
+            self.applying.succeeded(self.number);
+        }
+        self.open().await
+    }
+
+    async fn wait_for_database(&mut self) {
+        // The sender lives as long as the process: the wait cannot fail.
+        let _ = self.database.wait_for(|state| *state == DatabaseState::Up).await;
+    }
+
     /// Waits for both servers, then opens a channel and consumes on it.
     async fn open(&mut self) -> Result<(Arc<Connection>, Channel, Consumer), Interrupted> {
-        // The senders live as long as the process: neither wait can fail.
-        let _ = self.database.wait_for(|state| *state == DatabaseState::Up).await;
+        self.wait_for_database().await;
+        // The sender lives as long as the process: the wait cannot fail.
         let connection = match self.link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.as_deref() {
             Ok(LinkState::Up { connection, .. }) => Arc::clone(connection),
             _ => return Err(Interrupted::ConsumerEnded),
@@ -304,15 +319,13 @@ impl Partition {
                     tokio::time::sleep(jittered).await;
                     tries += 1;
                 }
-                Err(error @ (ApplyError::Deployment(_) | ApplyError::Command { .. })) => {
-                    self.health.set("applying", Err(chain(&error)));
+                // Not a fault: somebody else applies the partition now.
+                Err(ApplyError::Fenced) => return Err(ApplyError::Fenced),
+                Err(error) => {
+                    self.applying.failed(self.number, chain(&error));
                     return Err(error);
                 }
-                Ok(outcomes) => {
-                    self.health.set("applying", Ok("the last batch went through".to_owned()));
-                    return Ok(outcomes);
-                }
-                Err(error) => return Err(error),
+                Ok(outcomes) => return Ok(outcomes),
             }
         }
     }

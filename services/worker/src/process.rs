@@ -2,7 +2,7 @@
 
 use common::broker::{Publisher, Topology, supervise};
 use common::config::Reader;
-use common::db::{Pool, monitor};
+use common::db::{Pool, Role, monitor};
 use common::health::{Ability, Health, ReadyWhen};
 use common::http;
 use common::membership::Member;
@@ -11,7 +11,7 @@ use poem::EndpointExt;
 use tracing::info;
 
 use crate::apply::Applier;
-use crate::consumption::Consumption;
+use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::DeadLetters;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
@@ -37,7 +37,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let (member, holdings) = Member::new("worker", topology.partitions());
     // Under this name the others end its sessions when they reap it.
     let pool = Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[])?;
-    let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Some(member));
+    let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
@@ -48,8 +48,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
 
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
-    health.register("applying", Ability::Write);
-    health.set("applying", Ok("nothing stands in the way".to_owned()));
+    let applying = Applying::new(&health);
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {
         let partition = Partition {
@@ -64,7 +63,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             dead_letters: dead_letters.clone(),
             replies: replies.clone(),
             instruments: instruments.clone(),
-            health: health.clone(),
+            applying: applying.clone(),
             consumption: consumption.clone(),
             holdings: holdings.clone(),
             shutdown: shutdown.clone(),

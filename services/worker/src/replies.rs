@@ -1,5 +1,7 @@
 //! Reply hints: "this command is decided, look now". The row is the truth, so a hint may be lost.
 
+use std::time::Duration;
+
 use common::broker::{Link, LinkState};
 use common::command::CommandId;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
@@ -10,6 +12,8 @@ use tokio::sync::mpsc;
 
 /// Hints that wait for the channel; more are dropped, and the waiting client finds the row by itself.
 const QUEUE_LENGTH: usize = 10_000;
+/// A broker that has just started, or that blocks the connection, can leave a request unanswered.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Hands hints to the task that owns their channel. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -53,7 +57,7 @@ async fn send_hints(shutdown: Shutdown, link: Link, mut hints: mpsc::Receiver<Hi
             let properties = BasicProperties::default().with_correlation_id(hint.id.to_string().into());
             // The default exchange routes by queue name; neither mandatory nor confirmed, because nobody may be there.
             let sent = open.basic_publish("".into(), hint.reply_to, BasicPublishOptions::default(), &[], properties);
-            if sent.await.is_err() {
+            if !matches!(tokio::time::timeout(DEADLINE, sent).await, Ok(Ok(_))) {
                 channel = None;
             }
         }
@@ -62,5 +66,5 @@ async fn send_hints(shutdown: Shutdown, link: Link, mut hints: mpsc::Receiver<Hi
 
 async fn open(link: &Link) -> Option<Channel> {
     let LinkState::Up { connection, .. } = link.borrow().clone() else { return None };
-    connection.create_channel().await.ok()
+    tokio::time::timeout(DEADLINE, connection.create_channel()).await.ok()?.ok()
 }

@@ -182,7 +182,7 @@ pub fn help(variables: &[&Variable]) -> String {
 
 /// A sample file with every variable; those that may be left out are commented out.
 pub fn sample(variables: &[&Variable]) -> String {
-    let mut text = "# Every setting of Rollcall. Written by `rollcall settings`; do not edit by hand.\n".to_owned();
+    let mut text = "# Every setting of Rollcall. Written by `rollcall generate`; load a copy of it with your\n# service manager or with `set -a; . ./FILE; set +a`: no command reads a file by itself.\n".to_owned();
     for v in variables {
         let mark = if v.required { "" } else { "# " };
         let _ = write!(text, "\n# {}\n{mark}{}={}\n", v.help, v.name, v.example);

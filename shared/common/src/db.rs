@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 
 pub use migrations::{MigrateError, Migrated, migrate, migrations_fingerprint, migrations_pending, required_version};
-pub use monitor::{DatabaseState, monitor};
+pub use monitor::{DatabaseState, Role, monitor};
 pub use pool::{Lease, Pool, PoolStatus, observe_pool};
 
 use crate::config::DatabaseSettings;
@@ -26,14 +26,34 @@ pub enum DbError {
     #[error("no connection came free within {0:?}")]
     Exhausted(Duration),
     /// The server could not be reached.
-    #[error("the connection to the database failed")]
-    Connect(#[source] sqlx::Error),
+    #[error("the connection to the database at {address} failed")]
+    Connect {
+        /// Host and port.
+        address: String,
+        /// What the client library says.
+        source: sqlx::Error,
+    },
     /// A statement did not answer in time; its connection was closed.
     #[error("the database did not answer within {0:?}")]
     Deadline(Duration),
     /// A statement failed.
     #[error("a statement failed")]
     Statement(#[from] sqlx::Error),
+}
+
+impl DbError {
+    /// Whether the connection failed and not the statement: on another connection the same could succeed.
+    pub fn lost_connection(&self) -> bool {
+        match self {
+            Self::Statement(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
+            // Administrator or crash shutdown, and connection exceptions.
+            Self::Statement(error) => error
+                .as_database_error()
+                .and_then(sqlx::error::DatabaseError::code)
+                .is_some_and(|state| state.starts_with("57P") || state.starts_with("08")),
+            Self::Exhausted(_) | Self::Connect { .. } | Self::Deadline(_) => false,
+        }
+    }
 }
 
 /// Puts a deadline on a statement. The caller must drop the [`Lease`] when it fails, which every early return does.
@@ -55,11 +75,11 @@ pub async fn within<T>(
 /// # Errors
 /// [`DbError::Connect`] or [`DbError::Deadline`].
 pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnection, DbError> {
-    let options = options(settings, application_name).map_err(DbError::Connect)?;
-    connect_with(&options).await
+    connect_with(&options(settings, application_name)?).await
 }
 
-fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnectOptions, sqlx::Error> {
+fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnectOptions, DbError> {
+    // Checked when it was read, so this cannot fail for anything that a person could mend.
     let options: PgConnectOptions = settings.url.expose_secret().parse()?;
     // Always ours: the members of a deployment know each other's sessions by it.
     let options = options.application_name(application_name);
@@ -69,7 +89,11 @@ fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConn
 
 async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, DbError> {
     match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(options)).await {
-        Ok(connection) => connection.map_err(DbError::Connect),
+        Ok(connected) => connected.map_err(|source| DbError::Connect { address: address(options), source }),
         Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
     }
+}
+
+fn address(options: &PgConnectOptions) -> String {
+    format!("{}:{}", options.get_host(), options.get_port())
 }

@@ -77,7 +77,10 @@ pub fn serve(shutdown: &Shutdown, name: &'static str, listener: TcpListener, end
         }
         drop(listener);
         info!(server = name, "listener closed; finishing requests in flight");
-        graceful.shutdown().await;
+        tokio::select! {
+            () = graceful.shutdown() => {}
+            () = stopping.finish_is_near() => {}
+        }
         Ok(())
     });
 }
@@ -126,6 +129,7 @@ fn serve_connection(
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     let connection = graceful.watch(connection);
+    let stopping = shutdown.clone();
     shutdown.track(Tier::Front, async move {
         let silent = async {
             if timeout(HEADER_DEADLINE, spoken.cancelled()).await.is_ok() {
@@ -137,6 +141,8 @@ fn serve_connection(
                 debug!(error, %remote, "connection ended with an error");
             },
             () = silent => debug!(%remote, "connection ended: no request in time"),
+            // A client that is slower than the whole grace does not make a stop a failure.
+            () = stopping.finish_is_near() => warn!(%remote, "connection cut off: its request did not end in time"),
         }
         drop(permit);
     });

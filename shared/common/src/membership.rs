@@ -71,6 +71,17 @@ impl From<sqlx::Error> for MembershipError {
     }
 }
 
+/// Whether a deployment's database knows another number of partitions than this process; it knows none before the first
+/// worker joined.
+pub(crate) async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Result<(), MembershipError> {
+    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM partitions").fetch_one(connection).await?;
+    if known == 0 || known == i64::from(partitions) {
+        Ok(())
+    } else {
+        Err(MembershipError::Misfit(format!("PARTITIONS is {partitions} here, but this deployment has {known}")))
+    }
+}
+
 impl Holdings {
     /// Says that a partition's channel is closed and nothing of it is under way.
     pub fn let_go(&self, partition: u16) {

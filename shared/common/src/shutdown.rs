@@ -11,14 +11,18 @@
 use std::error::Error;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, warn};
+
+/// Between cutting off what is under way and the end of the front's grace.
+const MARGIN: Duration = Duration::from_millis(50);
 
 /// Where a process is on its way from serving to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +85,7 @@ pub enum StopError {
 pub struct Shutdown {
     phase: Arc<watch::Sender<Phase>>,
     failure: Arc<watch::Sender<Option<String>>>,
+    finish_by: Arc<OnceLock<Instant>>,
     front: TaskTracker,
     back: TaskTracker,
 }
@@ -90,6 +95,7 @@ impl Default for Shutdown {
         Self {
             phase: Arc::new(watch::Sender::new(Phase::Running)),
             failure: Arc::new(watch::Sender::new(None)),
+            finish_by: Arc::default(),
             front: TaskTracker::new(),
             back: TaskTracker::new(),
         }
@@ -106,6 +112,14 @@ impl Shutdown {
     pub async fn reached(&self, phase: Phase) {
         // The sender lives in self: the wait cannot fail.
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
+    }
+
+    /// Ends shortly before the front's grace does: what is still under way then must be cut off to end in good order.
+    pub async fn finish_is_near(&self) {
+        self.reached(Phase::Stopping).await;
+        if let Some(by) = self.finish_by.get() {
+            tokio::time::sleep_until(*by - MARGIN).await;
+        }
     }
 
     /// Runs a task for the life of the process. If it ends before its tier may, the process goes down with its error.
@@ -167,6 +181,7 @@ impl Shutdown {
         if self.failure.borrow().is_none() {
             tokio::time::sleep(graces.drain).await;
         }
+        let _ = self.finish_by.set(Instant::now() + graces.finish);
         self.phase.send_replace(Phase::Stopping);
         let front = finish(&self.front, graces.finish).await;
         self.phase.send_replace(Phase::Closing);

@@ -64,7 +64,16 @@ pub(crate) fn by_ids<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c
 /// One page.
 pub(crate) async fn page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
     // A connect has a longer deadline of its own, which is no reader's.
-    let reading = tokio::time::timeout(READ_DEADLINE, read_page(pool, wanted));
+    let reading = tokio::time::timeout(READ_DEADLINE, async {
+        match read_page(pool, wanted).await {
+            // The server was restarted: what the pool holds is dead, and the read can be asked again.
+            Err(error) if error.lost_connection() => {
+                pool.discard_idle();
+                read_page(pool, wanted).await
+            }
+            end => end,
+        }
+    });
     reading.await.unwrap_or(Err(DbError::Deadline(READ_DEADLINE)))
 }
 

@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 
 use crate::say;
 
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_mins(1);
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// Below the range that clients' ports come from, so that none of them takes the port of a service that is down.
 const PORTS: std::ops::Range<u16> = 9_000..10_000;

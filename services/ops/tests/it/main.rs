@@ -9,6 +9,7 @@
 mod harness;
 
 mod cli;
+mod faults;
 mod kills;
 mod lifecycle;
 mod membership;

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties, Event};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -66,13 +69,15 @@ impl Keeper {
     async fn keep(self) -> TaskResult {
         let mut pause = FIRST_PAUSE;
         let mut generation = 0;
+        let mut failed = false;
         loop {
             let ended = tokio::select! {
                 () = self.shutdown.reached(Phase::Closing) => return Ok(()),
-                connected = self.connect() => match connected {
+                connected = self.connect(failed) => match connected {
                     Ok(connection) => {
                         generation += 1;
                         pause = FIRST_PAUSE;
+                        failed = false;
                         info!(link = self.name, generation, "connected to the broker");
                         if self.hold(connection, generation).await.is_none() {
                             return Ok(());
@@ -80,7 +85,10 @@ impl Keeper {
                         "the connection ended".to_owned()
                     }
                     Err(LinkError::Topology(fault @ TopologyError::Mismatch { .. })) => return Err(fault.into()),
-                    Err(error) => chain(&error),
+                    Err(error) => {
+                        failed = true;
+                        chain(&error)
+                    }
                 },
             };
             warn!(link = self.name, reason = ended, "no connection to the broker");
@@ -93,12 +101,19 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, LinkError> {
+    /// Connects. After a failure it makes sure first that somebody speaks AMQP there: an attempt of the library that is
+    /// given up leaves its thread and its socket behind for as long as the peer stays silent.
+    async fn connect(&self, failed_before: bool) -> Result<Connection, LinkError> {
         let attempt = async {
             let uri = self.settings.uri().map_err(LinkError::Uri)?;
+            if failed_before {
+                greet(&uri).await?;
+            }
             let properties =
                 ConnectionProperties::default().with_connection_name(format!("rollcall {}", self.name).into());
-            let connection = Connection::connect_uri(uri, properties).await?;
+            let address = address_of(&uri);
+            let connecting = Connection::connect_uri(uri, properties);
+            let connection = connecting.await.map_err(|source| LinkError::Connect(address, source))?;
             Topology::new(&self.settings).declare(&connection).await?;
             Ok(connection)
         };
@@ -140,6 +155,24 @@ impl Keeper {
     }
 }
 
+/// Sends the protocol header and waits for the first byte of the answer. TLS begins with the client's turn, so there a
+/// connection alone must do.
+async fn greet(uri: &AMQPUri) -> Result<(), LinkError> {
+    const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
+    let address = (uri.authority.host.as_str(), uri.authority.port);
+    let io = |error: std::io::Error| LinkError::Connect(address_of(uri), lapin::Error::from(error));
+    let mut stream = TcpStream::connect(address).await.map_err(io)?;
+    if uri.scheme == AMQPScheme::AMQP {
+        stream.write_all(PROTOCOL_HEADER).await.map_err(io)?;
+        stream.read_u8().await.map_err(io)?;
+    }
+    Ok(())
+}
+
+fn address_of(uri: &AMQPUri) -> String {
+    format!("{}:{}", uri.authority.host, uri.authority.port)
+}
+
 fn blocked(reason: &str) -> LinkState {
     LinkState::Blocked(format!("the broker takes no messages for now ({reason})"))
 }
@@ -148,8 +181,8 @@ fn blocked(reason: &str) -> LinkState {
 enum LinkError {
     #[error("AMQP_URL cannot be read: {0}")]
     Uri(String),
-    #[error("failed to connect to the broker")]
-    Connect(#[from] lapin::Error),
+    #[error("failed to connect to the broker at {0}")]
+    Connect(String, #[source] lapin::Error),
     #[error("the broker did not answer within {CONNECT_DEADLINE:?}")]
     Deadline,
     #[error(transparent)]

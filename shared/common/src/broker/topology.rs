@@ -11,7 +11,8 @@ use crate::config::BrokerSettings;
 /// The most messages that wait in one partition; a publish beyond is refused, and the client gets 503. A policy can lower it.
 const PARTITION_MAX_LENGTH: i64 = 100_000;
 /// A quorum queue without a limit requeues at its tail, which breaks the order; 4.x would set 20, which a few crashes burn.
-const DELIVERY_LIMIT: i64 = 1000;
+/// High enough that no outage reaches it: every pause of a worker counts as one delivery.
+const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// Why the exchanges and queues are not as they must be.
 #[derive(Debug, thiserror::Error)]

@@ -182,8 +182,8 @@ impl TelemetrySettings {
         let format = reader
             .choice(&LOG_FORMAT, &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)]);
         let endpoint = reader.parse(&OTEL_EXPORTER_OTLP_ENDPOINT, |text| match Url::parse(text) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(text.to_owned()),
-            Ok(_) => Err("expected http:// or https:// and a host".to_owned()),
+            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
+            Ok(_) => Err("expected http:// and a host, such as a collector on this machine".to_owned()),
             Err(fault) => Err(fault.to_string()),
         });
         let service_name = reader.text(&OTEL_SERVICE_NAME).map(str::to_owned);

@@ -12,7 +12,7 @@ use super::migrations::{current_version, required_version};
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
-use crate::membership::{Member, MembershipError};
+use crate::membership::{Member, MembershipError, check_partitions};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -39,26 +39,46 @@ pub enum DatabaseState {
 }
 
 /// Looks at the database twice a second until the process closes, and reports to `health`. The same connection carries the
-/// heartbeat of a `member`.
+/// heartbeat of a member. A deployment with another number of partitions ends the process.
 pub fn monitor(
     shutdown: &Shutdown,
     health: &Health,
     ability: Ability,
     settings: DatabaseSettings,
-    member: Option<Member>,
+    role: Role,
 ) -> watch::Receiver<DatabaseState> {
     health.register("database", ability);
     health.register("schema", ability);
     let (sender, receiver) = watch::channel(DatabaseState::Down("not checked yet".to_owned()));
-    let watch = Watch { health: health.clone(), settings, member, sender, connection: None };
+    let watch = Watch { health: health.clone(), settings, role, sender, connection: None };
     shutdown.supervise("database monitor", Tier::Back, watch.run(shutdown.clone()));
     receiver
+}
+
+/// What the control connection is for, besides watching.
+#[derive(Debug)]
+pub enum Role {
+    /// Nothing; for tools and tests.
+    Watch,
+    /// Publishes to this many partitions.
+    Publisher(u16),
+    /// Owns partitions.
+    Member(Box<Member>),
+}
+
+impl Role {
+    fn member(&mut self) -> Option<&mut Member> {
+        match self {
+            Self::Member(member) => Some(member),
+            Self::Watch | Self::Publisher(_) => None,
+        }
+    }
 }
 
 struct Watch {
     health: Health,
     settings: DatabaseSettings,
-    member: Option<Member>,
+    role: Role,
     sender: watch::Sender<DatabaseState>,
     connection: Option<PgConnection>,
 }
@@ -77,35 +97,45 @@ impl Watch {
                     true
                 }
             });
-            let soon = self.member.as_ref().is_some_and(Member::awaiting) && self.connection.is_some();
+            let soon = self.role.member().is_some_and(|member| member.awaiting()) && self.connection.is_some();
             tokio::select! {
                 () = shutdown.reached(Phase::Closing) => return self.leave().await,
                 () = tokio::time::sleep(if soon { SOON } else { INTERVAL }) => {}
-                () = asked(self.member.as_mut()) => {}
+                () = asked(self.role.member()) => {}
             }
         }
     }
 
     /// Keeps up the membership while the database is up; gives why that failed, if it did.
     async fn beat(&mut self, state: &DatabaseState) -> Result<Option<String>, MembershipError> {
-        let Some(member) = &mut self.member else { return Ok(None) };
         let (DatabaseState::Up, Some(connection)) = (state, &mut self.connection) else {
-            member.lost();
+            if let Some(member) = self.role.member() {
+                member.lost();
+            }
             return Ok(None);
         };
-        let failure = match tokio::time::timeout(BEAT_DEADLINE, member.beat(connection)).await {
+        let beat = async {
+            match &mut self.role {
+                Role::Watch => Ok(()),
+                Role::Publisher(partitions) => check_partitions(connection, *partitions).await,
+                Role::Member(member) => member.beat(connection).await,
+            }
+        };
+        let failure = match tokio::time::timeout(BEAT_DEADLINE, beat).await {
             Ok(Ok(())) => return Ok(None),
             Ok(Err(misfit @ MembershipError::Misfit(_))) => return Err(misfit),
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("the heartbeat was not answered within {BEAT_DEADLINE:?}"),
         };
-        member.lost();
+        if let Some(member) = self.role.member() {
+            member.lost();
+        }
         self.connection = None;
         Ok(Some(failure))
     }
 
     async fn leave(mut self) -> TaskResult {
-        if let (Some(member), Some(connection)) = (&mut self.member, &mut self.connection)
+        if let (Some(member), Some(connection)) = (self.role.member(), &mut self.connection)
             && !matches!(tokio::time::timeout(PROBE_DEADLINE, member.leave(connection)).await, Ok(Ok(())))
         {
             // The others see that its session is gone.
@@ -115,7 +145,7 @@ impl Watch {
     }
 
     async fn look(&mut self) -> DatabaseState {
-        let name = self.member.as_ref().map_or_else(|| "rollcall-monitor".to_owned(), Member::control_name);
+        let name = self.role.member().map_or_else(|| "rollcall-monitor".to_owned(), |member| member.control_name());
         look(&mut self.connection, &self.settings, &name).await
     }
 }

@@ -72,7 +72,7 @@ impl Pool {
     /// # Errors
     /// [`DbError::Connect`] when sqlx cannot read the URL.
     pub fn new(settings: &DatabaseSettings, application_name: &str, session: &[(&str, &str)]) -> Result<Self, DbError> {
-        let options = options(settings, application_name).map_err(DbError::Connect)?;
+        let options = options(settings, application_name)?;
         let options = if session.is_empty() { options } else { options.options(session.iter().copied()) };
         let shared = Shared {
             options,
@@ -100,6 +100,11 @@ impl Pool {
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
         let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter };
         Ok(Lease { open, permit, shared })
+    }
+
+    /// Closes every idle connection: the server they led to is no longer the same.
+    pub fn discard_idle(&self) {
+        self.shared.lock().clear();
     }
 
     /// How the connections are used.

@@ -98,7 +98,7 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
       STOP_DEADLINE_MS: "1.5" is no number; expected a whole number from 100 to 300000; for example STOP_DEADLINE_MS=5000
       LOG: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; for example LOG=info
       LOG_FORMAT: "xml" is unknown; expected one of auto, json, text; for example LOG_FORMAT=auto
-      OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// or https:// and a host; for example OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317
+      OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// and a host, such as a collector on this machine; for example OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317
     "#);
 }
 

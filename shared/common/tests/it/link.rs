@@ -76,7 +76,7 @@ async fn a_broker_that_cannot_be_reached_is_down_without_its_password() {
     let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
     let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
     let LinkState::Down(reason) = state else { panic!("{state:?}") };
-    assert!(reason.starts_with("failed to connect to the broker: "), "{reason}");
+    assert!(reason.starts_with("failed to connect to the broker at 127.0.0.1:1: "), "{reason}");
     assert!(!reason.contains("hunter2"), "{reason}");
     assert!(!health.report().ready);
     shutdown.stop(GRACES).await.expect("a stop does not wait for the next attempt");
