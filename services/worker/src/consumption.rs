@@ -79,7 +79,7 @@ impl Applying {
         });
     }
 
-    pub(crate) fn succeeded(&self, partition: u16) {
+    pub(crate) fn clear(&self, partition: u16) {
         self.change(|failing| {
             failing.remove(&partition);
         });

@@ -132,6 +132,8 @@ impl Partition {
                 Some(Holding { wanted: true, .. }) => self.holdings.let_go(self.number),
                 None => {}
             }
+            // Whatever failed here is the next owner's to find out.
+            self.applying.clear(self.number);
             // The sender lives as long as the process: the wait cannot fail.
             let _ = self.holdings.ownership.changed().await;
         }
@@ -191,7 +193,7 @@ impl Partition {
         if self.applying.fails(self.number) {
             self.wait_for_database().await;
             self.applier.probe().await?;
-            self.applying.succeeded(self.number);
+            self.applying.clear(self.number);
         }
         self.open().await
     }
