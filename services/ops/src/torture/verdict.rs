@@ -5,13 +5,14 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::load::{Life, Promises};
 use super::system::System;
 
 /// How many broken promises are shown one by one.
-const SHOWN: usize = 10;
+const SHOWN: usize = 20;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -29,6 +30,7 @@ pub(crate) struct Verdict {
 struct Outcome {
     status: String,
     version: Option<i64>,
+    applied_at: OffsetDateTime,
 }
 
 impl Verdict {
@@ -81,13 +83,16 @@ async fn settle(
 ) -> anyhow::Result<HashMap<Uuid, Outcome>> {
     let deadline = Instant::now() + patience;
     loop {
-        let rows: Vec<(Uuid, String, Option<i64>)> =
-            sqlx::query_as("SELECT id, status, user_version FROM commands WHERE id = ANY($1)")
+        let rows: Vec<(Uuid, String, Option<i64>, OffsetDateTime)> =
+            sqlx::query_as("SELECT id, status, user_version, applied_at FROM commands WHERE id = ANY($1)")
                 .bind(ids)
                 .fetch_all(&mut *connection)
                 .await?;
         if rows.len() == ids.len() || Instant::now() > deadline {
-            return Ok(rows.into_iter().map(|(id, status, version)| (id, Outcome { status, version })).collect());
+            return Ok(rows
+                .into_iter()
+                .map(|(id, status, version, applied_at)| (id, Outcome { status, version, applied_at }))
+                .collect());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -96,6 +101,7 @@ async fn settle(
 /// A later promise has a later version; a conditional one came right after the version that it named.
 fn judge_order(verdict: &mut Verdict, life: &Life, outcomes: &HashMap<Uuid, Outcome>) {
     let mut last = 0;
+    let mut last_at = OffsetDateTime::UNIX_EPOCH;
     for promise in &life.promises {
         let Some(outcome) = outcomes.get(&promise.id) else {
             verdict.lost.push(format!("command {} of user {} has no outcome", promise.id, life.user));
@@ -104,13 +110,16 @@ fn judge_order(verdict: &mut Verdict, life: &Life, outcomes: &HashMap<Uuid, Outc
         match (outcome.status.as_str(), outcome.version) {
             ("succeeded", Some(version)) => {
                 if version <= last {
-                    let user = life.user;
-                    verdict.reordered.push(format!("command {} of user {user}: {version} after {last}", promise.id));
+                    verdict.reordered.push(format!(
+                        "command {} of user {}: version {version} at {} after version {last} at {last_at}",
+                        promise.id, life.user, outcome.applied_at
+                    ));
                 }
                 if promise.if_match.is_some_and(|expected| expected + 1 != version) {
                     verdict.wrong.push(format!("command {} was conditional, and not on this version", promise.id));
                 }
                 last = version;
+                last_at = outcome.applied_at;
             }
             // A version that was lost, or a state that was there already.
             ("rejected", _) => {}
