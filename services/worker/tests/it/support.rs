@@ -199,6 +199,7 @@ pub(crate) fn envelope(command: Command) -> Envelope {
         accepted_at: OffsetDateTime::now_utc(),
         principal: Principal::anonymous(),
         if_match: None,
+        idempotency: None,
         command,
     }
 }
