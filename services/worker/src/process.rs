@@ -13,6 +13,7 @@ use tracing::info;
 use crate::apply::Applier;
 use crate::consumption::Consumption;
 use crate::dead_letters::DeadLetters;
+use crate::idempotency;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
 use crate::replies::Replies;
@@ -50,6 +51,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     health.register("applying", Ability::Write);
     health.set("applying", Ok("nothing stands in the way".to_owned()));
+    idempotency::start_pruning(shutdown, pool.clone(), service.idempotency_window);
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {
         let partition = Partition {
@@ -58,7 +60,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention),
+            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention, service.idempotency_window),
             dead_letters: dead_letters.clone(),
             replies: replies.clone(),
             instruments: instruments.clone(),

@@ -9,7 +9,7 @@ use common::command::{
     Command, CommandId, CreateUser, DeleteUser, Email, Envelope, Name, Principal, ReactivateUser, SuspendUser,
     UpdateUser, UserId,
 };
-use common::config::{BrokerSettings, DatabaseSettings, Retention, amqp_url, database_url};
+use common::config::{BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, amqp_url, database_url};
 use common::db::{self, Pool};
 use common::health::{Health, ReadyWhen};
 use common::shutdown::{Graces, Shutdown};
@@ -31,6 +31,9 @@ use uuid::Uuid;
 
 /// Long enough for a busy machine, short enough for a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long keys count.
+pub(crate) const WINDOW: IdempotencyWindow = IdempotencyWindow(Duration::from_hours(24));
 
 fn stack() -> &'static Stack {
     static STACK: OnceLock<Stack> = OnceLock::new();
@@ -143,7 +146,7 @@ impl Fixture {
 
     pub(crate) fn applier(&self) -> Applier {
         let retention = Retention(Duration::from_hours(30 * 24));
-        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention);
+        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention, WINDOW);
         applier.fence(self.fence);
         applier
     }
