@@ -9,6 +9,7 @@
 mod harness;
 
 mod cli;
+mod idempotency;
 mod kills;
 mod lifecycle;
 mod membership;
