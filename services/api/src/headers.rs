@@ -178,3 +178,28 @@ pub(crate) fn parameter_mend(name: &str) -> &'static str {
         _ => "cannot be read; see the contract at /openapi.json",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_is_the_same_with_and_without_quotes(key in "[!-~]{1,255}") {
+            let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
+            prop_assert_eq!(idempotency_key(Some(&quoted)).expect("a key"), Some(key.clone()));
+            if !key.starts_with('"') {
+                prop_assert_eq!(idempotency_key(Some(&key)).expect("a key"), Some(key.clone()));
+            }
+        }
+
+        #[test]
+        fn no_header_makes_a_key_of_anything_else(text in "\\PC{0,300}") {
+            if let Ok(Some(key)) = idempotency_key(Some(&text)) {
+                prop_assert!((1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
+    }
+}

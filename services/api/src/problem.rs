@@ -99,7 +99,7 @@ problems! {
     Overloaded "overloaded" 503 "The service is overloaded";
     /// The instance is starting or stopping, or something it needs is away; `checks` says what.
     NotReady "not-ready" 503 "The instance is not ready";
-    /// The broker did not confirm the command in time: it may or may not be applied. Ask for it under `command_id` before sending it again.
+    /// The broker did not confirm the command in time: it may or may not be applied. Ask for it under `command_id`, or send it again if it came with an Idempotency-Key.
     OutcomeUnknown "outcome-unknown" 504 "Whether the command was accepted is unknown";
 }
 

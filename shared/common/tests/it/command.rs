@@ -1,5 +1,6 @@
 //! The JSON of each command, for ever.
 
+use proptest::prelude::*;
 use rollcall_common::command::{
     Command, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Name, Principal, ReactivateUser, Rejection,
     SuspendUser, UpdateUser, UserId,
@@ -116,6 +117,15 @@ fn a_digest_that_is_none_is_refused() {
     ];
     for (reason, text) in table {
         assert!(Digest::try_from(text).is_err(), "accepted: {reason}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn digests_survive_their_text(text in "[0-9a-f]{64}") {
+        let digest = Digest::try_from(text.clone()).expect("a digest");
+        prop_assert_eq!(digest.to_string(), text.as_str());
+        prop_assert_eq!(String::from(digest), text);
     }
 }
 
