@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
-use common::command::{Command, CommandId, Envelope, Principal};
+use common::command::{Command, CommandId, Digest, Envelope, Idempotency, Principal, UserId};
 use common::shutdown::{Phase, Shutdown};
 use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
@@ -38,6 +38,8 @@ pub(crate) struct Terms {
     /// How long to wait for the outcome.
     wait: Option<Duration>,
     if_match: Option<i64>,
+    /// The hash of the client's idempotency key.
+    key: Option<Digest>,
 }
 
 /// What became of a command within its terms.
@@ -50,9 +52,20 @@ pub(crate) enum Accepted {
 }
 
 impl Terms {
-    /// Reads `Prefer` and `If-Match`.
-    pub(crate) fn read(prefer: Option<&str>, if_match: Option<&str>) -> Result<Self, Problem> {
-        Ok(Self { wait: headers::wait(prefer)?, if_match: headers::if_match(if_match)? })
+    /// Reads `Prefer`, `If-Match` and `Idempotency-Key`.
+    pub(crate) fn read(
+        prefer: Option<&str>,
+        if_match: Option<&str>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Self, Problem> {
+        let key = headers::idempotency_key(idempotency_key)?;
+        let key = key.map(|key| Digest::of_key(&Principal::anonymous(), &key));
+        Ok(Self { wait: headers::wait(prefer)?, if_match: headers::if_match(if_match)?, key })
+    }
+
+    /// The id of a user to create: with a key the same one whenever and through whichever instance it is asked for.
+    pub(crate) fn user_id(self) -> UserId {
+        self.key.map_or_else(UserId::mint, |key| UserId::derive(&key))
     }
 
     /// `Preference-Applied`, when there was a preference.
@@ -79,6 +92,9 @@ impl Acceptor {
             accepted_at: OffsetDateTime::now_utc(),
             principal: Principal::anonymous(),
             if_match: terms.if_match,
+            idempotency: terms
+                .key
+                .map(|key| Idempotency { key, fingerprint: Digest::of_request(&command, terms.if_match) }),
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));

@@ -179,12 +179,12 @@ impl CommandsApi {
         #[oai(name = "Prefer")]
         prefer: Field,
     ) -> Result<GetCommand, Failed<GetCommandFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), None)?;
+        let terms = Terms::read(prefer.0.as_deref(), None, None)?;
         let id = CommandId::try_from(command_id.0).map_err(|_| Problem::new(ProblemKind::CommandNotFound))?;
         let age = OffsetDateTime::now_utc() - id.minted_at();
         let (ours, kept) = (id.checksum_holds(), age <= self.0.retention.0);
         // Only a command of ours that can still be decided is worth waiting for.
-        let terms = if ours && kept { terms } else { Terms::read(None, None)? };
+        let terms = if ours && kept { terms } else { Terms::read(None, None, None)? };
         let resource = match self.0.acceptor.look(id, terms).await? {
             Some(decided) => decided.into(),
             None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),

@@ -35,6 +35,7 @@ pub fn service(api: &Arc<Api>) -> Service {
             "A user directory that does not lose a write. Reads are answered from PostgreSQL. Writes are accepted as \
              commands: a 202 says that the broker has the command for good, and `Location` is where its outcome can be \
              asked for. With `Prefer: wait=N` the answer is the outcome itself when it comes within N seconds. \
+             A write with an `Idempotency-Key` can be sent again without taking effect again. \
              Errors are problem documents (RFC 9457); every `type` is described at its path.",
         )
         .license("MIT OR Apache-2.0")

@@ -118,6 +118,42 @@ pub(crate) fn if_match(header: Option<&str>) -> Result<Option<i64>, Problem> {
     }
 }
 
+/// The longest idempotency key.
+const LONGEST_KEY: usize = 255;
+
+/// The key that `Idempotency-Key` carries: visible ASCII characters, as they are or as a quoted string (RFC 9651 §3.3.3).
+/// Several lines were joined by a blank, which no key has.
+///
+/// # Errors
+/// A value that is not one key.
+pub(crate) fn idempotency_key(header: Option<&str>) -> Result<Option<String>, Problem> {
+    let Some(value) = header else { return Ok(None) };
+    let key = if value.starts_with('"') { unquoted(value) } else { Some(value.to_owned()) };
+    match key {
+        Some(key) if (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Ok(Some(key))
+        }
+        _ => Err(Problem::invalid_field(
+            "Idempotency-Key",
+            "is not one key of 1 to 255 visible ASCII characters; send a fresh UUID for each request and the same one \
+             for its retries",
+        )),
+    }
+}
+
+/// What a quoted string says; `None` when it does not end as one, or has an escape that none knows.
+fn unquoted(value: &str) -> Option<String> {
+    let mut text = String::with_capacity(value.len());
+    let mut rest = value.strip_prefix('"')?.chars();
+    loop {
+        match rest.next()? {
+            '"' => return rest.as_str().is_empty().then_some(text),
+            '\\' => text.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            other => text.push(other),
+        }
+    }
+}
+
 /// Whether `If-None-Match` names the tag (RFC 9110 §13.1.2, weak comparison).
 pub(crate) fn none_match(header: Option<&str>, tag: &str) -> bool {
     header
@@ -140,5 +176,30 @@ pub(crate) fn parameter_mend(name: &str) -> &'static str {
         "limit" => "is no whole number from 1 to 200; leave it out for 50",
         "status" => "is unknown; give active or suspended, or leave it out for both",
         _ => "cannot be read; see the contract at /openapi.json",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_is_the_same_with_and_without_quotes(key in "[!-~]{1,255}") {
+            let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
+            prop_assert_eq!(idempotency_key(Some(&quoted)).expect("a key"), Some(key.clone()));
+            if !key.starts_with('"') {
+                prop_assert_eq!(idempotency_key(Some(&key)).expect("a key"), Some(key.clone()));
+            }
+        }
+
+        #[test]
+        fn no_header_makes_a_key_of_anything_else(text in "\\PC{0,300}") {
+            if let Ok(Some(key)) = idempotency_key(Some(&text)) {
+                prop_assert!((1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()));
+            }
+        }
     }
 }

@@ -87,6 +87,8 @@ problems! {
     BodyTooLarge "body-too-large" 413 "The request body is too large";
     /// Send application/json, or application/merge-patch+json where a user is changed.
     UnsupportedMediaType "unsupported-media-type" 415 "The media type is not supported";
+    /// Another request came under this Idempotency-Key before; this one changed nothing. Use a fresh key for each request, and the same one only to send it again unchanged.
+    IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key belongs to another request";
     /// A fault of the service; its log has the details under the trace id.
     Internal "internal" 500 "The service failed";
     /// The database cannot be read at the moment. Try again after the time in Retry-After.
@@ -97,7 +99,7 @@ problems! {
     Overloaded "overloaded" 503 "The service is overloaded";
     /// The instance is starting or stopping, or something it needs is away; `checks` says what.
     NotReady "not-ready" 503 "The instance is not ready";
-    /// The broker did not confirm the command in time: it may or may not be applied. Ask for it under `command_id`; one that still is pending when commands that were accepted later are decided was lost. Sending a create again is safe, because the address is unique, and a change with If-Match is, too.
+    /// The broker did not confirm the command in time: it may or may not be applied. Ask for it under `command_id`, or send it again if it came with an Idempotency-Key. One that is still pending when commands that were accepted later are decided was lost.
     OutcomeUnknown "outcome-unknown" 504 "Whether the command was accepted is unknown";
 }
 
@@ -229,6 +231,7 @@ impl From<Rejection> for Problem {
             Rejection::VersionLost => ProblemKind::VersionLost,
             Rejection::AlreadySuspended => ProblemKind::AlreadySuspended,
             Rejection::NotSuspended => ProblemKind::NotSuspended,
+            Rejection::KeyReused => ProblemKind::IdempotencyKeyReused,
         })
     }
 }
@@ -300,6 +303,7 @@ fn describe_status(status: u16) -> &'static str {
         412 => "The user has changed since the version in If-Match.",
         413 => "The request body is too large.",
         415 => "The media type is not supported.",
+        422 => "Another request came under the same Idempotency-Key before.",
         503 => "The database or the broker is not available; try again after Retry-After.",
         504 => "Whether the command was accepted is unknown; ask for it under `command_id`.",
         _ => "The service failed.",

@@ -40,11 +40,15 @@ impl UsersApi {
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
+        /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
+        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Field,
         body: Body<NewUser>,
     ) -> Result<CreateUserAnswer, Failed<CreateFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), None)?;
+        let terms = Terms::read(prefer.0.as_deref(), None, idempotency_key.0.as_deref())?;
         let Body((email, name)) = body;
-        let user_id = UserId::mint();
+        let user_id = terms.user_id();
         let command = Command::CreateUser(CreateUser { user_id, email, name });
         let applied = terms.applied();
         Ok(match self.change(user_id, command, terms).await? {
@@ -79,7 +83,7 @@ impl UsersApi {
 
     /// List users
     ///
-    /// In the order of creation. `Link: rel="next"` leads to the next page.
+    /// In the order of their ids. `Link: rel="next"` leads to the next page.
     #[oai(path = "/users", method = "get", operation_id = "list_users")]
     async fn list_users(
         &self,
@@ -128,9 +132,13 @@ impl UsersApi {
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
+        /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
+        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Field,
         body: Body<UserPatch>,
     ) -> Result<ChangeUserAnswer, Failed<ChangeFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
+        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let Body((email, name)) = body;
         let command = Command::UpdateUser(UpdateUser { user_id, email, name });
@@ -149,8 +157,12 @@ impl UsersApi {
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
+        /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
+        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Field,
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
+        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let command = Command::DeleteUser(DeleteUser { user_id: known(user_id.0)? });
         Ok(match self.0.acceptor.accept(command, terms).await? {
             Accepted::Succeeded(_) => DeleteUserAnswer::Deleted(terms.applied()),
@@ -173,8 +185,12 @@ impl UsersApi {
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
+        /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
+        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
+        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::SuspendUser(SuspendUser { user_id });
         Ok(self.change(user_id, command, terms).await?.answer(terms))
@@ -192,8 +208,12 @@ impl UsersApi {
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
+        /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
+        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref())?;
+        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::ReactivateUser(ReactivateUser { user_id });
         Ok(self.change(user_id, command, terms).await?.answer(terms))

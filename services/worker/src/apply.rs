@@ -1,4 +1,4 @@
-//! One batch in one transaction: fence, deduplicate, waves, outcomes, commit.
+//! One batch in one transaction: fence, deduplicate, claim idempotency keys, waves, outcomes, commit.
 //!
 //! # Why insert the command rows first?
 //! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use common::command::{Command, CommandId, CreateUser, Email, Envelope, Name, Principal, Rejection, UserId};
-use common::config::Retention;
+use common::config::{IdempotencyWindow, Retention};
 use common::db::{DbError, Pool};
 use sqlx::{Acquire, PgConnection};
 use time::{Date, OffsetDateTime};
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::blame::ApplyError;
 use crate::dead_letters::DeadLetters;
+use crate::idempotency;
 use crate::users::{self, Outcome};
 use crate::waves::waves;
 
@@ -49,13 +50,14 @@ pub struct Applier {
     pool: Pool,
     dead_letters: DeadLetters,
     retention: Retention,
+    window: IdempotencyWindow,
     ensured_days: HashSet<Date>,
 }
 
 impl Applier {
     /// An applier over the worker's pool.
-    pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention) -> Self {
-        Self { fence: None, pool, dead_letters, retention, ensured_days: HashSet::new() }
+    pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention, window: IdempotencyWindow) -> Self {
+        Self { fence: None, pool, dead_letters, retention, window, ensured_days: HashSet::new() }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied.
@@ -98,6 +100,7 @@ impl Applier {
             accepted_at: OffsetDateTime::now_utc(),
             principal: Principal::anonymous(),
             if_match: None,
+            idempotency: None,
             command: Command::CreateUser(CreateUser { user_id: UserId::mint(), email, name }),
         };
         let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
@@ -131,10 +134,12 @@ impl Applier {
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
             let fresh = deduplicate(&mut tx, commands).await?;
-            let outcomes = match mode {
+            let (fresh, retries) = idempotency::claim(&mut tx, fresh, self.window).await?;
+            let mut outcomes = match mode {
                 Mode::Together => together(&mut tx, &fresh).await?,
                 Mode::OneByOne => one_by_one(&mut tx, &fresh, &self.dead_letters).await?,
             };
+            idempotency::repeat(retries, &mut outcomes);
             decide(&mut tx, &outcomes).await?;
             tx.commit().await?;
             Ok::<_, ApplyError>(outcomes)

@@ -3,7 +3,7 @@
 //! 1. [`settings`]: what it reads from the environment.
 //! 2. [`process`]: how the parts are put together, and how they end.
 //! 3. `partition`: the loop over one partition's queue: receive, apply, acknowledge, reply.
-//! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes.
+//! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes; [`idempotency`]: what is a retry in it.
 //! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
 //! 7. [`dead_letters`] and `replies`: what the worker publishes.
@@ -13,6 +13,7 @@ pub mod blame;
 mod consumption;
 pub mod dead_letters;
 mod delivery;
+pub mod idempotency;
 mod instruments;
 mod partition;
 pub mod process;

@@ -13,6 +13,7 @@ use tracing::info;
 use crate::apply::Applier;
 use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::DeadLetters;
+use crate::idempotency;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
 use crate::replies::Replies;
@@ -49,6 +50,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
 
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     let applying = Applying::new(&health);
+    idempotency::start_pruning(shutdown, pool.clone(), service.idempotency_window);
     let instruments = Instruments::new(&pool);
     for number in 0..topology.partitions() {
         let partition = Partition {
@@ -59,7 +61,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention),
+            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention, service.idempotency_window),
             dead_letters: dead_letters.clone(),
             replies: replies.clone(),
             instruments: instruments.clone(),

@@ -9,12 +9,14 @@
 //! the API and replays old messages. `tests/it/command.rs` pins the JSON of each command.
 
 mod id;
+mod idempotency;
 mod text;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 pub use id::{CommandId, InvalidId, UserId};
+pub use idempotency::{Digest, Idempotency, InvalidDigest};
 pub use text::{Email, InvalidText, Name, Principal};
 
 /// The number of partitions unless `PARTITIONS` says otherwise.
@@ -33,6 +35,10 @@ pub struct Envelope {
     /// The user's version that the sender saw (`If-Match`); the command is rejected when it is no longer the current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_match: Option<i64>,
+    /// The client's `Idempotency-Key` and what it asked for under it; the command is rejected with
+    /// [`Rejection::KeyReused`] when that was something else before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency: Option<Idempotency>,
     /// What to do.
     pub command: Command,
 }
@@ -61,7 +67,7 @@ pub enum Command {
 /// Creates a user. Rejected with [`Rejection::EmailTaken`] or [`Rejection::UserExists`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateUser {
-    /// Minted by the API.
+    /// Minted by the API, or derived from the idempotency key.
     pub user_id: UserId,
     /// Unique without regard to letter case.
     pub email: Email,
@@ -121,6 +127,8 @@ pub enum Rejection {
     AlreadySuspended,
     /// The user is active already.
     NotSuspended,
+    /// Another request came under the same idempotency key before.
+    KeyReused,
 }
 
 impl Envelope {
@@ -164,13 +172,14 @@ impl Command {
 }
 
 impl Rejection {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::EmailTaken,
         Self::UserExists,
         Self::NotFound,
         Self::VersionLost,
         Self::AlreadySuspended,
         Self::NotSuspended,
+        Self::KeyReused,
     ];
 
     /// The stored name.
@@ -182,6 +191,7 @@ impl Rejection {
             Self::VersionLost => "version-lost",
             Self::AlreadySuspended => "already-suspended",
             Self::NotSuspended => "not-suspended",
+            Self::KeyReused => "idempotency-key-reused",
         }
     }
 

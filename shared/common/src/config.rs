@@ -12,7 +12,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use shared::{
-    BrokerSettings, DatabaseSettings, Retention, SHARED, ServiceSettings, TelemetrySettings, amqp_url, database_url,
+    BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
+    amqp_url, database_url,
 };
 
 /// One environment variable, as `--help` and the sample file document it.

@@ -27,7 +27,7 @@ pub enum UserStatus {
 #[derive(Debug, Clone, Object)]
 #[oai(skip_serializing_if_is_none)]
 pub struct User {
-    /// The user's id, a UUIDv7.
+    /// The user's id: a UUIDv7, or a UUIDv8 when it was created under an `Idempotency-Key`.
     pub id: Uuid,
     /// The e-mail address, as it was written.
     pub email: String,
@@ -45,7 +45,7 @@ pub struct User {
     pub suspended_at: Option<OffsetDateTime>,
 }
 
-/// A page of users, in the order of their creation
+/// A page of users, in the order of their ids
 #[derive(Debug, Object)]
 #[oai(skip_serializing_if_is_none)]
 pub struct UserPage {
@@ -206,10 +206,10 @@ macro_rules! failures {
 }
 
 failures! {
-    CreateFailures: 400 408 409 413 415 500 503 504;
-    ChangeFailures: 400 404 408 409 412 413 415 500 503 504;
-    DeleteFailures: 400 404 409 412 500 503 504;
-    StatusFailures: 400 404 409 412 500 503 504;
+    CreateFailures: 400 408 409 413 415 422 500 503 504;
+    ChangeFailures: 400 404 408 409 412 413 415 422 500 503 504;
+    DeleteFailures: 400 404 409 412 422 500 503 504;
+    StatusFailures: 400 404 409 412 422 500 503 504;
     GetFailures: 400 404 500 503;
     ListFailures: 400 500 503;
 }

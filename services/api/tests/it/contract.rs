@@ -86,7 +86,10 @@ fn every_operation_documents_its_failures_as_problem_documents() {
             needed.insert("404");
         }
         if method != "GET" {
-            needed.extend(["409", "504"]);
+            needed.extend(["409", "422", "504"]);
+            let takes_key =
+                operation["parameters"].as_array().into_iter().flatten().any(|p| p["name"] == "Idempotency-Key");
+            assert!(takes_key, "{name} takes no Idempotency-Key");
         }
         if !operation["requestBody"].is_null() {
             needed.extend(["408", "413", "415"]);

@@ -110,6 +110,74 @@ async fn a_prefer_whose_wait_is_no_number_of_seconds_is_refused() {
     check(rows).await;
 }
 
+/// A key that is dropped in silence would let a retry take effect twice.
+#[tokio::test]
+async fn an_idempotency_key_that_is_not_one_is_refused() {
+    let suspend = format!("{USER}/suspend");
+    let (longest, too_long) = ("k".repeat(255), "k".repeat(256));
+    let (longest_quoted, too_long_quoted) = (format!("\"{longest}\""), format!("\"{too_long}\""));
+    let bad: &[(&str, &[&[u8]])] = &[
+        ("nothing", &[b""]),
+        ("nothing in quotes", &[b"\"\""]),
+        ("one quote", &[b"\""]),
+        ("a quote that does not end", &[b"\"abc"]),
+        ("text behind the quotes", &[b"\"abc\"d"]),
+        ("a parameter behind the quotes", &[b"\"abc\";x=1"]),
+        ("an escaped quote at the end", &[b"\"abc\\\""]),
+        ("an unknown escape", &[b"\"a\\bc\""]),
+        ("a blank inside", &[b"a b"]),
+        ("a blank in quotes", &[b"\"a b\""]),
+        ("a tab", &[b"a\tb"]),
+        ("Latin-1", &[b"caf\xe9"]),
+        ("UTF-8", &["café".as_bytes()]),
+        ("256 characters", &[too_long.as_bytes()]),
+        ("256 characters in quotes", &[too_long_quoted.as_bytes()]),
+        ("two lines", &[b"a", b"b"]),
+        ("two quoted lines", &[b"\"a\"", b"\"b\""]),
+        ("the same line twice", &[b"a", b"a"]),
+        ("an empty line behind it", &[b"a", b""]),
+        ("an empty line before it", &[b"", b"a"]),
+    ];
+    let good: &[(&str, &[&[u8]])] = &[
+        ("a UUID", &[b"8e03978e-40d5-43e8-bc93-6894a57f9324"]),
+        ("a UUID in quotes", &[b"\"8e03978e-40d5-43e8-bc93-6894a57f9324\""]),
+        ("one character", &[b"a"]),
+        ("255 characters", &[longest.as_bytes()]),
+        ("255 characters in quotes", &[longest_quoted.as_bytes()]),
+        ("every kind of character", &[b"!#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~\""]),
+        ("escapes in quotes", &[b"\"a\\\"b\\\\c\""]),
+    ];
+    let app = App::unconnected();
+    for (rows, kind, fields) in [(bad, InvalidRequest, &["Idempotency-Key"][..]), (good, BrokerUnavailable, &[])] {
+        for (reason, lines) in rows {
+            let headers: Vec<_> = lines.iter().map(|line| ("idempotency-key", *line)).collect();
+            for (method, path) in [("DELETE", USER), ("POST", suspend.as_str())] {
+                let answer = app.send(request(method, path, &headers, Body::empty())).await;
+                answer.assert_problem(kind, fields, reason);
+                crate::contract::assert_documented(method, path, &answer, reason);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_write_reads_its_idempotency_key() {
+    let app = App::unconnected();
+    let (create, patch) = (r#"{"email": "ada@example.org", "name": "Ada"}"#, r#"{"name": "Ada"}"#);
+    let rows = [
+        ("POST", "/v1/users".to_owned(), create),
+        ("PATCH", USER.to_owned(), patch),
+        ("DELETE", USER.to_owned(), ""),
+        ("POST", format!("{USER}/suspend"), ""),
+        ("POST", format!("{USER}/reactivate"), ""),
+    ];
+    for (method, path, body) in &rows {
+        let headers = [("content-type", "application/json"), ("idempotency-key", "a b")];
+        let answer = app.send(request(method, path, &headers, *body)).await;
+        answer.assert_problem(InvalidRequest, &["Idempotency-Key"], &format!("{method} {path}"));
+    }
+}
+
 /// Whatever cannot be compared must never count as "no condition": that would lose somebody's update.
 #[tokio::test]
 async fn an_if_match_that_is_not_one_strong_tag_is_refused() {

@@ -10,6 +10,7 @@ mod harness;
 
 mod cli;
 mod faults;
+mod idempotency;
 mod kills;
 mod lifecycle;
 mod membership;

@@ -4,6 +4,7 @@
 
 mod apply;
 mod blame;
+mod idempotency;
 mod poison;
 mod settings;
 mod users;

@@ -9,7 +9,7 @@ use common::command::{
     Command, CommandId, CreateUser, DeleteUser, Email, Envelope, Name, Principal, ReactivateUser, SuspendUser,
     UpdateUser, UserId,
 };
-use common::config::{BrokerSettings, DatabaseSettings, Retention, amqp_url, database_url};
+use common::config::{BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, amqp_url, database_url};
 use common::db::{self, Pool};
 use common::health::{Health, ReadyWhen};
 use common::shutdown::{Graces, Shutdown};
@@ -31,6 +31,9 @@ use uuid::Uuid;
 
 /// Long enough for a busy machine, short enough for a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long keys count.
+pub(crate) const WINDOW: IdempotencyWindow = IdempotencyWindow(Duration::from_hours(24));
 
 fn stack() -> &'static Stack {
     static STACK: OnceLock<Stack> = OnceLock::new();
@@ -143,7 +146,7 @@ impl Fixture {
 
     pub(crate) fn applier(&self) -> Applier {
         let retention = Retention(Duration::from_hours(30 * 24));
-        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention);
+        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention, WINDOW);
         applier.fence(self.fence);
         applier
     }
@@ -152,17 +155,21 @@ impl Fixture {
     pub(crate) async fn dead_letters(&self) -> Vec<Delivery> {
         const MARKER: &[u8] = b"marker";
         let queue = self.topology.dead_letters();
+        // Of its own, and closed before the consumer is dropped: a cancel is not awaited, so an earlier consumer of the same
+        // channel could still take the marker.
+        let channel = self.connection.create_channel().await.expect("a channel");
         let (publish, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        let marker = self.channel.basic_publish("".into(), queue.as_str().into(), publish, MARKER, properties);
+        let marker = channel.basic_publish("".into(), queue.as_str().into(), publish, MARKER, properties);
         marker.await.expect("a marker");
         let consume = BasicConsumeOptions::default();
-        let consumer = self.channel.basic_consume(queue.into(), "".into(), consume, FieldTable::default());
+        let consumer = channel.basic_consume(queue.into(), "".into(), consume, FieldTable::default());
         let mut consumer = consumer.await.expect("a consumer");
         let mut letters = Vec::new();
         loop {
             let letter = soon("the marker", consumer.next()).await.expect("an open channel").expect("a delivery");
             letter.ack(BasicAckOptions::default()).await.expect("an acknowledgement");
             if letter.data == MARKER {
+                channel.close(200, "done".into()).await.expect("a close");
                 return letters;
             }
             letters.push(letter);
@@ -199,6 +206,7 @@ pub(crate) fn envelope(command: Command) -> Envelope {
         accepted_at: OffsetDateTime::now_utc(),
         principal: Principal::anonymous(),
         if_match: None,
+        idempotency: None,
         command,
     }
 }

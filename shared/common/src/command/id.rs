@@ -1,4 +1,8 @@
-//! Identifiers: UUIDv7 of users and commands, and the partition of a user.
+//! Identifiers: UUIDs of users and commands, and the partition of a user.
+//!
+//! # Why are there two versions of user ids?
+//! A user that is created under an idempotency key must get the same id from every instance that the request is sent to,
+//! so its id is derived from the key: a UUIDv8, whose order says nothing of the time. All others are UUIDv7.
 //!
 //! # Why is there a checksum in a command id?
 //! A command is `pending` from its 202 until the worker applied it, and in that time no row knows it. The last 16 bits of
@@ -11,9 +15,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
-/// A user's id: a UUIDv7.
+use super::Digest;
+
+/// A user's id: a UUIDv7, or a UUIDv8 (RFC 9562 §5.8) that was derived from an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Uuid", into = "Uuid")]
 pub struct UserId(Uuid);
@@ -32,12 +38,21 @@ pub enum InvalidId {
     /// A UUID of another version; RFC 9562 §5.7 defines version 7.
     #[error("not a version 7 UUID; use an id that this service handed out")]
     NotV7,
+    /// A UUID of another version; RFC 9562 §5.7 and §5.8 define versions 7 and 8.
+    #[error("not a UUID of version 7 or 8; use an id that this service handed out")]
+    NotV7OrV8,
 }
 
 impl UserId {
     /// A fresh id, later in order than all that this process minted before.
     pub fn mint() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// The id of the user that is created under this key: its first 16 bytes, but for the bits of version and variant.
+    pub fn derive(key: &Digest) -> Self {
+        let (bytes, _) = key.as_bytes().split_at(16);
+        Self(Builder::from_custom_bytes(std::array::from_fn(|at| bytes[at])).into_uuid())
     }
 
     /// The partition of this user's commands among `partitions`.
@@ -91,13 +106,13 @@ fn fold(hash: u64) -> u32 {
     u32::try_from((hash >> 32) ^ (hash & 0xffff_ffff)).unwrap_or_default()
 }
 
-macro_rules! uuid_v7 {
-    ($id:ty) => {
+macro_rules! uuid_of {
+    ($id:ty, $versions:pat, $fault:expr) => {
         impl TryFrom<Uuid> for $id {
             type Error = InvalidId;
 
             fn try_from(uuid: Uuid) -> Result<Self, InvalidId> {
-                if uuid.get_version_num() == 7 { Ok(Self(uuid)) } else { Err(InvalidId::NotV7) }
+                if matches!(uuid.get_version_num(), $versions) { Ok(Self(uuid)) } else { Err($fault) }
             }
         }
 
@@ -123,5 +138,5 @@ macro_rules! uuid_v7 {
     };
 }
 
-uuid_v7!(UserId);
-uuid_v7!(CommandId);
+uuid_of!(UserId, 7 | 8, InvalidId::NotV7OrV8);
+uuid_of!(CommandId, 7, InvalidId::NotV7);

@@ -41,6 +41,11 @@ const COMMAND_RETENTION_DAYS: Variable = Variable::with_default(
     "30",
     "How long a command's outcome can be asked for, in days; the same for every process of a deployment.",
 );
+const IDEMPOTENCY_WINDOW_HOURS: Variable = Variable::with_default(
+    "IDEMPOTENCY_WINDOW_HOURS",
+    "24",
+    "For how long a request under the same Idempotency-Key takes effect only once, in hours; at most the retention.",
+);
 const DRAIN_DELAY_MS: Variable = Variable::with_default(
     "DRAIN_DELAY_MS",
     "3000",
@@ -70,6 +75,7 @@ pub const SHARED: &[&Variable] = &[
     &BROKER_PREFIX,
     &PARTITIONS,
     &COMMAND_RETENTION_DAYS,
+    &IDEMPOTENCY_WINDOW_HOURS,
     &DRAIN_DELAY_MS,
     &STOP_DEADLINE_MS,
     &LOG,
@@ -87,6 +93,8 @@ pub struct ServiceSettings {
     pub broker: BrokerSettings,
     /// How long outcomes are kept.
     pub retention: Retention,
+    /// How long idempotency keys count.
+    pub idempotency_window: IdempotencyWindow,
     /// How long a stop may take.
     pub graces: Graces,
     /// Logs and traces.
@@ -117,6 +125,10 @@ pub struct BrokerSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention(pub Duration);
 
+/// For how long after a request another one under the same idempotency key takes no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdempotencyWindow(pub Duration);
+
 /// Where logs and traces go.
 #[derive(Debug, Clone)]
 pub struct TelemetrySettings {
@@ -136,6 +148,14 @@ impl ServiceSettings {
         let database = DatabaseSettings::read(reader);
         let broker = BrokerSettings::read(reader);
         let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
+        let hours = reader.number(&IDEMPOTENCY_WINDOW_HOURS, 1..=720_u64);
+        if let (Some(days), Some(hours)) = (days, hours)
+            && hours > days * 24
+        {
+            // A retry is answered with the first outcome, so that must still be there.
+            let problem = format!("{hours} hours exceed COMMAND_RETENTION_DAYS; expected at most {}", days * 24);
+            reader.fault(&IDEMPOTENCY_WINDOW_HOURS, problem);
+        }
         let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
         let finish = reader.millis(&STOP_DEADLINE_MS, 100..=300_000);
         let telemetry = TelemetrySettings::read(reader);
@@ -143,6 +163,7 @@ impl ServiceSettings {
             database: database?,
             broker: broker?,
             retention: Retention(Duration::from_secs(days? * 86_400)),
+            idempotency_window: IdempotencyWindow(Duration::from_secs(hours? * 3600)),
             graces: Graces { drain: drain?, finish: finish? },
             telemetry: telemetry?,
         })

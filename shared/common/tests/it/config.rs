@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rollcall_common::config::{
-    Faults, Reader, Retention, SHARED, ServiceSettings, Variable, amqp_url, database_url, help, sample,
+    Faults, IdempotencyWindow, Reader, Retention, SHARED, ServiceSettings, Variable, amqp_url, database_url, help,
+    sample,
 };
 use rollcall_common::telemetry::LogFormat;
 use secrecy::ExposeSecret;
@@ -27,6 +28,7 @@ fn two_urls_are_all_that_must_be_set() {
     assert_eq!(settings.broker.prefix, "");
     assert_eq!(settings.broker.partitions, 16);
     assert_eq!(settings.retention, Retention(Duration::from_hours(30 * 24)));
+    assert_eq!(settings.idempotency_window, IdempotencyWindow(Duration::from_hours(24)));
     assert_eq!(settings.graces.drain, Duration::from_secs(3));
     assert_eq!(settings.graces.finish, Duration::from_secs(5));
     assert_eq!(settings.telemetry.filter, "info");
@@ -44,6 +46,7 @@ fn every_setting_is_taken_from_its_variable() {
         ("BROKER_PREFIX", "staging."),
         ("PARTITIONS", "32"),
         ("COMMAND_RETENTION_DAYS", "2"),
+        ("IDEMPOTENCY_WINDOW_HOURS", "48"),
         ("DRAIN_DELAY_MS", "10"),
         ("STOP_DEADLINE_MS", "2000"),
         ("LOG", "warn,rollcall_worker=debug"),
@@ -55,6 +58,7 @@ fn every_setting_is_taken_from_its_variable() {
     assert_eq!(settings.database.connections, 7);
     assert_eq!((settings.broker.prefix.as_str(), settings.broker.partitions), ("staging.", 32));
     assert_eq!(settings.retention, Retention(Duration::from_hours(48)));
+    assert_eq!(settings.idempotency_window, IdempotencyWindow(Duration::from_hours(48)));
     assert_eq!(settings.graces.drain, Duration::from_millis(10));
     assert_eq!(settings.graces.finish, Duration::from_secs(2));
     assert_eq!(settings.telemetry.filter, "warn,rollcall_worker=debug");
@@ -79,6 +83,7 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
         ("BROKER_PREFIX", "a b"),
         ("PARTITIONS", "many"),
         ("COMMAND_RETENTION_DAYS", "-1"),
+        ("IDEMPOTENCY_WINDOW_HOURS", "a day"),
         ("DRAIN_DELAY_MS", "300001"),
         ("STOP_DEADLINE_MS", "1.5"),
         ("LOG", "rollcall=loud"),
@@ -87,13 +92,14 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
     ])
     .expect_err("faults");
     insta::assert_snapshot!(faults, @r#"
-    the environment has 11 fault(s):
+    the environment has 12 fault(s):
       DATABASE_URL: has the scheme "mysql"; expected postgres or postgresql; for example DATABASE_URL=postgres://rollcall:secret@127.0.0.1:5432/rollcall
       DATABASE_CONNECTIONS: 0 is out of range; expected a whole number from 1 to 1000; for example DATABASE_CONNECTIONS=5
       AMQP_URL: is not set; for example AMQP_URL=amqp://rollcall:secret@127.0.0.1:5672/%2f
       BROKER_PREFIX: use at most 100 of a-z, A-Z, 0-9, ".", "_", "-"; for example BROKER_PREFIX=staging.
       PARTITIONS: "many" is no number; expected a whole number from 1 to 1024; for example PARTITIONS=16
       COMMAND_RETENTION_DAYS: "-1" is no number; expected a whole number from 1 to 3650; for example COMMAND_RETENTION_DAYS=30
+      IDEMPOTENCY_WINDOW_HOURS: "a day" is no number; expected a whole number from 1 to 720; for example IDEMPOTENCY_WINDOW_HOURS=24
       DRAIN_DELAY_MS: 300001 is out of range; expected a whole number from 0 to 300000; for example DRAIN_DELAY_MS=3000
       STOP_DEADLINE_MS: "1.5" is no number; expected a whole number from 100 to 300000; for example STOP_DEADLINE_MS=5000
       LOG: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; for example LOG=info
@@ -108,6 +114,7 @@ fn bounds_are_part_of_what_is_allowed() {
         ("DATABASE_CONNECTIONS", "1", "1000", "0", "1001"),
         ("PARTITIONS", "1", "1024", "0", "1025"),
         ("COMMAND_RETENTION_DAYS", "1", "3650", "0", "3651"),
+        ("IDEMPOTENCY_WINDOW_HOURS", "1", "720", "0", "721"),
         ("DRAIN_DELAY_MS", "0", "300000", "-1", "300001"),
         ("STOP_DEADLINE_MS", "100", "300000", "99", "300001"),
     ];
@@ -120,6 +127,16 @@ fn bounds_are_part_of_what_is_allowed() {
             assert!(faults.contains(name), "{name}={value}: {faults}");
         }
     }
+}
+
+#[test]
+fn an_idempotency_window_beyond_the_retention_is_refused() {
+    let (retention, window) = (("COMMAND_RETENTION_DAYS", "2"), ("IDEMPOTENCY_WINDOW_HOURS", "49"));
+    let faults = read(&[DATABASE, BROKER, retention, window]).expect_err("longer than outcomes are kept").to_string();
+    insta::assert_snapshot!(faults, @r"
+    the environment has 1 fault(s):
+      IDEMPOTENCY_WINDOW_HOURS: 49 hours exceed COMMAND_RETENTION_DAYS; expected at most 48; for example IDEMPOTENCY_WINDOW_HOURS=24
+    ");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Identifiers and the partition of a user.
 
 use proptest::prelude::*;
-use rollcall_common::command::{CommandId, InvalidId, UserId};
+use rollcall_common::command::{CommandId, Digest, InvalidId, Principal, UserId};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -16,22 +16,49 @@ fn any_v7() -> impl Strategy<Value = Uuid> {
 }
 
 #[test]
-fn a_text_that_is_no_version_7_uuid_is_refused() {
-    let table = [
-        ("", InvalidId::NotUuid),
-        ("ada", InvalidId::NotUuid),
-        ("01890a5d-ac96-774b-bcce-b302099a805", InvalidId::NotUuid),
-        ("01890a5d-ac96-774b-bcce-b302099a8057 ", InvalidId::NotUuid),
-        ("01890a5d-ac96-774b-bcce-b302099a805g", InvalidId::NotUuid),
-        ("00000000-0000-0000-0000-000000000000", InvalidId::NotV7),
-        ("ffffffff-ffff-ffff-ffff-ffffffffffff", InvalidId::NotV7),
-        ("f47ac10b-58cc-4372-a567-0e02b2c3d479", InvalidId::NotV7),
-        ("c232ab00-9414-11ec-b3c8-9f6bdeced846", InvalidId::NotV7),
-        ("1ec9414c-232a-6b00-b3c8-9f6bdeced846", InvalidId::NotV7),
+fn a_text_that_is_no_uuid_of_the_right_version_is_refused() {
+    let no_uuid = ["", "ada", "01890a5d-ac96-774b-bcce-b302099a805", "01890a5d-ac96-774b-bcce-b302099a8057 "];
+    for text in no_uuid.into_iter().chain(["01890a5d-ac96-774b-bcce-b302099a805g"]) {
+        assert_eq!(text.parse::<UserId>(), Err(InvalidId::NotUuid), "{text:?}");
+        assert_eq!(text.parse::<CommandId>(), Err(InvalidId::NotUuid), "{text:?}");
+    }
+    let other_versions = [
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "f47ac10b-58cc-4372-a567-0e02b2c3d479",
+        "c232ab00-9414-11ec-b3c8-9f6bdeced846",
+        "1ec9414c-232a-6b00-b3c8-9f6bdeced846",
     ];
-    for (text, fault) in table {
-        assert_eq!(text.parse::<UserId>(), Err(fault), "{text:?}");
-        assert_eq!(text.parse::<CommandId>(), Err(fault), "{text:?}");
+    for text in other_versions {
+        assert_eq!(text.parse::<UserId>(), Err(InvalidId::NotV7OrV8), "{text:?}");
+        assert_eq!(text.parse::<CommandId>(), Err(InvalidId::NotV7), "{text:?}");
+    }
+    let v8 = "320c3d4d-cc00-875b-8ec9-32d5f69181c0";
+    assert!(v8.parse::<UserId>().is_ok(), "the id of a user that was created under a key");
+    assert_eq!(v8.parse::<CommandId>(), Err(InvalidId::NotV7), "a command's id carries its time");
+}
+
+#[test]
+fn the_id_derived_from_a_key_is_frozen_and_of_its_principal_and_key_alone() {
+    let derive = |principal: &str, key: &str| {
+        let principal = Principal::parse(principal).expect("a principal");
+        UserId::derive(&Digest::of_key(&principal, key))
+    };
+    // Computed apart from the code: a retry may come to an instance of another release.
+    assert_eq!(derive("anonymous", "7f3c").to_string(), "a866f4f0-5184-8864-942b-2acf8caf98d5");
+    let ids = [
+        derive("anonymous", "7f3c"),
+        derive("anonymous", "7f3d"),
+        derive("anonymous", "7F3C"),
+        derive("ada", "7f3c"),
+        derive("anonymous7", "f3c"),
+        derive("anonymou", "s7f3c"),
+    ];
+    let distinct: std::collections::HashSet<_> = ids.iter().collect();
+    assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    for id in ids {
+        assert_eq!(id.to_string().parse(), Ok(id), "it is a user's id");
+        assert_eq!(Uuid::from(id).get_variant(), uuid::Variant::RFC4122);
     }
 }
 

@@ -1,0 +1,313 @@
+//! Retried requests: the first command under a key takes effect, the others get its outcome.
+
+use std::time::Duration;
+
+use common::command::{CommandId, Digest, Envelope, Idempotency, Rejection, UserId};
+use rollcall_worker::apply::{Applier, Fence};
+use rollcall_worker::idempotency::{BACKLOG, prune};
+use rollcall_worker::users::Outcome;
+use sqlx::Connection;
+use time::OffsetDateTime;
+
+use crate::support::{
+    Fixture, GONE, WINDOW, create, delete, done, if_match, in_order, reactivate, soon, suspend, update,
+};
+
+const REUSED: Outcome = Outcome::Rejected(Rejection::KeyReused);
+const MINUTE: time::Duration = time::Duration::minutes(1);
+
+/// The command under a key, as the API sends it.
+fn keyed(key: &str, envelope: Envelope) -> Envelope {
+    let key = Digest::of_key(&envelope.principal, key);
+    let fingerprint = Digest::of_request(&envelope.command, envelope.if_match);
+    Envelope { idempotency: Some(Idempotency { key, fingerprint }), ..envelope }
+}
+
+/// The same request, sent again: another command.
+fn again(envelope: &Envelope) -> Envelope {
+    Envelope { id: CommandId::mint(), accepted_at: OffsetDateTime::now_utc(), ..envelope.clone() }
+}
+
+fn accepted(ago: time::Duration, envelope: Envelope) -> Envelope {
+    Envelope { accepted_at: OffsetDateTime::now_utc() - ago, ..envelope }
+}
+
+fn window() -> time::Duration {
+    WINDOW.0.try_into().expect("a span of time")
+}
+
+async fn apply(applier: &mut Applier, batch: &[Envelope]) -> Vec<Outcome> {
+    let mut outcomes = soon("a commit", applier.apply(batch)).await.expect("outcomes");
+    let outcomes = in_order(batch, &mut outcomes);
+    outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
+}
+
+#[tokio::test]
+async fn the_same_request_several_times_in_one_batch_takes_effect_once() {
+    let mut fixture = Fixture::start().await;
+    let ada = UserId::mint();
+    let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+    let renaming = keyed("rename", update(ada, None, Some("Ada King")));
+    let deleting = keyed("delete", delete(ada));
+    let batch = [
+        creating.clone(),
+        again(&creating),
+        renaming.clone(),
+        update(ada, None, Some("Augusta")),
+        again(&renaming),
+        again(&creating),
+        suspend(ada),
+        deleting.clone(),
+        again(&deleting),
+    ];
+    let outcomes = apply(&mut fixture.applier(), &batch).await;
+    assert_eq!(outcomes, [done(1), done(1), done(2), done(3), done(2), done(1), done(4), GONE, GONE]);
+    assert_eq!(fixture.database.count("commands WHERE status = 'succeeded'").await, 9);
+    let row = fixture.database.command(batch[4].id).await;
+    assert_eq!(row.as_deref(), Some("users.update anonymous succeeded - v2"));
+    assert_eq!(fixture.database.count("idempotency_keys").await, 3);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_in_a_later_batch_gets_the_first_outcome_whatever_happened_since() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+    let suspending = keyed("suspend", suspend(ada));
+    assert_eq!(apply(&mut applier, &[creating.clone(), suspending.clone()]).await, [done(1), done(2)]);
+    assert_eq!(apply(&mut applier, &[reactivate(ada), again(&suspending)]).await, [done(3), done(2)]);
+    // Another worker, after a hand-over.
+    assert_eq!(apply(&mut fixture.applier(), &[again(&creating), again(&suspending)]).await, [done(1), done(2)]);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v3 f"));
+
+    assert_eq!(apply(&mut applier, &[delete(ada), again(&creating)]).await, [GONE, done(1)]);
+    assert_eq!(fixture.database.user(ada).await, None, "a retry brings nobody back");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_delivered_again_is_still_a_duplicate() {
+    let fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+    let retry = again(&creating);
+    assert_eq!(apply(&mut applier, &[creating.clone(), retry.clone()]).await, [done(1), done(1)]);
+    assert!(applier.apply(&[retry, creating]).await.expect("outcomes").is_empty());
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_rejected_outcome_is_repeated_although_it_would_succeed_by_now() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let early = keyed("suspend", suspend(ada));
+    let not_found = || Outcome::Rejected(Rejection::NotFound);
+    assert_eq!(apply(&mut applier, &[early.clone(), again(&early)]).await, [not_found(), not_found()]);
+    let retry = again(&early);
+    let batch = [create(ada, "ada@example.org", "Ada"), retry.clone()];
+    assert_eq!(apply(&mut applier, &batch).await, [done(1), not_found()]);
+    let row = fixture.database.command(retry.id).await;
+    assert_eq!(row.as_deref(), Some("users.suspend anonymous rejected user-not-found"));
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn another_request_under_the_same_key_is_rejected() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada, bob) = (fixture.applier(), UserId::mint(), UserId::mint());
+    let creating = keyed("key", create(ada, "ada@example.org", "Ada"));
+    let others = || {
+        [
+            keyed("key", create(ada, "eve@example.org", "Ada")),
+            keyed("key", suspend(ada)),
+            keyed("key", suspend(bob)),
+            keyed("key", if_match(1, suspend(ada))),
+            keyed("key", update(ada, None, Some("Eve"))),
+        ]
+    };
+    let mut batch = vec![creating.clone()];
+    batch.extend(others());
+    batch.push(again(&creating));
+    let outcomes = apply(&mut applier, &batch).await;
+    assert_eq!(outcomes, [done(1), REUSED, REUSED, REUSED, REUSED, REUSED, done(1)]);
+    let later = others();
+    assert_eq!(apply(&mut applier, &later).await, vec![REUSED; 5], "in a later batch");
+    let row = fixture.database.command(later[1].id).await;
+    assert_eq!(row.as_deref(), Some("users.suspend anonymous rejected idempotency-key-reused"));
+    assert_eq!(apply(&mut applier, &[again(&creating)]).await, [done(1)], "the key is still the first one's");
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_partitions_that_race_for_a_key_one_applies_and_the_other_repeats() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute("INSERT INTO partitions VALUES (1, 1, '00000000-0000-0000-0000-000000000000')").await;
+    let users: Vec<UserId> = (0..20).map(|_| UserId::mint()).collect();
+    let creates: Vec<_> = users.iter().map(|user| create(*user, &format!("{user}@example.org"), "User")).collect();
+    apply(&mut fixture.applier(), &creates).await;
+    for round in 0..3_i64 {
+        // The same requests at both, the second in the opposite order; in the middle a key that two users come under.
+        let updates = users.iter().map(|user| update(*user, None, Some(&format!("Round {round}"))));
+        let first: Vec<_> =
+            updates.zip(&users).map(|(change, user)| keyed(&format!("{round} {user}"), change)).collect();
+        let second: Vec<_> = first.iter().rev().map(again).collect();
+        let shared = [0, 1].map(|of| keyed(&format!("{round} shared"), if_match(99, suspend(users[of]))));
+        let batches = [(first, &shared[0]), (second, &shared[1])]
+            .map(|(own, shared)| [&own[..10], std::slice::from_ref(shared), &own[10..]].concat());
+
+        // Somebody holds the key in the middle until both wait; then neither may be in the way of the other.
+        let mut holder = fixture.pool.acquire(Duration::from_secs(5)).await.expect("a connection");
+        let mut holding = holder.begin().await.expect("a transaction");
+        let key = shared[0].idempotency.expect("a key").key;
+        let claim = "INSERT INTO idempotency_keys VALUES ($1, '', gen_random_uuid(), now())";
+        sqlx::query(claim).bind(key.as_bytes().as_slice()).execute(&mut *holding).await.expect("a claim");
+        let (mut here, mut there) = (fixture.applier(), fixture.applier());
+        there.fence(Fence { partition: 1, ..fixture.fence });
+        let letting_go = async {
+            let waiting = "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            while fixture.database.count(waiting).await < 2 {}
+            holding.rollback().await.expect("a rollback");
+        };
+        let all = async { tokio::join!(here.apply(&batches[0]), there.apply(&batches[1]), letting_go) };
+        let (one, two, ()) = soon("both batches", Box::pin(all)).await;
+        holder.release();
+        let (mut one, mut two) = (one.expect("outcomes"), two.expect("outcomes"));
+        let lost = Outcome::Rejected(Rejection::VersionLost);
+        let mut of_shared = [one.remove(&shared[0].id), two.remove(&shared[1].id)].map(|o| o.expect("an outcome"));
+        of_shared.sort_by_key(|outcome| *outcome == REUSED);
+        assert_eq!(of_shared, [lost, REUSED]);
+        assert!(one.values().chain(two.values()).all(|outcome| *outcome == done(round + 2)), "{one:?} {two:?}");
+        assert_eq!((one.len(), two.len()), (20, 20));
+    }
+    assert_eq!(fixture.database.count("users WHERE version = 4 AND name = 'Round 2' AND status = 'active'").await, 20);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_free_again_when_the_transaction_that_claimed_it_is_rolled_back() {
+    let mut fixture = Fixture::start().await;
+    let ada = UserId::mint();
+    let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+    fixture.database.execute("BEGIN; LOCK TABLE users").await;
+    {
+        let mut applier = fixture.applier();
+        let batch = [creating.clone()];
+        let given_up = tokio::time::timeout(Duration::from_millis(100), applier.apply(&batch));
+        assert!(given_up.await.is_err(), "it waits for the lock");
+    }
+    fixture.database.execute("COMMIT").await;
+    assert_eq!(apply(&mut fixture.applier(), &[again(&creating)]).await, [done(1)]);
+    fixture.stop().await;
+}
+
+/// Raises for one name, like a constraint that nobody thought of.
+const TRIGGER: &str = "
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'no user of this name' USING ERRCODE = '22023';
+    END
+    $$;
+    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users
+        FOR EACH ROW WHEN (NEW.name = 'Poison') EXECUTE FUNCTION refuse();
+";
+
+#[tokio::test]
+async fn retries_are_told_apart_when_a_batch_is_applied_one_by_one_too() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+    let poison = keyed("poison", update(ada, None, Some("Poison")));
+    let renaming = keyed("rename", update(ada, None, Some("Ada King")));
+    let batch = [
+        creating.clone(),
+        poison.clone(),
+        renaming.clone(),
+        again(&poison),
+        again(&renaming),
+        again(&creating),
+        keyed("rename", suspend(ada)),
+    ];
+    let parked = || Outcome::Parked("22023".to_owned());
+    let outcomes = apply(&mut applier, &batch).await;
+    assert_eq!(outcomes, [done(1), parked(), done(2), parked(), done(2), done(1), REUSED]);
+    assert_eq!(apply(&mut applier, &[again(&poison)]).await, [parked()], "in a later batch");
+    assert_eq!(fixture.dead_letters().await.len(), 1, "a retry is no dead letter of its own");
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v2 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_counts_for_the_window_and_is_then_the_next_commands() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    apply(&mut applier, &[create(ada, "ada@example.org", "Ada")]).await;
+    let renaming = || keyed("rename", update(ada, None, Some("Ada King")));
+    assert_eq!(apply(&mut applier, &[accepted(window() - MINUTE, renaming())]).await, [done(2)]);
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(2)], "a minute before the end");
+
+    fixture.database.execute("UPDATE idempotency_keys SET accepted_at = accepted_at - interval '2 minutes'").await;
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(3)], "a minute after it");
+    assert_eq!(apply(&mut applier, &[renaming(), renaming()]).await, [done(3), done(3)], "a window of its own");
+    let other = keyed("rename", suspend(ada));
+    assert_eq!(apply(&mut applier, &[other]).await, [REUSED]);
+    assert_eq!(fixture.database.count("idempotency_keys").await, 1);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_that_had_to_wait_in_its_queue_is_still_one() {
+    let fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    apply(&mut applier, &[create(ada, "ada@example.org", "Ada")]).await;
+    let renaming = || keyed("rename", update(ada, None, Some("Ada King")));
+    let hour = time::Duration::hours(1);
+    assert_eq!(apply(&mut applier, &[accepted(window() + hour * 6, renaming())]).await, [done(2)]);
+    assert_eq!(prune(&fixture.pool, WINDOW).await.expect("a deletion"), 0);
+    assert_eq!(apply(&mut applier, &[accepted(hour * 7, renaming())]).await, [done(2)]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_whose_first_outcome_is_no_longer_kept_is_applied() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    apply(&mut applier, &[create(ada, "ada@example.org", "Ada")]).await;
+    let renaming = || keyed("rename", update(ada, None, Some("Ada King")));
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(2)]);
+    fixture.database.execute("DELETE FROM commands").await;
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(3)]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn old_keys_are_pruned_in_small_batches_and_nobody_waits() {
+    let mut fixture = Fixture::start().await;
+    let oldest = window() + time::Duration::try_from(BACKLOG).expect("a span of time");
+    let fill = |number: u32, age: time::Duration| {
+        format!(
+            "INSERT INTO idempotency_keys
+             SELECT sha256(gen_random_uuid()::text::bytea), '', gen_random_uuid(), now() - interval '{} seconds'
+             FROM generate_series(1, {number})",
+            age.whole_seconds(),
+        )
+    };
+    for sql in [fill(1500, oldest + MINUTE), fill(7, oldest - MINUTE), fill(3, time::Duration::ZERO)] {
+        fixture.database.execute(&sql).await;
+    }
+    // A claim that is under way holds some of them.
+    let held = "BEGIN; SELECT FROM idempotency_keys ORDER BY accepted_at LIMIT 10 FOR UPDATE";
+    fixture.database.execute(held).await;
+    let mut pruned = Vec::new();
+    for _ in 0..3 {
+        pruned.push(soon("a deletion", prune(&fixture.pool, WINDOW)).await.expect("a deletion"));
+    }
+    assert_eq!(pruned, [1000, 490, 0]);
+    fixture.database.execute("COMMIT").await;
+    assert_eq!(prune(&fixture.pool, WINDOW).await.expect("a deletion"), 10);
+    assert_eq!(fixture.database.count("idempotency_keys").await, 10);
+    fixture.stop().await;
+}
