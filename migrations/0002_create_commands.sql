@@ -1,5 +1,5 @@
 -- One row per command that was decided: the deduplication record, the status resource and the audit trail at once.
--- Partitioned by the day inside the UUIDv7, so that retention drops a table instead of deleting rows.
+-- Partitioned by the day inside the UUIDv7, so that retention can drop a table instead of deleting rows.
 CREATE TABLE commands (
     id uuid NOT NULL,
     user_id uuid NOT NULL,
