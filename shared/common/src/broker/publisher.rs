@@ -181,7 +181,13 @@ impl Owner {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             Ok::<_, lapin::Error>(channel)
         };
-        match tokio::time::timeout(CHANNEL_DEADLINE, opening).await {
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(CHANNEL_DEADLINE, opening) => opened,
+            () = blocked(self.link.clone()) => {
+                return Err(PublishError::Unavailable("the broker takes no messages for now".into()));
+            }
+        };
+        match opened {
             Ok(Ok(channel)) => {
                 self.channel = Some(Confirming { channel: channel.clone(), generation });
                 Ok(channel)
@@ -201,16 +207,13 @@ impl Owner {
         // Requests wait at most a batch before theirs, so the first one's deadline is the strictest and holds for all.
         let Some(deadline) = batch.first().map(|first| first.deadline) else { return };
         let started = Instant::now();
-        let sent = tokio::time::timeout_at(deadline, send(&channel, &batch)).await;
-        let confirmed = match sent {
-            Ok(sends) => {
-                let confirms = join_all(sends.into_iter().map(Sent::confirmed));
-                tokio::select! {
-                    confirmed = tokio::time::timeout_at(deadline, confirms) => confirmed.ok(),
-                    () = blocked(self.link.clone()) => None,
-                }
-            }
-            Err(_) => None,
+        let work = async {
+            let sends = send(&channel, &batch).await;
+            join_all(sends.into_iter().map(Sent::confirmed)).await
+        };
+        let confirmed = tokio::select! {
+            confirmed = tokio::time::timeout_at(deadline, work) => confirmed.ok(),
+            () = blocked(self.link.clone()) => None,
         };
         self.instruments.confirm_seconds.record(started.elapsed().as_secs_f64(), &[]);
         let Some(results) = confirmed else {
