@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{System, Writers, eventually, problem, stack};
 
-/// The longest that a client may be kept when a server is away.
-const PROMPT: Duration = Duration::from_secs(2);
+/// Far less than any hang, and far more than the services' own deadlines (under 2 seconds), for a busy machine.
+const PROMPT: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
