@@ -123,10 +123,14 @@ CREATE FUNCTION reap_members() RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    gone members;
+    gone record;
     reaped boolean := false;
 BEGIN
-    FOR gone IN SELECT * FROM members WHERE expires_at <= clock_timestamp() OR NOT member_connected(members) LOOP
+    FOR gone IN
+        SELECT instance, control_pid, control_started_at
+        FROM members
+        WHERE expires_at <= clock_timestamp() OR NOT member_connected(members)
+    LOOP
         PERFORM pg_terminate_backend(pid)
         FROM pg_stat_activity
         WHERE application_name = 'rollcall/' || gone.instance

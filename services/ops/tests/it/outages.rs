@@ -12,11 +12,17 @@ use crate::harness::{System, Writers, eventually, problem, stack};
 /// Far less than any hang, and far more than the services' own deadlines (under 2 seconds), for a busy machine.
 const PROMPT: Duration = Duration::from_secs(6);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
+/// A server that only this test uses, in a folder that must outlive it.
+async fn own<S: Send + 'static>(start: fn(Options) -> Result<S, local_stack::Error>) -> (S, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(folder.path());
-    let postgres = tokio::task::spawn_blocking(|| Postgres::start_alone(options)).await.unwrap().unwrap();
+    let server = tokio::task::spawn_blocking(move || start(options)).await.unwrap().unwrap();
+    (server, folder)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
+    let (postgres, _folder) = own(Postgres::start_alone).await;
     let shared = tokio::task::spawn_blocking(stack).await.unwrap();
     let system = System::on(postgres.url(), shared.rabbitmq.url()).await;
     let (api, worker) = tokio::join!(system.api(), system.worker());
@@ -51,9 +57,7 @@ async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_ready_when_it_can_do_anything_stays_ready_without_postgresql() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options::new(folder.path());
-    let postgres = tokio::task::spawn_blocking(|| Postgres::start_alone(options)).await.unwrap().unwrap();
+    let (postgres, _folder) = own(Postgres::start_alone).await;
     let shared = tokio::task::spawn_blocking(stack).await.unwrap();
     let mut system = System::on(postgres.url(), shared.rabbitmq.url()).await;
     let strict = system.api().await;
@@ -75,9 +79,7 @@ async fn an_instance_that_is_ready_when_it_can_do_anything_stays_ready_without_p
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_rabbitmq_is_away_reads_go_on_and_writes_fail_quickly() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options::new(folder.path());
-    let rabbitmq = tokio::task::spawn_blocking(|| RabbitMq::start_alone(options)).await.unwrap().unwrap();
+    let (rabbitmq, _folder) = own(RabbitMq::start_alone).await;
     let shared = tokio::task::spawn_blocking(stack).await.unwrap();
     let system = System::on(shared.postgres.url(), rabbitmq.url()).await;
     let (api, worker) = tokio::join!(system.api(), system.worker());
@@ -120,9 +122,7 @@ async fn while_rabbitmq_is_away_reads_go_on_and_writes_fail_quickly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_rabbitmq_is_short_of_memory_writes_fail_quickly_and_recover_by_themselves() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options::new(folder.path());
-    let rabbitmq = tokio::task::spawn_blocking(|| RabbitMq::start_alone(options)).await.unwrap().unwrap();
+    let (rabbitmq, _folder) = own(RabbitMq::start_alone).await;
     let shared = tokio::task::spawn_blocking(stack).await.unwrap();
     let system = System::on(shared.postgres.url(), rabbitmq.url()).await;
     let (api, worker) = tokio::join!(system.api(), system.worker());
