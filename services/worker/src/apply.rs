@@ -1,4 +1,4 @@
-//! One batch in one transaction: fence, deduplicate, waves, outcomes, commit.
+//! One batch in one transaction: fence, deduplicate, park what is held, waves, outcomes, commit.
 //!
 //! # Why insert the command rows first?
 //! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
@@ -11,16 +11,20 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use common::command::{CommandId, Envelope, Rejection};
+use common::command::{CommandId, Envelope};
 use common::config::Retention;
 use common::db::{DbError, Pool};
-use sqlx::{Acquire, PgConnection};
+use sqlx::{Connection, PgConnection};
 use time::{Date, OffsetDateTime};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::alone::{Tried, try_alone};
 use crate::blame::ApplyError;
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{self, Letters, Traces};
+use crate::delivery::kept;
+use crate::flood::FloodGuard;
+use crate::suspects::MOST_ATTEMPTS;
 use crate::users::{self, Outcome};
 use crate::waves::waves;
 
@@ -28,8 +32,6 @@ use crate::waves::waves;
 const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
 /// For a whole batch; a transaction that takes longer is abandoned with its connection.
 const BATCH_DEADLINE: Duration = Duration::from_secs(30);
-/// Clocks of publishers may be ahead of the worker's by this.
-const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 
 /// What a transaction checks before anything else: that this instance still owns the partition under this epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,15 +49,15 @@ pub struct Fence {
 pub struct Applier {
     fence: Option<Fence>,
     pool: Pool,
-    dead_letters: DeadLetters,
+    guard: FloodGuard,
     retention: Retention,
     ensured_days: HashSet<Date>,
 }
 
 impl Applier {
-    /// An applier over the worker's pool.
-    pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention) -> Self {
-        Self { fence: None, pool, dead_letters, retention, ensured_days: HashSet::new() }
+    /// An applier over the worker's pool, under the worker's guard.
+    pub fn new(pool: Pool, guard: FloodGuard, retention: Retention) -> Self {
+        Self { fence: None, pool, guard, retention, ensured_days: HashSet::new() }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied.
@@ -65,8 +67,7 @@ impl Applier {
 
     /// Whether the command's row could be kept: its time is neither before the retention nor in the future.
     pub fn keeps(&self, id: CommandId) -> bool {
-        let now = OffsetDateTime::now_utc();
-        id.minted_at() > now - self.retention.0 && id.minted_at() < now + CLOCK_SKEW
+        kept(id, self.retention)
     }
 
     /// Applies a batch and gives the outcome of each command in it that had not been decided before.
@@ -74,19 +75,41 @@ impl Applier {
     /// # Errors
     /// Every kind but [`ApplyError::Command`], unless even the row of a command cannot be written; then nothing was applied.
     pub async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
-        let together = self.transaction(commands, Mode::Together).await;
+        self.apply_traced(commands, &Traces::new()).await
+    }
+
+    /// The same for messages whose trace contexts a dead letter keeps.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_traced(
+        &mut self,
+        commands: &[Envelope],
+        traces: &Traces,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let together = self.transaction(commands, traces, Mode::Together).await;
         match together {
             Err(ApplyError::Command { sqlstate, .. }) => {
                 warn!(sqlstate, commands = commands.len(), "a batch failed; applying its commands one by one");
-                self.transaction(commands, Mode::OneByOne).await
+                self.transaction(commands, traces, Mode::OneByOne).await
             }
             end => end,
         }
     }
 
+    /// Makes a command that ended its worker too often a dead letter, without trying it.
+    pub(crate) async fn give_up(
+        &mut self,
+        command: &Envelope,
+        traces: &Traces,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        self.transaction(std::slice::from_ref(command), traces, Mode::GiveUp).await
+    }
+
     async fn transaction(
         &mut self,
         commands: &[Envelope],
+        traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
@@ -99,12 +122,20 @@ impl Applier {
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
             let fresh = deduplicate(&mut tx, commands).await?;
+            let mut letters = Letters::new(dead_letters::held_users(&mut tx, &fresh).await?);
             let outcomes = match mode {
-                Mode::Together => together(&mut tx, &fresh).await?,
-                Mode::OneByOne => one_by_one(&mut tx, &fresh, &self.dead_letters).await?,
+                Mode::Together => together(&mut tx, fresh.clone(), &mut letters).await?,
+                Mode::OneByOne => one_by_one(&mut tx, &fresh, &mut letters).await?,
+                Mode::GiveUp => give_up(&fresh, &mut letters),
             };
+            let in_order = || fresh.iter().filter_map(|c| outcomes.get(&c.id));
+            if let Some(dead) = self.guard.flood(in_order()) {
+                return Err(ApplyError::Flood(dead));
+            }
+            letters.record(&mut tx, traces).await?;
             decide(&mut tx, &outcomes).await?;
             tx.commit().await?;
+            self.guard.note(in_order());
             Ok::<_, ApplyError>(outcomes)
         };
         let outcomes =
@@ -119,6 +150,7 @@ impl Applier {
 enum Mode {
     Together,
     OneByOne,
+    GiveUp,
 }
 
 /// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that.
@@ -174,9 +206,15 @@ async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) -> Result<V
     Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
 }
 
-async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
-    let mut outcomes = HashMap::with_capacity(commands.len());
-    for wave in waves(commands) {
+async fn together(
+    conn: &mut PgConnection,
+    commands: Vec<Envelope>,
+    letters: &mut Letters,
+) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    let (behind, free): (Vec<_>, Vec<_>) = commands.into_iter().partition(|envelope| letters.behind(envelope));
+    let mut outcomes = HashMap::with_capacity(behind.len() + free.len());
+    outcomes.extend(behind.iter().map(|envelope| (envelope.id, Outcome::Behind)));
+    for wave in waves(&free) {
         outcomes.extend(users::apply_wave(conn, &wave).await?);
     }
     Ok(outcomes)
@@ -185,37 +223,39 @@ async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<Hash
 async fn one_by_one(
     conn: &mut PgConnection,
     commands: &[Envelope],
-    dead_letters: &DeadLetters,
+    letters: &mut Letters,
 ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let mut outcomes = HashMap::with_capacity(commands.len());
     for envelope in commands {
-        let mut savepoint = conn.begin().await?;
-        let outcome = match users::apply_wave(&mut savepoint, &[envelope]).await {
-            Ok(mut outcome) => {
-                savepoint.commit().await?;
-                outcome.remove(&envelope.id)
-            }
-            Err(ApplyError::Command { sqlstate, constraint, source }) => {
-                savepoint.rollback().await?;
-                if constraint.as_deref() == Some("users_email_key") {
-                    // Another transaction took the address between the look and the change.
-                    Some(Outcome::Rejected(Rejection::EmailTaken))
-                } else {
-                    warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
-                    // Before the commit: after it, a kill would leave a parked command without its message.
-                    dead_letters.send(&envelope.encode(), &source.to_string()).await?;
-                    Some(Outcome::Parked(sqlstate))
+        let outcome = if letters.behind(envelope) {
+            Outcome::Behind
+        } else {
+            match try_alone(conn, envelope).await? {
+                Tried::Decided(outcome) => outcome,
+                Tried::Guilty { sqlstate, reason } => {
+                    letters.guilty(envelope, Some(sqlstate.clone()), &reason, 1);
+                    Outcome::Parked(sqlstate)
                 }
             }
-            Err(other) => return Err(other),
         };
-        outcomes.extend(outcome.map(|outcome| (envelope.id, outcome)));
+        outcomes.insert(envelope.id, outcome);
     }
     Ok(outcomes)
 }
 
+fn give_up(commands: &[Envelope], letters: &mut Letters) -> HashMap<CommandId, Outcome> {
+    let outcome = |envelope: &Envelope| {
+        if letters.behind(envelope) {
+            return (envelope.id, Outcome::Behind);
+        }
+        letters.guilty(envelope, None, "its worker ended whenever it was tried", MOST_ATTEMPTS);
+        (envelope.id, Outcome::Parked(dead_letters::WORKER_ENDED.to_owned()))
+    };
+    commands.iter().map(outcome).collect()
+}
+
 /// Writes the outcomes into the command rows.
-async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>) -> Result<(), sqlx::Error> {
+pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>) -> Result<(), sqlx::Error> {
     let ids: Vec<Uuid> = outcomes.keys().map(|id| (*id).into()).collect();
     let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(()) };
     let mut statuses = Vec::with_capacity(ids.len());
@@ -225,7 +265,8 @@ async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>)
         let (status, reason, version) = match outcome {
             Outcome::Succeeded(version) => ("succeeded", None, *version),
             Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
-            Outcome::Parked(sqlstate) => ("parked", Some(sqlstate.as_str()), None),
+            Outcome::Parked(code) => ("parked", Some(code.as_str()), None),
+            Outcome::Behind => ("parked", Some(dead_letters::BEHIND), None),
         };
         statuses.push(status);
         reasons.push(reason);

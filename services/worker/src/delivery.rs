@@ -1,14 +1,20 @@
 //! From a delivery to a command, or to the reason why it is none.
 
-use common::command::Envelope;
+use common::command::{CommandId, Envelope};
+use common::config::Retention;
 use common::telemetry::{TRACE_TARGET, amqp_context};
 use lapin::message::Delivery;
+use lapin::types::AMQPValue;
 use opentelemetry::trace::TraceContextExt;
+use time::OffsetDateTime;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::apply::Applier;
 use crate::users::Outcome;
+
+/// Clocks of publishers may be ahead of the worker's by this.
+const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 
 /// Reads a delivery's command.
 ///
@@ -21,6 +27,20 @@ pub(crate) fn decode(delivery: &Delivery, applier: &Applier) -> Result<Envelope,
     } else {
         Err(format!("out of time: the command id was minted at {}, outside of what is kept", envelope.id.minted_at()))
     }
+}
+
+/// Whether a command's row could be kept: its time is neither before the retention nor in the future.
+pub(crate) fn kept(id: CommandId, retention: Retention) -> bool {
+    let now = OffsetDateTime::now_utc();
+    id.minted_at() > now - retention.0 && id.minted_at() < now + CLOCK_SKEW
+}
+
+/// Whether the broker delivered it before: then it may be what ended the worker that had it.
+pub(crate) fn came_again(delivery: &Delivery) -> bool {
+    let headers = delivery.properties.headers().as_ref();
+    // The type of the number differs between versions of the broker; a quorum queue sets it from the second time on.
+    let zero = [AMQPValue::LongLongInt(0), AMQPValue::LongInt(0), AMQPValue::LongUInt(0)];
+    headers.and_then(|h| h.inner().get("x-delivery-count")).is_some_and(|count| !zero.contains(count))
 }
 
 /// The spans of one batch: its own, and for each command one that continues the command's trace.
@@ -93,7 +113,7 @@ impl BatchSpans {
     pub(crate) fn record<'a>(&self, outcomes: impl Iterator<Item = Option<&'a Outcome>>) {
         for (span, outcome) in self.commands.iter().zip(outcomes) {
             span.record("command.outcome", crate::instruments::label(outcome));
-            if matches!(outcome, Some(Outcome::Parked(_))) {
+            if matches!(outcome, Some(Outcome::Parked(_) | Outcome::Behind)) {
                 span.record("otel.status_code", "error");
             }
         }

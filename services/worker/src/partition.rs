@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
 use common::command::{CommandId, Envelope};
-use common::db::DatabaseState;
-use common::health::Health;
+use common::db::{DatabaseState, Pool, within};
 use common::membership::{Holding, Holdings};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use common::telemetry::amqp_trace_headers;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -26,16 +26,22 @@ use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
 use crate::apply::{Applier, Fence};
+use crate::applying::Applying;
 use crate::blame::ApplyError;
 use crate::consumption::Consumption;
-use crate::dead_letters::DeadLetters;
-use crate::delivery::{BatchSpans, decode};
+use crate::dead_letters::{RawMessage, Traces, record_raw};
+use crate::delivery::{BatchSpans, came_again, decode};
 use crate::instruments::Instruments;
 use crate::replies::Replies;
+use crate::suspects::Suspects;
 use crate::users::Outcome;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// While a person has to mend something: each look returns the messages once more, and the broker counts that.
+const LONGEST_FAULT_PAUSE: Duration = Duration::from_secs(30);
+/// How long a message that is no command may take to be recorded.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often a batch is tried again in place when another transaction was in the way.
@@ -49,10 +55,13 @@ pub(crate) struct Partition {
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,
-    pub(crate) dead_letters: DeadLetters,
+    /// The last batch was refused by the flood guard: one command at a time until one goes through.
+    pub(crate) probing: bool,
+    pub(crate) suspects: Suspects,
+    pub(crate) pool: Pool,
     pub(crate) replies: Replies,
     pub(crate) instruments: Instruments,
-    pub(crate) health: Health,
+    pub(crate) applying: Applying,
     pub(crate) consumption: Consumption,
     pub(crate) holdings: Holdings,
     pub(crate) shutdown: Shutdown,
@@ -97,14 +106,21 @@ impl Partition {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
                 epoch = self.owned() => self.hold(epoch).await,
             };
+            let mut longest = LONGEST_PAUSE;
             match interrupted {
                 Ok(End::Stopping) => return Ok(()),
                 Ok(End::LetGo) => {
                     info!(partition = self.number, "let go");
+                    self.applying.clear(self.number);
                     pause = FIRST_PAUSE;
                     continue;
                 }
-                Err(interrupted) => warn!(partition = self.number, reason = chain(&interrupted), "paused"),
+                Err(interrupted) => {
+                    if let Interrupted::Apply(ApplyError::Deployment(_) | ApplyError::Flood(_)) = interrupted {
+                        longest = LONGEST_FAULT_PAUSE;
+                    }
+                    warn!(partition = self.number, reason = chain(&interrupted), "paused");
+                }
             }
             if lasted > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
@@ -112,7 +128,7 @@ impl Partition {
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
             tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
-                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
+                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(longest),
             }
         }
     }
@@ -203,12 +219,19 @@ impl Partition {
                 delivery = consumer.next() => delivery.ok_or(Interrupted::ConsumerEnded)??,
             };
             let mut deliveries = vec![first];
-            while deliveries.len() < usize::from(self.batch)
+            let most = if self.probing { 1 } else { usize::from(self.batch) };
+            while deliveries.len() < most
                 && let Some(Some(next)) = consumer.next().now_or_never()
             {
                 deliveries.push(next?);
             }
-            self.process(deliveries).await?;
+            // What came again is tried alone, in its place.
+            let together = |one: &Delivery, next: &Delivery| !came_again(one) && !came_again(next);
+            let sizes: Vec<usize> = deliveries.chunk_by(together).map(<[_]>::len).collect();
+            let mut deliveries = deliveries.into_iter();
+            for size in sizes {
+                self.process(deliveries.by_ref().take(size).collect()).await?;
+            }
         }
     }
 
@@ -224,8 +247,8 @@ impl Partition {
                 }
                 Err(reason) => {
                     // Without the reason: it can quote what stands in the message.
-                    warn!(partition = self.number, "a message that cannot be decoded goes to the dead letters");
-                    self.dead_letters.send(&delivery.data, &reason).await?;
+                    warn!(partition = self.number, "a message that cannot be decoded is recorded as it came");
+                    self.record(&delivery, &reason).await?;
                     self.instruments.undecodable();
                 }
             }
@@ -234,7 +257,10 @@ impl Partition {
             let spans = BatchSpans::open(&decoded, &commands);
             let transactions = spans.transactions();
             let started = Instant::now();
-            let outcomes = self.apply(&commands).instrument(spans.batch.clone()).await?;
+            let alone = decoded.iter().any(came_again);
+            let traces = decoded.iter().zip(&commands);
+            let traces = traces.map(|(d, c)| (c.id, amqp_trace_headers(d.properties.headers().as_ref()))).collect();
+            let outcomes = self.apply(&commands, &traces, alone).instrument(spans.batch.clone()).await?;
             drop(transactions);
             spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
             self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
@@ -251,24 +277,45 @@ impl Partition {
         Ok(())
     }
 
-    async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    async fn record(&self, delivery: &Delivery, reason: &str) -> Result<(), ApplyError> {
+        let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
+        let mut lease = self.pool.acquire(RECORD_DEADLINE).await?;
+        let message = RawMessage { payload: &delivery.data, reason, trace: &trace };
+        within(RECORD_DEADLINE, record_raw(&mut lease, message)).await?;
+        lease.release();
+        Ok(())
+    }
+
+    async fn apply(
+        &mut self,
+        commands: &[Envelope],
+        traces: &Traces,
+        alone: bool,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let mut tries = 1;
         loop {
-            match self.applier.apply(commands).await {
+            let end = match commands {
+                [command] if alone => self.suspects.apply(&mut self.applier, command, traces).await,
+                _ => self.applier.apply_traced(commands, traces).await,
+            };
+            match end {
                 Err(ApplyError::Contention(_)) if tries < CONTENTION_TRIES => {
                     let jittered = Duration::from_millis(20 * u64::from(tries)).mul_f64(rand::random::<f64>());
                     tokio::time::sleep(jittered).await;
                     tries += 1;
                 }
-                Err(error @ (ApplyError::Deployment(_) | ApplyError::Command { .. })) => {
-                    self.health.set("applying", Err(chain(&error)));
+                Err(error) => {
+                    self.probing |= matches!(error, ApplyError::Flood(_));
+                    if let ApplyError::Deployment(_) | ApplyError::Command { .. } | ApplyError::Flood(_) = error {
+                        self.applying.stopped(self.number, chain(&error));
+                    }
                     return Err(error);
                 }
                 Ok(outcomes) => {
-                    self.health.set("applying", Ok("the last batch went through".to_owned()));
+                    self.probing = false;
+                    self.applying.clear(self.number);
                     return Ok(outcomes);
                 }
-                Err(error) => return Err(error),
             }
         }
     }

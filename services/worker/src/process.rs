@@ -1,6 +1,6 @@
 //! How the worker's parts are put together.
 
-use common::broker::{Publisher, Topology, supervise};
+use common::broker::{Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, monitor};
 use common::health::{Ability, Health, ReadyWhen};
@@ -11,12 +11,15 @@ use poem::EndpointExt;
 use tracing::info;
 
 use crate::apply::Applier;
+use crate::applying::Applying;
 use crate::consumption::Consumption;
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{Collector, observe_open};
+use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
 use crate::replies::Replies;
 use crate::settings::WorkerSettings;
+use crate::suspects::Suspects;
 
 /// Runs the worker until a signal or a failure.
 ///
@@ -41,16 +44,25 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
-    let dead_letters = DeadLetters::new(Publisher::start(shutdown, publishing.clone()), &topology);
     let replies = Replies::start(shutdown, publishing);
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
     http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
 
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
-    health.register("applying", Ability::Write);
-    health.set("applying", Ok("nothing stands in the way".to_owned()));
+    let applying = Applying::new(&health);
     let instruments = Instruments::new(&pool);
+    let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
+    observe_open(shutdown, pool.clone(), database.clone());
+    let collector = Collector {
+        topology: topology.clone(),
+        link: consuming.clone(),
+        database: database.clone(),
+        pool: pool.clone(),
+        retention: service.retention,
+        shutdown: shutdown.clone(),
+    };
+    collector.start();
     for number in 0..topology.partitions() {
         let partition = Partition {
             number,
@@ -58,11 +70,13 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention),
-            dead_letters: dead_letters.clone(),
+            applier: Applier::new(pool.clone(), guard.clone(), service.retention),
+            probing: false,
+            suspects: suspects.clone(),
+            pool: pool.clone(),
             replies: replies.clone(),
             instruments: instruments.clone(),
-            health: health.clone(),
+            applying: applying.clone(),
             consumption: consumption.clone(),
             holdings: holdings.clone(),
             shutdown: shutdown.clone(),

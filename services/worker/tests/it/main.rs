@@ -4,8 +4,12 @@
 
 mod apply;
 mod blame;
+mod dead_letters;
+mod flood;
 mod poison;
+mod replay;
 mod settings;
+mod suspects;
 mod users;
 mod waves;
 

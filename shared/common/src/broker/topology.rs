@@ -12,6 +12,8 @@ use crate::config::BrokerSettings;
 const PARTITION_MAX_LENGTH: i64 = 100_000;
 /// A quorum queue without a limit requeues at its tail, which breaks the order; 4.x would set 20, which a few crashes burn.
 const DELIVERY_LIMIT: i64 = 1000;
+/// Practically none.
+const DEAD_LETTER_DELIVERY_LIMIT: i64 = 1_000_000_000;
 
 /// Why the exchanges and queues are not as they must be.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,7 @@ impl Topology {
         format!("{}commands.{partition}", self.prefix)
     }
 
-    /// The fanout exchange and the queue (of the same name) of messages that could not be applied.
+    /// The fanout exchange and the queue (of the same name) of messages that the broker gave up; workers collect them.
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
     }
@@ -152,6 +154,8 @@ impl Topology {
 fn dead_letter_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // Nothing catches what this queue drops, and 4.x would drop after 20 returns.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DEAD_LETTER_DELIVERY_LIMIT));
     arguments
 }
 
