@@ -77,6 +77,7 @@ struct Filters {
 }
 
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Chosen {
     /// Numbers of letters, or ids of their commands
     #[arg(required_unless_present_any = ["all", "user", "kind", "reason", "sqlstate", "since"])]
@@ -133,7 +134,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::List { filter, limit, json } => {
             let letters = list(&mut conn, &filter.filter(), limit).await?;
-            letters.iter().for_each(|letter| say(print::line(letter, json)));
+            for letter in &letters {
+                say(print::line(letter, json));
+            }
             if letters.is_empty() && !json {
                 say("no open dead letters");
             }

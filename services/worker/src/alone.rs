@@ -39,7 +39,9 @@ pub(crate) async fn try_alone(conn: &mut PgConnection, envelope: &Envelope) -> R
                 return Ok(Tried::Decided(Outcome::Rejected(Rejection::EmailTaken)));
             }
             warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
-            Ok(Tried::Guilty { sqlstate, reason: source.to_string() })
+            // Its own words only: the place in the server's source code that it adds helps nobody.
+            let reason = source.as_database_error().map_or_else(|| source.to_string(), |e| e.message().to_owned());
+            Ok(Tried::Guilty { sqlstate, reason })
         }
         Err(other) => Err(other),
     }

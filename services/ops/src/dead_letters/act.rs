@@ -23,13 +23,10 @@ pub(super) async fn replay(
 ) -> anyhow::Result<usize> {
     let mut failed = 0;
     for letter in letters {
+        let trace = TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
         let end = insist(async || match user(letter) {
             Some(user) => first(conn, letter, user, dry_run).await,
-            None => {
-                let trace =
-                    TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
-                dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, dry_run).await
-            }
+            None => dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, dry_run).await,
         });
         failed += usize::from(!told(letter, end.await, dry_run, json)?);
     }

@@ -9,6 +9,7 @@
 mod harness;
 
 mod cli;
+mod dead_letters;
 mod kills;
 mod lifecycle;
 mod membership;

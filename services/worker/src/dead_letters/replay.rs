@@ -145,9 +145,13 @@ async fn work(
 ) -> Result<Vec<Step>, ReplayError> {
     let user = Uuid::from(user);
     let mut tx = conn.begin().await?;
-    sqlx::query!("SELECT command_id FROM held_users WHERE user_id = $1 FOR UPDATE", user)
+    let held = sqlx::query_scalar!("SELECT command_id FROM held_users WHERE user_id = $1 FOR UPDATE", user)
         .fetch_optional(&mut *tx)
         .await?;
+    if held.is_none() {
+        // Without the lock nothing is done, even if a batch commits a letter right now.
+        return if discard.is_some() { Err(ReplayError::NotOpen) } else { Ok(Vec::new()) };
+    }
     // A statement of its own, so that it sees what was parked while the lock was awaited.
     let open = sqlx::query_as!(
         Open,

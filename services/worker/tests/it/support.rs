@@ -165,6 +165,10 @@ pub(crate) const TRIGGER: &str = "
         FOR EACH ROW WHEN (NEW.name = 'Poison') EXECUTE FUNCTION refuse();
 ";
 
+/// The locks on the users that are waited for. Databases that were copied from one template share their tables' numbers.
+pub(crate) const AT_THE_LOCK: &str = "pg_locks WHERE NOT granted AND relation = 'users'::regclass
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
 /// Mends what [`TRIGGER`] broke.
 pub(crate) const MEND: &str = "DROP TRIGGER refuse ON users";
 

@@ -7,7 +7,7 @@ use rollcall_worker::dead_letters::Traces;
 use rollcall_worker::suspects::{MOST_ATTEMPTS, Suspects};
 use rollcall_worker::users::Outcome;
 
-use crate::support::{Fixture, create, done, in_order, soon, suspend};
+use crate::support::{AT_THE_LOCK, Fixture, create, done, in_order, soon, suspend};
 
 #[tokio::test]
 async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() {
@@ -22,9 +22,8 @@ async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() 
         let attempt = suspects.apply(&mut applier, &lethal, &traces);
         assert!(tokio::time::timeout(Duration::from_millis(100), attempt).await.is_err(), "end {end}");
         // As the others do with the sessions of a worker that is gone.
-        let ended =
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'worker-under-test'";
-        fixture.database.execute(&format!("{ended} AND datname = current_database()")).await;
+        let hang = format!("SELECT pg_terminate_backend(pid) FROM {AT_THE_LOCK}");
+        fixture.database.execute(&hang).await;
     }
     let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
     let traces = Traces::new();
