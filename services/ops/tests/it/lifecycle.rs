@@ -6,7 +6,7 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Process, System, eventually, problem};
+use crate::harness::{Process, System, problem};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_is_created_read_changed_suspended_reactivated_and_deleted() {
