@@ -230,6 +230,13 @@ impl Partition {
             let sizes: Vec<usize> = deliveries.chunk_by(together).map(<[_]>::len).collect();
             let mut deliveries = deliveries.into_iter();
             for size in sizes {
+                // Many alone take long: whoever wants this to end waits for the one under way only.
+                if self.shutdown.phase() >= Phase::Stopping {
+                    return Ok(End::Stopping);
+                }
+                if lost.as_mut().now_or_never().is_some() {
+                    return Ok(End::LetGo);
+                }
                 self.process(deliveries.by_ref().take(size).collect()).await?;
             }
         }
