@@ -1,7 +1,5 @@
 //! Commands that came again: tried alone, and given up after so many workers.
 
-use std::time::Duration;
-
 use common::command::UserId;
 use rollcall_worker::dead_letters::Traces;
 use rollcall_worker::suspects::{MOST_ATTEMPTS, Suspects};
@@ -20,10 +18,15 @@ async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() 
         let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
         let traces = Traces::new();
         let attempt = suspects.apply(&mut applier, &lethal, &traces);
-        assert!(tokio::time::timeout(Duration::from_millis(100), attempt).await.is_err(), "end {end}");
+        let hangs = async { while fixture.database.count(AT_THE_LOCK).await == 0 {} };
+        tokio::select! {
+            _ = attempt => panic!("end {end}"),
+            () = soon("the try hangs", hangs) => {}
+        }
         // As the others do with the sessions of a worker that is gone.
         let hang = format!("SELECT pg_terminate_backend(pid) FROM {AT_THE_LOCK}");
         fixture.database.execute(&hang).await;
+        soon("its session ends", async { while fixture.database.count(AT_THE_LOCK).await > 0 {} }).await;
     }
     let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
     let traces = Traces::new();
