@@ -27,7 +27,7 @@ pub enum CommandStatus {
     Succeeded,
     /// Changed nothing, for the reason in `reason`.
     Rejected,
-    /// Could not be applied; an operator has to look.
+    /// Could not be applied, or waits behind one that could not; once an operator has dealt with it, it is decided.
     Parked,
 }
 
@@ -48,8 +48,11 @@ pub struct CommandResource {
     pub accepted_at: OffsetDateTime,
     /// When it was decided.
     pub applied_at: Option<OffsetDateTime>,
-    /// Why it was rejected, as the last segment of a problem type, or parked, as an SQLSTATE.
+    /// Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
+    /// the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, by an operator and for good.
     pub reason: Option<String>,
+    /// The earlier command of its user that it waits behind. Absent unless it waits.
+    pub blocked_by: Option<Uuid>,
     /// The user's version after it.
     pub user_version: Option<i64>,
     /// Where to look next.
@@ -76,6 +79,7 @@ pub struct Decided {
     accepted_at: OffsetDateTime,
     applied_at: OffsetDateTime,
     reason: Option<String>,
+    blocked_by: Option<Uuid>,
     user_version: Option<i64>,
     /// How it was decided.
     pub(crate) decision: Decision,
@@ -109,6 +113,7 @@ impl CommandResource {
             accepted_at: id.minted_at(),
             applied_at: None,
             reason: None,
+            blocked_by: None,
             user_version: None,
             links: links(id.into(), user_id),
         }
@@ -138,6 +143,7 @@ impl From<Decided> for CommandResource {
             accepted_at: row.accepted_at,
             applied_at: Some(row.applied_at),
             reason: row.reason,
+            blocked_by: row.blocked_by,
             user_version: row.user_version,
             links: links(row.id, Some(row.user_id)),
         }
@@ -203,7 +209,15 @@ pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'
         // The bounds let the planner leave out the other days' tables.
         let rows = sqlx::query!(
             r#"
-            SELECT id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version
+            SELECT
+                id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version,
+                CASE
+                    WHEN reason = 'behind-another' THEN (
+                        SELECT command_id
+                        FROM held_users
+                        WHERE held_users.user_id = commands.user_id
+                    )
+                END AS blocked_by
             FROM commands
             WHERE id = ANY($1) AND id BETWEEN $2 AND $3
             "#,
@@ -227,6 +241,7 @@ pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'
                 accepted_at: row.accepted_at,
                 applied_at: row.applied_at,
                 reason: row.reason,
+                blocked_by: row.blocked_by,
                 user_version: row.user_version,
                 decision,
             };

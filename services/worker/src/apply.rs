@@ -1,4 +1,4 @@
-//! One batch in one transaction: fence, deduplicate, claim idempotency keys, waves, outcomes, commit.
+//! One batch in one transaction: fence, deduplicate, park what is held, claim idempotency keys, waves, outcomes, commit.
 //!
 //! # Why insert the command rows first?
 //! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
@@ -11,17 +11,22 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use common::command::{Command, CommandId, CreateUser, Email, Envelope, Name, Principal, Rejection, UserId};
+use common::command::{Command, CommandId, CreateUser, Digest, Email, Envelope, Idempotency, Name, Principal, UserId};
 use common::config::{IdempotencyWindow, Retention};
 use common::db::{DbError, Pool};
-use sqlx::{Acquire, PgConnection};
+use sqlx::{Connection, PgConnection};
 use time::{Date, OffsetDateTime};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::alone::{Tried, try_alone};
 use crate::blame::ApplyError;
-use crate::dead_letters::DeadLetters;
+use crate::commands::{decide, deduplicate};
+use crate::dead_letters::{self, Letters, Traces};
+use crate::delivery::kept;
+use crate::flood::FloodGuard;
 use crate::idempotency;
+use crate::suspects::MOST_ATTEMPTS;
 use crate::users::{self, Outcome};
 use crate::waves::waves;
 
@@ -29,8 +34,6 @@ use crate::waves::waves;
 const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
 /// For a whole batch; a transaction that takes longer is abandoned with its connection.
 const BATCH_DEADLINE: Duration = Duration::from_secs(30);
-/// Clocks of publishers may be ahead of the worker's by this.
-const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 
 /// What a transaction checks before anything else: that this instance still owns the partition under this epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,16 +51,16 @@ pub struct Fence {
 pub struct Applier {
     fence: Option<Fence>,
     pool: Pool,
-    dead_letters: DeadLetters,
+    guard: FloodGuard,
     retention: Retention,
     window: IdempotencyWindow,
     ensured_days: HashSet<Date>,
 }
 
 impl Applier {
-    /// An applier over the worker's pool.
-    pub fn new(pool: Pool, dead_letters: DeadLetters, retention: Retention, window: IdempotencyWindow) -> Self {
-        Self { fence: None, pool, dead_letters, retention, window, ensured_days: HashSet::new() }
+    /// An applier over the worker's pool, under the worker's guard.
+    pub fn new(pool: Pool, guard: FloodGuard, retention: Retention, window: IdempotencyWindow) -> Self {
+        Self { fence: None, pool, guard, retention, window, ensured_days: HashSet::new() }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied.
@@ -67,8 +70,7 @@ impl Applier {
 
     /// Whether the command's row could be kept: its time is neither before the retention nor in the future.
     pub fn keeps(&self, id: CommandId) -> bool {
-        let now = OffsetDateTime::now_utc();
-        id.minted_at() > now - self.retention.0 && id.minted_at() < now + CLOCK_SKEW
+        kept(id, self.retention)
     }
 
     /// Applies a batch and gives the outcome of each command in it that had not been decided before.
@@ -76,14 +78,35 @@ impl Applier {
     /// # Errors
     /// Every kind but [`ApplyError::Command`], unless even the row of a command cannot be written; then nothing was applied.
     pub async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
-        let together = self.transaction(commands, Mode::Together).await;
+        self.apply_traced(commands, &Traces::new()).await
+    }
+
+    /// The same for messages whose trace contexts a dead letter keeps.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_traced(
+        &mut self,
+        commands: &[Envelope],
+        traces: &Traces,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let together = self.transaction(commands, traces, Mode::Together).await;
         match together {
             Err(ApplyError::Command { sqlstate, .. }) => {
                 warn!(sqlstate, commands = commands.len(), "a batch failed; applying its commands one by one");
-                self.transaction(commands, Mode::OneByOne).await
+                self.transaction(commands, traces, Mode::OneByOne).await
             }
             end => end,
         }
+    }
+
+    /// Makes a command that ended its worker too often a dead letter, without trying it.
+    pub(crate) async fn give_up(
+        &mut self,
+        command: &Envelope,
+        traces: &Traces,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        self.transaction(std::slice::from_ref(command), traces, Mode::GiveUp).await
     }
 
     /// Tries the whole of a transaction with a command of its own and undoes it: says whether a batch would go through,
@@ -95,22 +118,22 @@ impl Applier {
         let (Ok(email), Ok(name)) = (Email::parse("probe@rollcall.invalid"), Name::parse("Probe")) else {
             return Ok(());
         };
+        let (id, user_id) = (CommandId::mint(), UserId::mint());
+        let digest = Digest::of_key(&Principal::anonymous(), &id.to_string());
         let envelope = Envelope {
-            id: CommandId::mint(),
+            id,
             accepted_at: OffsetDateTime::now_utc(),
             principal: Principal::anonymous(),
             if_match: None,
-            idempotency: None,
-            command: Command::CreateUser(CreateUser { user_id: UserId::mint(), email, name }),
+            idempotency: Some(Idempotency { key: digest, fingerprint: digest }),
+            command: Command::CreateUser(CreateUser { user_id, email, name }),
         };
         let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
         let work = async {
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
-            sqlx::query!("SELECT ensure_command_day($1)", envelope.id.minted_at().date()).execute(&mut *tx).await?;
-            let fresh = deduplicate(&mut tx, &[envelope]).await?;
-            let outcomes = together(&mut tx, &fresh).await?;
-            decide(&mut tx, &outcomes).await?;
+            sqlx::query!("SELECT ensure_command_day($1)", id.minted_at().date()).execute(&mut *tx).await?;
+            self.work(&mut tx, &[envelope], &Traces::new(), Mode::Together).await?;
             tx.rollback().await?;
             Ok::<_, ApplyError>(())
         };
@@ -122,6 +145,7 @@ impl Applier {
     async fn transaction(
         &mut self,
         commands: &[Envelope],
+        traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
@@ -133,21 +157,43 @@ impl Applier {
             }
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
-            let fresh = deduplicate(&mut tx, commands).await?;
-            let (fresh, retries) = idempotency::claim(&mut tx, fresh, self.window).await?;
-            let mut outcomes = match mode {
-                Mode::Together => together(&mut tx, &fresh).await?,
-                Mode::OneByOne => one_by_one(&mut tx, &fresh, &self.dead_letters).await?,
-            };
-            idempotency::repeat(retries, &mut outcomes);
-            decide(&mut tx, &outcomes).await?;
+            let outcomes = self.work(&mut tx, commands, traces, mode).await?;
             tx.commit().await?;
             Ok::<_, ApplyError>(outcomes)
         };
         let outcomes =
             tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
         lease.release();
+        self.guard.note(commands.iter().filter_map(|c| outcomes.get(&c.id)));
         self.ensured_days.extend(days);
+        Ok(outcomes)
+    }
+
+    /// What happens to the commands between the fence and the commit.
+    async fn work(
+        &self,
+        conn: &mut PgConnection,
+        commands: &[Envelope],
+        traces: &Traces,
+        mode: Mode,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let fresh = deduplicate(conn, commands).await?;
+        let mut letters = Letters::new(dead_letters::held_users(conn, &fresh).await?);
+        let (behind, free): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|envelope| letters.behind(envelope));
+        // A retry of a parked command is of the same user, so it waits too, and claims its key when its turn comes.
+        let (first, retries) = idempotency::claim(conn, free, self.window).await?;
+        let mut outcomes = match mode {
+            Mode::Together => together(conn, &first).await?,
+            Mode::OneByOne => one_by_one(conn, &first, &mut letters).await?,
+            Mode::GiveUp => give_up(&first, &mut letters),
+        };
+        outcomes.extend(behind.iter().map(|envelope| (envelope.id, Outcome::Behind)));
+        idempotency::repeat(retries, &mut outcomes, &mut letters);
+        if let Some(dead) = self.guard.flood(commands.iter().filter_map(|c| outcomes.get(&c.id))) {
+            return Err(ApplyError::Flood(dead));
+        }
+        letters.record(conn, traces).await?;
+        decide(conn, &outcomes).await?;
         Ok(outcomes)
     }
 }
@@ -156,6 +202,7 @@ impl Applier {
 enum Mode {
     Together,
     OneByOne,
+    GiveUp,
 }
 
 /// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that.
@@ -177,40 +224,6 @@ async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<(), Apply
     held.map(|_| ()).ok_or(ApplyError::Fenced)
 }
 
-/// Inserts the command rows and gives the commands that were not there yet, in order of arrival.
-async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) -> Result<Vec<Envelope>, sqlx::Error> {
-    let mut once = HashSet::new();
-    // A message can come twice in one batch when a publisher repeats it.
-    let commands: Vec<&Envelope> = commands.iter().filter(|c| once.insert(c.id)).collect();
-    let ids: Vec<Uuid> = commands.iter().map(|c| c.id.into()).collect();
-    let user_ids: Vec<Uuid> = commands.iter().map(|c| c.command.user_id().into()).collect();
-    let types: Vec<&str> = commands.iter().map(|c| c.command.wire_name()).collect();
-    let principals: Vec<&str> = commands.iter().map(|c| c.principal.as_str()).collect();
-    let accepted: Vec<OffsetDateTime> = commands.iter().map(|c| c.accepted_at).collect();
-    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking.
-    let inserted: HashSet<Uuid> = sqlx::query_scalar!(
-        r#"
-        INSERT INTO commands (id, user_id, type, principal, accepted_at)
-        SELECT id, user_id, type, principal, accepted_at
-        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
-            AS input (id, user_id, type, principal, accepted_at)
-        ORDER BY id
-        ON CONFLICT DO NOTHING
-        RETURNING id
-        "#,
-        &ids,
-        &user_ids,
-        &types as &[&str],
-        &principals as &[&str],
-        &accepted,
-    )
-    .fetch_all(conn)
-    .await?
-    .into_iter()
-    .collect();
-    Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
-}
-
 async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let mut outcomes = HashMap::with_capacity(commands.len());
     for wave in waves(commands) {
@@ -222,68 +235,30 @@ async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<Hash
 async fn one_by_one(
     conn: &mut PgConnection,
     commands: &[Envelope],
-    dead_letters: &DeadLetters,
+    letters: &mut Letters,
 ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let mut outcomes = HashMap::with_capacity(commands.len());
     for envelope in commands {
-        let mut savepoint = conn.begin().await?;
-        let outcome = match users::apply_wave(&mut savepoint, &[envelope]).await {
-            Ok(mut outcome) => {
-                savepoint.commit().await?;
-                outcome.remove(&envelope.id)
-            }
-            Err(ApplyError::Command { sqlstate, constraint, source }) => {
-                savepoint.rollback().await?;
-                if constraint.as_deref() == Some("users_email_key") {
-                    // Another transaction took the address between the look and the change.
-                    Some(Outcome::Rejected(Rejection::EmailTaken))
-                } else {
-                    warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
-                    // Before the commit: after it, a kill would leave a parked command without its message.
-                    dead_letters.send(&envelope.encode(), &source.to_string()).await?;
-                    Some(Outcome::Parked(sqlstate))
+        let outcome = if letters.behind(envelope) {
+            Outcome::Behind
+        } else {
+            match try_alone(conn, envelope).await? {
+                Tried::Decided(outcome) => outcome,
+                Tried::Guilty { sqlstate, reason } => {
+                    letters.guilty(envelope, Some(sqlstate.clone()), &reason, 1);
+                    Outcome::Parked(sqlstate)
                 }
             }
-            Err(other) => return Err(other),
         };
-        outcomes.extend(outcome.map(|outcome| (envelope.id, outcome)));
+        outcomes.insert(envelope.id, outcome);
     }
     Ok(outcomes)
 }
 
-/// Writes the outcomes into the command rows.
-async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>) -> Result<(), sqlx::Error> {
-    let ids: Vec<Uuid> = outcomes.keys().map(|id| (*id).into()).collect();
-    let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(()) };
-    let mut statuses = Vec::with_capacity(ids.len());
-    let mut reasons = Vec::with_capacity(ids.len());
-    let mut versions = Vec::with_capacity(ids.len());
-    for outcome in outcomes.values() {
-        let (status, reason, version) = match outcome {
-            Outcome::Succeeded(version) => ("succeeded", None, *version),
-            Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
-            Outcome::Parked(sqlstate) => ("parked", Some(sqlstate.as_str()), None),
-        };
-        statuses.push(status);
-        reasons.push(reason);
-        versions.push(version);
-    }
-    // The bounds let the planner leave out the other days' tables.
-    sqlx::query!(
-        r#"
-        UPDATE commands
-        SET status = outcome.status, reason = outcome.reason, user_version = outcome.version
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[]) AS outcome (id, status, reason, version)
-        WHERE commands.id = outcome.id AND commands.id BETWEEN $5 AND $6
-        "#,
-        &ids,
-        &statuses as &[&str],
-        &reasons as &[Option<&str>],
-        &versions as &[Option<i64>],
-        lowest,
-        highest,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
+fn give_up(commands: &[Envelope], letters: &mut Letters) -> HashMap<CommandId, Outcome> {
+    let outcome = |envelope: &Envelope| {
+        letters.guilty(envelope, None, "its worker ended whenever it was tried", MOST_ATTEMPTS);
+        (envelope.id, Outcome::Parked(dead_letters::WORKER_ENDED.to_owned()))
+    };
+    commands.iter().map(outcome).collect()
 }

@@ -21,6 +21,9 @@ pub enum ApplyError {
     /// Another instance owns the partition by now: nothing was applied, and the channel must be closed.
     #[error("the partition belongs to another instance by now")]
     Fenced,
+    /// Most of the recent commands would be dead letters: nothing was applied, and the worker pauses.
+    #[error("{0} of the recent commands would be dead letters: paused until their common cause is mended")]
+    Flood(usize),
     /// The schema, a privilege or this build: the worker pauses until somebody mends it; nothing is dead-lettered.
     #[error("the database is not as this build needs it")]
     Deployment(#[source] sqlx::Error),

@@ -1,50 +1,38 @@
-//! Messages that cannot be applied, kept for an operator with the reason.
+//! Dead letters: commands that could not be applied, the later commands of their users, and messages that are no commands.
+//!
+//! # Why are a user's later commands parked too?
+//! They were accepted behind the guilty one and may depend on it. A user with an open letter is *held*: its commands are
+//! recorded in order, and follow in order once an operator has replayed or discarded the first.
+//!
+//! # What keeps an operator and a batch from overtaking each other?
+//! The user's row in `held_users`. A batch locks the rows of its users for share before it applies anything, in order of
+//! the user ids; a replay or discard locks one for update. Whoever comes second sees what the first has done.
 
-use common::broker::{Message, PublishError, Publisher, Topology};
-use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
-use uuid::Uuid;
+mod browse;
+mod collect;
+mod record;
+mod replay;
 
-use crate::blame::ApplyError;
+use std::collections::HashMap;
 
-/// The header that carries the reason.
-pub const REASON_HEADER: &str = "x-rollcall-reason";
-/// Reasons are cut here: a header is no place for a stack trace.
-const LONGEST_REASON: usize = 1000;
+use common::command::CommandId;
+use common::telemetry::TraceHeaders;
 
-/// Sends to the dead-letter exchange. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct DeadLetters {
-    publisher: Publisher,
-    exchange: String,
-}
+pub use browse::{Filter, Letter, behind, find, list, open_letters};
+pub use collect::collect_one;
+pub(crate) use collect::{Collector, observe_open};
+pub(crate) use record::{Letters, held_users};
+pub use record::{RawMessage, record_raw, record_undelivered};
+pub use replay::{ReplayError, Step, Verdict, discard, discard_raw, replay, replay_raw};
 
-impl DeadLetters {
-    /// Over the publisher of the worker.
-    pub fn new(publisher: Publisher, topology: &Topology) -> Self {
-        Self { publisher, exchange: topology.dead_letters() }
-    }
+/// `commands.reason` of a command that waits behind another of its user.
+pub const BEHIND: &str = "behind-another";
+/// `commands.reason` of a command that ended its worker again and again.
+pub const WORKER_ENDED: &str = "worker-ended";
+/// `commands.reason` of a command that the broker gave up.
+pub const DELIVERY_LIMIT: &str = "delivery-limit";
+/// `commands.reason` of a command that an operator discarded: it stays `parked`, for good.
+pub const DISCARDED: &str = "discarded";
 
-    /// Sends a message body with its reason and waits for the confirm. At least once: a kill can repeat it.
-    ///
-    /// # Errors
-    /// [`ApplyError::Outage`]; the message is then still in its partition's queue.
-    pub async fn send(&self, body: &[u8], reason: &str) -> Result<(), ApplyError> {
-        let mut headers = FieldTable::default();
-        let reason: String = reason.chars().take(LONGEST_REASON).collect();
-        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
-        let properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
-        // A fresh id: the body may have none, and returned messages are matched by it.
-        let id = Uuid::now_v7().to_string();
-        let message = Message {
-            exchange: self.exchange.clone(),
-            routing_key: String::new(),
-            id,
-            properties,
-            body: body.to_vec(),
-        };
-        self.publisher.publish(message).await.map_err(|error: PublishError| ApplyError::Outage(error.into()))
-    }
-}
-
-const PERSISTENT: u8 = 2;
+/// The trace contexts of a batch's messages.
+pub type Traces = HashMap<CommandId, TraceHeaders>;

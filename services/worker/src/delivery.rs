@@ -1,14 +1,22 @@
 //! From a delivery to a command, or to the reason why it is none.
 
-use common::command::Envelope;
+use common::command::{CommandId, Envelope};
+use common::config::Retention;
 use common::telemetry::{TRACE_TARGET, amqp_context};
 use lapin::message::Delivery;
+use lapin::types::AMQPValue;
 use opentelemetry::trace::TraceContextExt;
+use time::OffsetDateTime;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::apply::Applier;
 use crate::users::Outcome;
+
+/// Clocks of publishers may be ahead of the worker's by this.
+const CLOCK_SKEW: time::Duration = time::Duration::days(1);
+/// How often a message may come back before it is tried alone.
+const UNSUSPICIOUS: i64 = 1;
 
 /// Reads a delivery's command.
 ///
@@ -21,6 +29,26 @@ pub(crate) fn decode(delivery: &Delivery, applier: &Applier) -> Result<Envelope,
     } else {
         Err(format!("out of time: the command id was minted at {}, outside of what is kept", envelope.id.minted_at()))
     }
+}
+
+/// Whether a command's row could be kept: its time is neither before the retention nor in the future.
+pub(crate) fn kept(id: CommandId, retention: Retention) -> bool {
+    let now = OffsetDateTime::now_utc();
+    id.minted_at() > now - retention.0 && id.minted_at() < now + CLOCK_SKEW
+}
+
+/// Whether the broker had to take it back so often that it may be what ended its workers. Once is no reason: a restart, an
+/// outage or a hand-over returns all that was delivered, and one by one that takes long.
+pub(crate) fn suspicious(delivery: &Delivery) -> bool {
+    let headers = delivery.properties.headers().as_ref();
+    // The type of the number differs between versions of the broker; a quorum queue sets it from the second time on.
+    let returned = match headers.and_then(|h| h.inner().get("x-delivery-count")) {
+        Some(AMQPValue::LongLongInt(count)) => *count,
+        Some(AMQPValue::LongInt(count)) => i64::from(*count),
+        Some(AMQPValue::LongUInt(count)) => i64::from(*count),
+        _ => 0,
+    };
+    returned > UNSUSPICIOUS
 }
 
 /// The spans of one batch: its own, and for each command one that continues the command's trace.
@@ -93,7 +121,7 @@ impl BatchSpans {
     pub(crate) fn record<'a>(&self, outcomes: impl Iterator<Item = Option<&'a Outcome>>) {
         for (span, outcome) in self.commands.iter().zip(outcomes) {
             span.record("command.outcome", crate::instruments::label(outcome));
-            if matches!(outcome, Some(Outcome::Parked(_))) {
+            if matches!(outcome, Some(Outcome::Parked(_) | Outcome::Behind)) {
                 span.record("otel.status_code", "error");
             }
         }

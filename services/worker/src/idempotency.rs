@@ -21,6 +21,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use crate::blame::ApplyError;
+use crate::dead_letters::Letters;
 use crate::users::Outcome;
 
 /// For how long after the window a key is still kept.
@@ -37,7 +38,7 @@ const PRUNE_PATIENCE: Duration = Duration::from_secs(5);
 /// A command that is not applied, because its key was there before.
 #[derive(Debug)]
 pub(crate) struct Retry {
-    id: CommandId,
+    envelope: Envelope,
     answer: Answer,
 }
 
@@ -73,22 +74,26 @@ pub(crate) async fn claim(
     let mut retries = Vec::with_capacity(late.len());
     for envelope in commands {
         match answer(&envelope, &claimed, &holders, &decided) {
-            Some(answer) => retries.push(Retry { id: envelope.id, answer }),
+            Some(answer) => retries.push(Retry { envelope, answer }),
             None => first.push(envelope),
         }
     }
     Ok((first, retries))
 }
 
-/// Adds the outcomes of the retries to those of the commands that were applied.
-pub(crate) fn repeat(retries: Vec<Retry>, outcomes: &mut HashMap<CommandId, Outcome>) {
-    for retry in retries {
-        let outcome = match retry.answer {
+/// Adds the outcomes of the retries to those of the commands that were applied. One whose first command was just parked
+/// waits behind it.
+pub(crate) fn repeat(retries: Vec<Retry>, outcomes: &mut HashMap<CommandId, Outcome>, letters: &mut Letters) {
+    for Retry { envelope, answer } in retries {
+        let outcome = match answer {
+            Answer::As(first) => match outcomes.get(&first) {
+                Some(Outcome::Parked(_) | Outcome::Behind) if letters.behind(&envelope) => Some(Outcome::Behind),
+                outcome => outcome.cloned(),
+            },
             Answer::Again(outcome) => Some(outcome),
-            Answer::As(first) => outcomes.get(&first).cloned(),
             Answer::KeyReused => Some(Outcome::Rejected(Rejection::KeyReused)),
         };
-        outcomes.extend(outcome.map(|outcome| (retry.id, outcome)));
+        outcomes.extend(outcome.map(|outcome| (envelope.id, outcome)));
     }
 }
 
@@ -110,6 +115,10 @@ fn answer(
     }
     let idempotency = envelope.idempotency?;
     let holder = holders.get(idempotency.key.as_bytes().as_slice())?;
+    if holder.command_id == Uuid::from(envelope.id) {
+        // It was parked with the key in its hands.
+        return None;
+    }
     if holder.fingerprint != idempotency.fingerprint.as_bytes() {
         return Some(Answer::KeyReused);
     }

@@ -16,6 +16,8 @@ use crate::users::Outcome;
 pub(crate) struct Instruments {
     commands: Counter<u64>,
     undecodable: Counter<u64>,
+    dead_letters: Counter<u64>,
+    parked: Counter<u64>,
     batch_size: Histogram<u64>,
     batch_seconds: Histogram<f64>,
     oldest_age: Gauge<f64>,
@@ -32,7 +34,15 @@ impl Instruments {
                 .build(),
             undecodable: meter
                 .u64_counter("rollcall.worker.undecodable")
-                .with_description("Messages that were no command and went to the dead letters")
+                .with_description("Messages that were no command and were recorded as they came")
+                .build(),
+            dead_letters: meter
+                .u64_counter("rollcall.worker.dead_letters")
+                .with_description("Commands that could not be applied, by SQLSTATE or word")
+                .build(),
+            parked: meter
+                .u64_counter("rollcall.worker.parked")
+                .with_description("Commands that were parked behind a dead letter of their user")
                 .build(),
             batch_size: meter
                 .u64_histogram("rollcall.worker.batch.size")
@@ -70,6 +80,11 @@ impl Instruments {
                 KeyValue::new("outcome", label(outcome_of(envelope))),
             ];
             self.commands.add(1, &labels);
+            match outcome_of(envelope) {
+                Some(Outcome::Parked(code)) => self.dead_letters.add(1, &[KeyValue::new("reason", code.clone())]),
+                Some(Outcome::Behind) => self.parked.add(1, &[]),
+                Some(Outcome::Succeeded(_) | Outcome::Rejected(_)) | None => {}
+            }
         }
         self.batch_size.record(u64::try_from(commands.len()).unwrap_or(u64::MAX), &[]);
         self.batch_seconds.record(took.as_secs_f64(), &[]);
@@ -87,5 +102,6 @@ pub(crate) fn label(outcome: Option<&Outcome>) -> &'static str {
         Some(Outcome::Succeeded(_)) => "succeeded",
         Some(Outcome::Rejected(rejection)) => rejection.as_str(),
         Some(Outcome::Parked(_)) => "parked",
+        Some(Outcome::Behind) => crate::dead_letters::BEHIND,
     }
 }

@@ -6,18 +6,24 @@
 //! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes; [`idempotency`]: what is a retry in it.
 //! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
-//! 7. [`dead_letters`] and `replies`: what the worker publishes.
+//! 7. [`dead_letters`]: what could not be applied, and what waits behind it, until an operator decides.
+//! 8. [`suspects`] and [`flood`]: commands that end the worker, and faults that are no command's.
+//! 9. `replies`: what the worker publishes.
 
+mod alone;
 pub mod apply;
 pub mod blame;
+mod commands;
 mod consumption;
 pub mod dead_letters;
 mod delivery;
+pub mod flood;
 pub mod idempotency;
 mod instruments;
 mod partition;
 pub mod process;
 mod replies;
 pub mod settings;
+pub mod suspects;
 pub mod users;
 pub mod waves;

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
 use common::command::{CommandId, Envelope};
-use common::db::DatabaseState;
+use common::db::{DatabaseState, Pool, within};
 use common::membership::{Holding, Holdings};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use common::telemetry::amqp_trace_headers;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
@@ -29,14 +30,17 @@ use tracing::{Instrument, info, warn};
 use crate::apply::{Applier, Fence};
 use crate::blame::ApplyError;
 use crate::consumption::{Applying, Consumption};
-use crate::dead_letters::DeadLetters;
-use crate::delivery::{BatchSpans, decode};
+use crate::dead_letters::{RawMessage, Traces, record_raw};
+use crate::delivery::{BatchSpans, decode, suspicious};
 use crate::instruments::Instruments;
 use crate::replies::Replies;
+use crate::suspects::Suspects;
 use crate::users::Outcome;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a message that is no command may take to be recorded.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// How often a batch is tried again in place when another transaction was in the way.
@@ -54,7 +58,10 @@ pub(crate) struct Partition {
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,
-    pub(crate) dead_letters: DeadLetters,
+    /// The last batch was refused by the flood guard: one command at a time until one goes through.
+    pub(crate) probing: bool,
+    pub(crate) suspects: Suspects,
+    pub(crate) pool: Pool,
     pub(crate) replies: Replies,
     pub(crate) instruments: Instruments,
     pub(crate) consumption: Consumption,
@@ -108,6 +115,7 @@ impl Partition {
                 Ok(End::Stopping) => return Ok(()),
                 Ok(End::LetGo) => {
                     info!(partition = self.number, "let go");
+                    self.applying.clear(self.number);
                     pause = FIRST_PAUSE;
                     continue;
                 }
@@ -205,7 +213,10 @@ impl Partition {
         let _ = self.database.wait_for(|state| *state == DatabaseState::Up).await;
         if self.applying.fails(self.number) {
             self.applier.probe().await?;
-            self.applying.clear(self.number);
+            // What floods shows only in the commands themselves.
+            if !self.probing {
+                self.applying.clear(self.number);
+            }
         }
         match self.link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.as_deref() {
             Ok(LinkState::Up { connection, .. }) => Ok(Arc::clone(connection)),
@@ -262,12 +273,26 @@ impl Partition {
             };
             self.stalls = 0;
             let mut deliveries = vec![first];
-            while deliveries.len() < usize::from(self.batch)
+            let most = if self.probing { 1 } else { usize::from(self.batch) };
+            while deliveries.len() < most
                 && let Some(Some(next)) = consumer.next().now_or_never()
             {
                 deliveries.push(next?);
             }
-            self.process(deliveries).await?;
+            // What may have ended a worker is tried alone, in its place.
+            let together = |one: &Delivery, next: &Delivery| !suspicious(one) && !suspicious(next);
+            let sizes: Vec<usize> = deliveries.chunk_by(together).map(<[_]>::len).collect();
+            let mut deliveries = deliveries.into_iter();
+            for size in sizes {
+                // Many alone take long: whoever wants this to end waits for the one under way only.
+                if self.shutdown.phase() >= Phase::Stopping {
+                    return Ok(End::Stopping);
+                }
+                if lost.as_mut().now_or_never().is_some() {
+                    return Ok(End::LetGo);
+                }
+                self.process(deliveries.by_ref().take(size).collect()).await?;
+            }
         }
     }
 
@@ -296,8 +321,8 @@ impl Partition {
                 }
                 Err(reason) => {
                     // Without the reason: it can quote what stands in the message.
-                    warn!(partition = self.number, "a message that cannot be decoded goes to the dead letters");
-                    self.dead_letters.send(&delivery.data, &reason).await?;
+                    warn!(partition = self.number, "a message that cannot be decoded is recorded as it came");
+                    self.record(&delivery, &reason).await?;
                     self.instruments.undecodable();
                 }
             }
@@ -306,7 +331,10 @@ impl Partition {
             let spans = BatchSpans::open(&decoded, &commands);
             let transactions = spans.transactions();
             let started = Instant::now();
-            let outcomes = self.apply(&commands).instrument(spans.batch.clone()).await?;
+            let alone = decoded.iter().any(suspicious);
+            let traces = decoded.iter().zip(&commands);
+            let traces = traces.map(|(d, c)| (c.id, amqp_trace_headers(d.properties.headers().as_ref()))).collect();
+            let outcomes = self.apply(&commands, &traces, alone).instrument(spans.batch.clone()).await?;
             drop(transactions);
             spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
             self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
@@ -323,10 +351,28 @@ impl Partition {
         Ok(())
     }
 
-    async fn apply(&mut self, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    async fn record(&self, delivery: &Delivery, reason: &str) -> Result<(), ApplyError> {
+        let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
+        let mut lease = self.pool.acquire(RECORD_DEADLINE).await?;
+        let message = RawMessage { payload: &delivery.data, reason, trace: &trace };
+        within(RECORD_DEADLINE, record_raw(&mut lease, message)).await?;
+        lease.release();
+        Ok(())
+    }
+
+    async fn apply(
+        &mut self,
+        commands: &[Envelope],
+        traces: &Traces,
+        alone: bool,
+    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let mut tries = 1;
         loop {
-            match self.applier.apply(commands).await {
+            let end = match commands {
+                [command] if alone => self.suspects.apply(&mut self.applier, command, traces).await,
+                _ => self.applier.apply_traced(commands, traces).await,
+            };
+            match end {
                 Err(ApplyError::Contention(_)) if tries < CONTENTION_TRIES => {
                     let jittered = Duration::from_millis(20 * u64::from(tries)).mul_f64(rand::random::<f64>());
                     tokio::time::sleep(jittered).await;
@@ -335,10 +381,16 @@ impl Partition {
                 // Not a fault: somebody else applies the partition now.
                 Err(ApplyError::Fenced) => return Err(ApplyError::Fenced),
                 Err(error) => {
+                    self.probing |= matches!(error, ApplyError::Flood(_));
                     self.applying.failed(self.number, chain(&error));
                     return Err(error);
                 }
-                Ok(outcomes) => return Ok(outcomes),
+                Ok(outcomes) => {
+                    if std::mem::take(&mut self.probing) {
+                        self.applying.clear(self.number);
+                    }
+                    return Ok(outcomes);
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 //! How the worker's parts are put together.
 
-use common::broker::{Publisher, Topology, supervise};
+use common::broker::{Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, Role, monitor};
 use common::health::{Ability, Health, ReadyWhen};
@@ -12,12 +12,14 @@ use tracing::info;
 
 use crate::apply::Applier;
 use crate::consumption::{Applying, Consumption};
-use crate::dead_letters::DeadLetters;
+use crate::dead_letters::{Collector, observe_open};
+use crate::flood::FloodGuard;
 use crate::idempotency;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
 use crate::replies::Replies;
 use crate::settings::WorkerSettings;
+use crate::suspects::Suspects;
 
 /// Runs the worker until a signal or a failure.
 ///
@@ -42,7 +44,6 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
-    let dead_letters = DeadLetters::new(Publisher::start(shutdown, publishing.clone()), &topology);
     let replies = Replies::start(shutdown, publishing);
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
@@ -52,6 +53,17 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let applying = Applying::new(&health);
     idempotency::start_pruning(shutdown, pool.clone(), service.idempotency_window);
     let instruments = Instruments::new(&pool);
+    let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
+    observe_open(shutdown, pool.clone(), database.clone());
+    let collector = Collector {
+        topology: topology.clone(),
+        link: consuming.clone(),
+        database: database.clone(),
+        pool: pool.clone(),
+        retention: service.retention,
+        shutdown: shutdown.clone(),
+    };
+    collector.start();
     for number in 0..topology.partitions() {
         let partition = Partition {
             number,
@@ -61,8 +73,10 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), dead_letters.clone(), service.retention, service.idempotency_window),
-            dead_letters: dead_letters.clone(),
+            applier: Applier::new(pool.clone(), guard.clone(), service.retention, service.idempotency_window),
+            probing: false,
+            suspects: suspects.clone(),
+            pool: pool.clone(),
             replies: replies.clone(),
             instruments: instruments.clone(),
             applying: applying.clone(),

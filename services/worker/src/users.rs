@@ -18,8 +18,10 @@ pub enum Outcome {
     Succeeded(Option<i64>),
     /// Changed nothing, for a reason that the client can act on.
     Rejected(Rejection),
-    /// Could not be applied; the SQLSTATE says why, and an operator has to look.
+    /// Could not be applied; an SQLSTATE or a word says why, and an operator has to look.
     Parked(String),
+    /// Was not tried: an earlier command of its user is parked, and it waits behind that one.
+    Behind,
 }
 
 /// A command as the set-based statements take it.

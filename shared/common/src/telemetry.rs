@@ -21,7 +21,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry as Subscriber};
 
-pub use propagation::{TraceId, amqp_context, continue_trace, inject, inject_amqp};
+pub use propagation::{TraceHeaders, TraceId, amqp_context, amqp_trace_headers, continue_trace, inject, inject_amqp};
 
 use crate::config::TelemetrySettings;
 

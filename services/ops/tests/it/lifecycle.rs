@@ -2,13 +2,11 @@
 
 use std::collections::HashSet;
 
-use lapin::options::{BasicGetOptions, BasicPublishOptions};
-use lapin::types::AMQPValue;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Process, System, eventually, problem};
+use crate::harness::{Process, System, problem};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_is_created_read_changed_suspended_reactivated_and_deleted() {
@@ -170,33 +168,4 @@ async fn a_service_with_an_old_schema_stays_unready_until_it_is_migrated() {
     assert!(migrated.status.success());
     tokio::join!(api.ready(), worker.ready());
     system.create(&api, "late@example.org").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_no_command_goes_to_the_dead_letters_and_the_rest_goes_on() {
-    let system = System::prepare().await;
-    let (api, _worker) = tokio::join!(system.api(), system.worker());
-    let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
-    let channel = broker.create_channel().await.unwrap();
-    let exchange = format!("{}commands", system.prefix);
-    for partition in 0..16 {
-        let options = BasicPublishOptions::default();
-        let properties = lapin::BasicProperties::default();
-        let key = partition.to_string();
-        channel.basic_publish(exchange.as_str().into(), key.into(), options, b"{]", properties).await.unwrap();
-    }
-    let queue = format!("{}dead-letters", system.prefix);
-    for _ in 0..16 {
-        let letter = eventually("a dead letter", async || {
-            channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()
-        })
-        .await;
-        let headers = letter.delivery.properties.headers().clone().unwrap();
-        let Some(AMQPValue::LongString(reason)) = headers.inner().get("x-rollcall-reason") else {
-            panic!("no reason: {headers:?}");
-        };
-        assert!(reason.to_string().starts_with("undecodable: "), "{reason}");
-        assert_eq!(letter.delivery.data, b"{]");
-    }
-    system.create(&api, "after@example.org").await;
 }

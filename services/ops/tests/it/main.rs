@@ -9,6 +9,7 @@
 mod harness;
 
 mod cli;
+mod dead_letters;
 mod faults;
 mod idempotency;
 mod kills;

@@ -22,7 +22,7 @@ fn kind(error: &ApplyError) -> Fault {
         ApplyError::Contention(_) => Fault::Contention,
         ApplyError::Deployment(_) => Fault::Deployment,
         ApplyError::Outage(_) => Fault::Outage,
-        ApplyError::Fenced => panic!("no statement raises it"),
+        ApplyError::Fenced | ApplyError::Flood(_) => panic!("no statement raises it"),
     }
 }
 

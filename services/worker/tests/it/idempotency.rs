@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use common::command::{CommandId, Digest, Envelope, Idempotency, Rejection, UserId};
 use rollcall_worker::apply::{Applier, Fence};
+use rollcall_worker::dead_letters::{Verdict, replay};
 use rollcall_worker::idempotency::{BACKLOG, prune};
 use rollcall_worker::users::Outcome;
 use sqlx::Connection;
 use time::OffsetDateTime;
 
 use crate::support::{
-    Fixture, GONE, WINDOW, create, delete, done, if_match, in_order, reactivate, soon, suspend, update,
+    Fixture, GONE, MEND, TRIGGER, WINDOW, create, delete, done, if_match, in_order, reactivate, soon, suspend, update,
 };
 
 const REUSED: Outcome = Outcome::Rejected(Rejection::KeyReused);
@@ -203,19 +204,8 @@ async fn a_key_is_free_again_when_the_transaction_that_claimed_it_is_rolled_back
     fixture.stop().await;
 }
 
-/// Raises for one name, like a constraint that nobody thought of.
-const TRIGGER: &str = "
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        RAISE EXCEPTION 'no user of this name' USING ERRCODE = '22023';
-    END
-    $$;
-    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users
-        FOR EACH ROW WHEN (NEW.name = 'Poison') EXECUTE FUNCTION refuse();
-";
-
 #[tokio::test]
-async fn retries_are_told_apart_when_a_batch_is_applied_one_by_one_too() {
+async fn a_retry_of_a_parked_command_waits_with_it_and_ends_as_it_does() {
     let mut fixture = Fixture::start().await;
     fixture.database.execute(TRIGGER).await;
     let (mut applier, ada) = (fixture.applier(), UserId::mint());
@@ -233,10 +223,18 @@ async fn retries_are_told_apart_when_a_batch_is_applied_one_by_one_too() {
     ];
     let parked = || Outcome::Parked("22023".to_owned());
     let outcomes = apply(&mut applier, &batch).await;
-    assert_eq!(outcomes, [done(1), parked(), done(2), parked(), done(2), done(1), REUSED]);
-    assert_eq!(apply(&mut applier, &[again(&poison)]).await, [parked()], "in a later batch");
-    assert_eq!(fixture.dead_letters().await.len(), 1, "a retry is no dead letter of its own");
-    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v2 f"));
+    let behind = || Outcome::Behind;
+    assert_eq!(outcomes, [done(1), parked(), behind(), behind(), behind(), done(1), REUSED]);
+    let later = [again(&poison), again(&creating)];
+    assert_eq!(apply(&mut applier, &later).await, [behind(), behind()], "in a later batch");
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
+
+    fixture.database.execute(MEND).await;
+    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let versions = [2, 3, 2, 3, 2, 1].map(|version| Verdict::Decided(done(version)));
+    assert_eq!(steps.into_iter().map(|step| step.verdict).collect::<Vec<_>>(), versions);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v3 f"));
+    assert_eq!(apply(&mut applier, &[again(&poison)]).await, [done(2)], "after the replay");
     fixture.stop().await;
 }
 

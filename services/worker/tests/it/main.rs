@@ -1,12 +1,20 @@
 //! The worker's transactions against real servers.
 
-#![expect(clippy::expect_used, reason = "the lints spare test functions, not their helpers")]
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "the lints spare test functions, not their helpers, and a test's tasks end with it"
+)]
 
 mod apply;
 mod blame;
+mod dead_letters;
+mod flood;
 mod idempotency;
 mod poison;
+mod replay;
 mod settings;
+mod suspects;
 mod users;
 mod waves;
 

@@ -1,27 +1,10 @@
-//! A command that no statement takes: it is parked alone.
+//! A command that no statement takes: it is parked, and its neighbours are not.
 
-use common::command::{Envelope, UserId};
-use rollcall_worker::dead_letters::REASON_HEADER;
+use common::command::{Envelope, Rejection, UserId};
+use rollcall_worker::dead_letters::find;
 use rollcall_worker::users::Outcome;
 
-use crate::support::{Fixture, create, done, in_order, suspend, update};
-
-/// Raises for one name, like a constraint that nobody thought of.
-const TRIGGER: &str = "
-    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        RAISE EXCEPTION 'no user of this name' USING ERRCODE = '22023';
-    END
-    $$;
-    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users
-        FOR EACH ROW WHEN (NEW.name = 'Poison') EXECUTE FUNCTION refuse();
-";
-
-fn reason(letter: &lapin::message::Delivery) -> String {
-    let headers = letter.properties.headers().as_ref().expect("headers");
-    let reason = headers.inner().get(REASON_HEADER).and_then(|value| value.as_long_string()).expect("a reason");
-    reason.to_string()
-}
+use crate::support::{Fixture, MEND, TRIGGER, create, done, in_order, poisoned, suspend, update};
 
 #[tokio::test]
 async fn a_command_that_raises_is_parked_while_its_neighbours_are_applied() {
@@ -35,7 +18,7 @@ async fn a_command_that_raises_is_parked_while_its_neighbours_are_applied() {
         .collect();
     let mut outcomes = fixture.applier().apply(&batch).await.expect("outcomes");
     for (number, outcome) in in_order(&batch, &mut outcomes).into_iter().enumerate() {
-        let expected = if number == 77 { Outcome::Parked("22023".to_owned()) } else { done(1) };
+        let expected = if number == 77 { poisoned() } else { done(1) };
         assert_eq!(outcome, Some(expected), "{number}");
     }
     assert_eq!(fixture.database.count("users").await, 199);
@@ -43,11 +26,11 @@ async fn a_command_that_raises_is_parked_while_its_neighbours_are_applied() {
     assert_eq!(row.as_deref(), Some("users.create anonymous parked 22023"));
     assert_eq!(fixture.database.count("commands WHERE status = 'succeeded'").await, 199);
 
-    let letters = fixture.dead_letters().await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(Envelope::decode(&letters[0].data).expect("a command"), batch[77]);
-    assert!(reason(&letters[0]).contains("no user of this name"), "{}", reason(&letters[0]));
-    assert_eq!(*letters[0].properties.delivery_mode(), Some(2), "it outlives a restart of the broker");
+    assert_eq!(fixture.letters().await, [(Some(batch[77].id.into()), "22023 1".to_owned())]);
+    let letter = find(&mut fixture.database.conn, None, Some(batch[77].id.into())).await;
+    let letter = letter.expect("an answer").expect("a letter");
+    assert_eq!(Envelope::decode(&letter.payload).expect("a command"), batch[77]);
+    assert!(letter.reason.contains("no user of this name"), "{}", letter.reason);
     fixture.stop().await;
 }
 
@@ -58,12 +41,12 @@ async fn a_parked_command_that_comes_again_is_not_tried_again() {
     let mut applier = fixture.applier();
     let batch = [create(UserId::mint(), "ada@example.org", "Poison")];
     let mut outcomes = applier.apply(&batch).await.expect("outcomes");
-    assert_eq!(in_order(&batch, &mut outcomes), [Some(Outcome::Parked("22023".to_owned()))]);
-    assert_eq!(fixture.dead_letters().await.len(), 1);
+    assert_eq!(in_order(&batch, &mut outcomes), [Some(poisoned())]);
 
-    fixture.database.execute("DROP TRIGGER refuse ON users").await;
+    fixture.database.execute(MEND).await;
     assert!(applier.apply(&batch).await.expect("outcomes").is_empty());
     assert_eq!(fixture.database.count("users").await, 0);
+    assert_eq!(fixture.letters().await, [(Some(batch[0].id.into()), "22023 1".to_owned())]);
     fixture.stop().await;
 }
 
@@ -81,10 +64,14 @@ async fn order_holds_when_a_batch_is_applied_one_by_one() {
         suspend(ada),
     ];
     let mut outcomes = fixture.applier().apply(&batch).await.expect("outcomes");
-    let expected = [done(1), done(1), Outcome::Parked("22023".to_owned()), done(2), done(1), done(3)];
+    let taken = Outcome::Rejected(Rejection::EmailTaken);
+    let expected = [done(1), done(1), poisoned(), Outcome::Behind, taken, Outcome::Behind];
     assert_eq!(in_order(&batch, &mut outcomes), expected.map(Some));
-    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("king@example.org Ada suspended v3 t"));
-    assert_eq!(fixture.dead_letters().await.len(), 1);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
+    let row = fixture.database.command(batch[3].id).await;
+    assert_eq!(row.as_deref(), Some("users.update anonymous parked behind-another"));
+    let expected = [(&batch[2], "22023 1"), (&batch[3], "- 0"), (&batch[5], "- 0")];
+    assert_eq!(fixture.letters().await, expected.map(|(c, line)| (Some(c.id.into()), line.to_owned())));
     fixture.stop().await;
 }
 
@@ -95,7 +82,7 @@ async fn a_long_reason_is_cut() {
     fixture.database.execute(&long).await;
     let batch = [create(UserId::mint(), "ada@example.org", "Poison")];
     fixture.applier().apply(&batch).await.expect("outcomes");
-    let letters = fixture.dead_letters().await;
-    assert_eq!(reason(&letters[0]).chars().count(), 1000);
+    assert_eq!(fixture.letters().await.len(), 1);
+    assert_eq!(fixture.database.count("dead_letters WHERE length(reason) = 1000").await, 1);
     fixture.stop().await;
 }

@@ -1,29 +1,19 @@
-//! The shared servers, an applier over a database and a broker prefix of its own, and commands in one line.
+//! The shared servers, an applier over a database of its own, and commands in one line.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::broker::{LinkState, Publisher, Topology, supervise};
 use common::command::{
     Command, CommandId, CreateUser, DeleteUser, Email, Envelope, Name, Principal, ReactivateUser, SuspendUser,
     UpdateUser, UserId,
 };
-use common::config::{BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, amqp_url, database_url};
+use common::config::{DatabaseSettings, IdempotencyWindow, Retention, database_url};
 use common::db::{self, Pool};
-use common::health::{Health, ReadyWhen};
-use common::shutdown::{Graces, Shutdown};
-use futures_util::StreamExt;
-use lapin::message::Delivery;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions,
-};
-use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use local_stack::Stack;
-use local_stack::testing::{TestDatabase, broker_prefix, shared_stack};
+use local_stack::testing::{TestDatabase, shared_stack};
 use rollcall_worker::apply::{Applier, Fence};
-use rollcall_worker::dead_letters::DeadLetters;
+use rollcall_worker::flood::FloodGuard;
 use rollcall_worker::users::{Outcome, apply_wave};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -112,16 +102,13 @@ fn settings(database: &TestDatabase, connections: usize) -> DatabaseSettings {
     DatabaseSettings { url: database_url(database.url()).expect("a URL"), connections }
 }
 
-/// Everything that an applier needs: a database, and a broker for its dead letters.
+/// Everything that an applier needs.
 pub(crate) struct Fixture {
     pub(crate) database: Database,
     pub(crate) pool: Pool,
-    shutdown: Shutdown,
-    topology: Topology,
-    dead_letters: DeadLetters,
+    pub(crate) guard: FloodGuard,
     pub(crate) fence: Fence,
-    connection: Connection,
-    channel: Channel,
+    looked: bool,
 }
 
 impl Fixture {
@@ -130,67 +117,67 @@ impl Fixture {
         let fence = Fence { instance: Uuid::nil(), partition: 0, epoch: 1 };
         database.execute("INSERT INTO partitions VALUES (0, 1, '00000000-0000-0000-0000-000000000000')").await;
         let pool = Pool::new(&database.settings(4), "worker-under-test", &[]).expect("a pool");
-        let url = stack().rabbitmq.url();
-        let broker = BrokerSettings { url: amqp_url(url).expect("a URL"), prefix: broker_prefix(), partitions: 1 };
-        let shutdown = Shutdown::default();
-        let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &broker);
-        let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
-        soon("a connection", link.wait_for(up)).await.expect("a link");
-        let topology = Topology::new(&broker);
-        let dead_letters = DeadLetters::new(Publisher::start(&shutdown, link), &topology);
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("a connection");
-        let channel = connection.create_channel().await.expect("a channel");
-        Self { database, pool, shutdown, topology, dead_letters, fence, connection, channel }
+        Self { database, pool, guard: FloodGuard::default(), fence, looked: false }
     }
 
     pub(crate) fn applier(&self) -> Applier {
-        let retention = Retention(Duration::from_hours(30 * 24));
-        let mut applier = Applier::new(self.pool.clone(), self.dead_letters.clone(), retention, WINDOW);
+        let mut applier = Applier::new(self.pool.clone(), self.guard.clone(), RETENTION, WINDOW);
         applier.fence(self.fence);
         applier
     }
 
-    /// Takes everything out of the dead letters: what is in front of a marker that is put in last.
-    pub(crate) async fn dead_letters(&self) -> Vec<Delivery> {
-        const MARKER: &[u8] = b"marker";
-        let queue = self.topology.dead_letters();
-        // Of its own, and closed before the consumer is dropped: a cancel is not awaited, so an earlier consumer of the same
-        // channel could still take the marker.
-        let channel = self.connection.create_channel().await.expect("a channel");
-        let (publish, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        let marker = channel.basic_publish("".into(), queue.as_str().into(), publish, MARKER, properties);
-        marker.await.expect("a marker");
-        let consume = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(queue.into(), "".into(), consume, FieldTable::default());
-        let mut consumer = consumer.await.expect("a consumer");
-        let mut letters = Vec::new();
-        loop {
-            let letter = soon("the marker", consumer.next()).await.expect("an open channel").expect("a delivery");
-            letter.ack(BasicAckOptions::default()).await.expect("an acknowledgement");
-            if letter.data == MARKER {
-                channel.close(200, "done".into()).await.expect("a close");
-                return letters;
-            }
-            letters.push(letter);
-        }
+    /// Applies a batch and gives the outcomes in its order.
+    pub(crate) async fn apply(&self, batch: &[Envelope]) -> Vec<Option<Outcome>> {
+        let mut outcomes = soon("a commit", self.applier().apply(batch)).await.expect("outcomes");
+        in_order(batch, &mut outcomes)
+    }
+
+    /// The open letters in order, each as its command with the SQLSTATE and the attempts.
+    pub(crate) async fn letters(&mut self) -> Vec<(Option<Uuid>, String)> {
+        self.looked = true;
+        let rows = "
+            SELECT command_id, concat_ws(' ', coalesce(sqlstate, '-'), attempts)
+            FROM dead_letters
+            WHERE state = 'open'
+            ORDER BY id
+        ";
+        sqlx::query_as(rows).fetch_all(&mut self.database.conn).await.expect("letters")
     }
 
     /// Ends everything; whoever left something in the dead letters should have looked.
-    pub(crate) async fn stop(self) {
-        assert!(self.dead_letters().await.is_empty(), "dead letters that the test did not look at");
+    pub(crate) async fn stop(mut self) {
+        let open = self.database.count("dead_letters WHERE state = 'open'").await;
+        assert!(self.looked || open == 0, "dead letters that the test did not look at");
+        let astray = self.database.count("held_users AS h WHERE NOT EXISTS (SELECT FROM dead_letters AS d WHERE d.user_id = h.user_id AND d.state = 'open')").await;
+        assert_eq!(astray, 0, "users that are held for nothing");
+        assert_eq!(self.database.count("suspects").await, 0, "tries that nobody finished");
         self.pool.close().await;
-        for queue in [self.topology.partition_queue(0), self.topology.dead_letters()] {
-            let deleted = self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
-            assert_eq!(deleted.expect("a deletion"), 0, "messages that nobody looked at");
-        }
-        for exchange in [self.topology.commands_exchange(), self.topology.dead_letters()] {
-            self.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.expect("a deletion");
-        }
-        self.connection.close(200, "done".into()).await.expect("an end");
-        let graces = Graces { drain: Duration::ZERO, finish: Duration::from_secs(5) };
-        self.shutdown.stop(graces).await.expect("a good end");
     }
+}
+
+pub(crate) const RETENTION: Retention = Retention(Duration::from_hours(30 * 24));
+
+/// Raises for one name, like a constraint that nobody thought of.
+pub(crate) const TRIGGER: &str = "
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'no user of this name' USING ERRCODE = '22023';
+    END
+    $$;
+    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users
+        FOR EACH ROW WHEN (NEW.name = 'Poison') EXECUTE FUNCTION refuse();
+";
+
+/// The locks on the users that are waited for. Databases that were copied from one template share their tables' numbers.
+pub(crate) const AT_THE_LOCK: &str = "pg_locks WHERE NOT granted AND relation = 'users'::regclass
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// Mends what [`TRIGGER`] broke.
+pub(crate) const MEND: &str = "DROP TRIGGER refuse ON users";
+
+/// What [`TRIGGER`] makes of a command.
+pub(crate) fn poisoned() -> Outcome {
+    Outcome::Parked("22023".to_owned())
 }
 
 /// Each command's outcome in the order of the commands; `None` for one that had been decided before.

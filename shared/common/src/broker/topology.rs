@@ -70,7 +70,7 @@ impl Topology {
         format!("{}commands.{partition}", self.prefix)
     }
 
-    /// The fanout exchange and the queue (of the same name) of messages that could not be applied.
+    /// The fanout exchange and the queue (of the same name) of messages that the broker gave up; workers collect them.
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
     }
@@ -153,6 +153,8 @@ impl Topology {
 fn dead_letter_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // Nothing catches what this queue drops, and 4.x would drop after 20 returns.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
     arguments
 }
 

@@ -148,12 +148,15 @@ impl ServiceSettings {
         let database = DatabaseSettings::read(reader);
         let broker = BrokerSettings::read(reader);
         let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
-        let hours = reader.number(&IDEMPOTENCY_WINDOW_HOURS, 1..=720_u64);
-        if let (Some(days), Some(hours)) = (days, hours)
-            && hours > days * 24
+        let window = IdempotencyWindow::read(reader);
+        let retention = days.map(|days| Retention(Duration::from_hours(days * 24)));
+        if let (Some(retention), Some(window)) = (retention, window)
+            && window.0 > retention.0
         {
             // A retry is answered with the first outcome, so that must still be there.
-            let problem = format!("{hours} hours exceed COMMAND_RETENTION_DAYS; expected at most {}", days * 24);
+            let hours = |length: Duration| length.as_secs() / 3600;
+            let (given, most) = (hours(window.0), hours(retention.0));
+            let problem = format!("{given} hours exceed COMMAND_RETENTION_DAYS; expected at most {most}");
             reader.fault(&IDEMPOTENCY_WINDOW_HOURS, problem);
         }
         let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
@@ -162,11 +165,19 @@ impl ServiceSettings {
         Some(Self {
             database: database?,
             broker: broker?,
-            retention: Retention(Duration::from_secs(days? * 86_400)),
-            idempotency_window: IdempotencyWindow(Duration::from_secs(hours? * 3600)),
+            retention: retention?,
+            idempotency_window: window?,
             graces: Graces { drain: drain?, finish: finish? },
             telemetry: telemetry?,
         })
+    }
+}
+
+impl IdempotencyWindow {
+    /// Reads it; `None` when it is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let hours = reader.number(&IDEMPOTENCY_WINDOW_HOURS, 1..=720_u64)?;
+        Some(Self(Duration::from_hours(hours)))
     }
 }
 

@@ -55,13 +55,29 @@ pub fn inject_amqp(span: &Span, headers: &mut FieldTable) {
 
 /// The context that AMQP headers carry; invalid when they carry none.
 pub fn amqp_context(headers: Option<&FieldTable>) -> Context {
-    let mut carrier = HashMap::new();
-    for name in ["traceparent", "tracestate"] {
-        if let Some(AMQPValue::LongString(value)) = headers.and_then(|h| h.inner().get(name)) {
-            carrier.insert(name.to_owned(), value.to_string());
-        }
-    }
+    let TraceHeaders { traceparent, tracestate } = amqp_trace_headers(headers);
+    let named = [("traceparent", traceparent), ("tracestate", tracestate)];
+    let carrier: HashMap<String, String> =
+        named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     TraceContextPropagator::new().extract(&carrier)
+}
+
+/// A message's trace context as it was written, for whoever stores the message.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TraceHeaders {
+    /// Which span sent it.
+    pub traceparent: Option<String>,
+    /// What the systems on the way added.
+    pub tracestate: Option<String>,
+}
+
+/// The trace context that AMQP headers carry, as it was written.
+pub fn amqp_trace_headers(headers: Option<&FieldTable>) -> TraceHeaders {
+    let text = |name: &str| match headers.and_then(|h| h.inner().get(name)) {
+        Some(AMQPValue::LongString(value)) => Some(value.to_string()),
+        _ => None,
+    };
+    TraceHeaders { traceparent: text("traceparent"), tracestate: text("tracestate") }
 }
 
 struct HeaderMap<'a>(&'a http::HeaderMap);

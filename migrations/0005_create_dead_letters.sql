@@ -1,0 +1,62 @@
+-- Commands that could not be applied, and the later commands of the same users, in order, until an operator decides.
+
+-- One row per user with an open dead letter. It is the lock between workers and operators: a batch holds the rows of its
+-- users FOR SHARE (in the order of user_id) while it parks, and a replay or discard holds one FOR UPDATE while it applies,
+-- and deletes it with the user's last letter. Users without one cost a batch nothing.
+CREATE TABLE held_users (
+    user_id uuid NOT NULL,
+    -- The user's first open letter: what a parked command's status names as the one that it waits behind.
+    command_id uuid NOT NULL,
+    CONSTRAINT held_users_pkey PRIMARY KEY (user_id)
+);
+
+CREATE TABLE dead_letters (
+    -- The position: a user's letters are recorded under the lock of its row above, so they are numbered in order.
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    -- Both absent for a message that is no command: it has no user to hold.
+    command_id uuid,
+    user_id uuid,
+    -- The wire name, for filters; the payload may be large, and need not be JSON.
+    type text,
+    -- The message as it came: bytes, because what cannot be decoded can be anything.
+    payload bytea NOT NULL,
+    -- A message that is no command is known by its content when it comes again.
+    content_hash bytea NOT NULL GENERATED ALWAYS AS (sha256(payload)) STORED,
+    -- For the operator: what the server said, what cannot be decoded, or that it waits behind another.
+    reason text NOT NULL,
+    -- Who is to blame, if a statement raised; commands with the same fault are replayed together by it.
+    sqlstate text,
+    -- How often it failed; 0 for one that has never been tried because it waits.
+    attempts integer NOT NULL,
+    -- W3C trace context of the message, to find the request that it came from.
+    traceparent text,
+    tracestate text,
+    first_seen_at timestamptz NOT NULL DEFAULT now(),
+    -- Of the last failure, or the last time that the same message came.
+    last_seen_at timestamptz NOT NULL DEFAULT now(),
+    -- Closed letters stay, as the record of what was done.
+    state text NOT NULL DEFAULT 'open',
+    closed_at timestamptz,
+    CONSTRAINT dead_letters_pkey PRIMARY KEY (id),
+    CONSTRAINT dead_letters_state_check CHECK (state IN ('open', 'replayed', 'discarded')),
+    CONSTRAINT dead_letters_closed_at_check CHECK ((state = 'open') = (closed_at IS NULL)),
+    CONSTRAINT dead_letters_user_id_check CHECK ((command_id IS NULL) = (user_id IS NULL)),
+    CONSTRAINT dead_letters_attempts_check CHECK (attempts >= 0)
+);
+
+-- A command is recorded once, however often its message comes.
+CREATE UNIQUE INDEX dead_letters_command_id_key ON dead_letters (command_id);
+-- And so is a message that is no command, until somebody dealt with it.
+CREATE UNIQUE INDEX dead_letters_content_hash_key ON dead_letters (content_hash)
+    WHERE command_id IS NULL AND state = 'open';
+-- A user's open letters in order, and the count of all.
+CREATE INDEX dead_letters_open_idx ON dead_letters (user_id, id) WHERE state = 'open';
+
+-- Commands that came again and are being tried alone. Written before the try and removed after it, so that a row which is
+-- found belongs to a try that ended with its worker.
+CREATE TABLE suspects (
+    command_id uuid NOT NULL,
+    attempts integer NOT NULL,
+    last_tried_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT suspects_pkey PRIMARY KEY (command_id)
+);

@@ -1,0 +1,222 @@
+//! `rollcall dead-letters`: what could not be applied, and what to do about it.
+
+mod act;
+mod print;
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, bail, ensure};
+use clap::Subcommand;
+use common::config::{DatabaseSettings, IdempotencyWindow, Reader};
+use common::db;
+use sqlx::{Connection, PgConnection};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+use worker::dead_letters::{Filter, Letter, behind, find, list};
+
+use crate::say;
+
+/// The most letters that one call replays or discards; the next call takes the next.
+const MOST: i64 = 10_000;
+
+/// Reads `DATABASE_URL` and `IDEMPOTENCY_WINDOW_HOURS`.
+///
+/// A command that could not be applied is a dead letter. The later commands of its user are parked behind it, in order,
+/// until the letter is replayed or discarded; then they follow. A message that is no command at all is kept as it came.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List open letters, oldest first, each with the number of commands that wait behind it
+    List {
+        #[command(flatten)]
+        filter: Filters,
+        /// List at most so many
+        #[arg(long, default_value_t = 100)]
+        limit: i64,
+        /// Write JSON, one letter a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one letter with its message and what waits behind it
+    Show {
+        /// The number of the letter, or the id of its command
+        id: Id,
+        /// Write JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Apply letters again, each with what waits behind it, in order, until one fails; exit with 1 when one did
+    Replay(Chosen),
+    /// Give letters up for good; what waits behind them follows
+    Discard(Chosen),
+}
+
+#[derive(clap::Args, Default)]
+struct Filters {
+    /// Only this user's
+    #[arg(long, value_name = "UUID")]
+    user: Option<Uuid>,
+    /// Only commands of this type, like users.create
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Only those with this text in their reason
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only those with this SQLSTATE
+    #[arg(long)]
+    sqlstate: Option<String>,
+    /// Only those that failed since then: a time like 2026-11-22T08:00:00Z, or an age like 90s, 15m, 2h, 7d
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    since: Option<OffsetDateTime>,
+}
+
+#[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+struct Chosen {
+    /// Numbers of letters, or ids of their commands
+    #[arg(required_unless_present_any = ["all", "user", "kind", "reason", "sqlstate", "since"])]
+    ids: Vec<Id>,
+    /// Every open letter
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    #[command(flatten)]
+    filter: Filters,
+    /// Say what would come of it, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Write JSON, one letter a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// A letter as an operator names it.
+#[derive(Clone)]
+enum Id {
+    Letter(i64),
+    Command(Uuid),
+}
+
+impl std::str::FromStr for Id {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number = text.parse().map(Self::Letter);
+        number.or_else(|_| text.parse().map(Self::Command)).map_err(|_| "neither a number nor a command's id")
+    }
+}
+
+impl Filters {
+    fn filter(&self) -> Filter {
+        Filter {
+            user_id: self.user,
+            kind: self.kind.clone(),
+            reason: self.reason.clone(),
+            sqlstate: self.sqlstate.clone(),
+            since: self.since,
+        }
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut reader = Reader::from_process();
+    let database = DatabaseSettings::read(&mut reader);
+    let window = IdempotencyWindow::read(&mut reader);
+    let (settings, window) = reader.finish(database.zip(window))?;
+    let mut conn = db::connect(&settings, "rollcall-dead-letters").await?;
+    match arguments.command {
+        Command::List { filter, limit, json } => {
+            let letters = list(&mut conn, &filter.filter(), limit).await?;
+            for letter in &letters {
+                say(print::line(letter, json));
+            }
+            if letters.is_empty() && !json {
+                say("no open dead letters");
+            }
+        }
+        Command::Show { id, json } => {
+            let letter = named(&mut conn, &id).await?;
+            let behind = behind(&mut conn, &letter).await?;
+            say(print::whole(&letter, &behind, json));
+        }
+        Command::Replay(chosen) => {
+            let letters = chosen.letters(&mut conn).await?;
+            // Named letters are deliberate; a filter can fit more than one thought.
+            if chosen.ids.is_empty() && !chosen.agreed("Replay", &letters)? {
+                bail!("nothing was replayed");
+            }
+            let failed = act::replay(&mut conn, &letters, window, chosen.dry_run, chosen.json).await?;
+            ensure!(failed == 0, "{failed} letter(s) failed again");
+        }
+        Command::Discard(chosen) => {
+            let letters = chosen.letters(&mut conn).await?;
+            if !chosen.agreed("Discard", &letters)? {
+                bail!("nothing was discarded");
+            }
+            let failed = act::discard(&mut conn, &letters, window, chosen.dry_run, chosen.json).await?;
+            ensure!(failed == 0, "{failed} letter(s) were not discarded, or what waited behind them failed");
+        }
+    }
+    conn.close().await?;
+    Ok(())
+}
+
+impl Chosen {
+    async fn letters(&self, conn: &mut PgConnection) -> anyhow::Result<Vec<Letter>> {
+        let mut letters = Vec::with_capacity(self.ids.len());
+        for id in &self.ids {
+            letters.push(named(conn, id).await?);
+        }
+        if self.ids.is_empty() {
+            letters = list(conn, &self.filter.filter(), MOST).await?;
+        }
+        Ok(letters)
+    }
+
+    /// Whether the operator agrees, or does not have to be asked.
+    fn agreed(&self, verb: &str, letters: &[Letter]) -> anyhow::Result<bool> {
+        if self.yes || self.dry_run || letters.is_empty() {
+            return Ok(true);
+        }
+        ensure!(std::io::stdin().is_terminal(), "nobody can be asked here; say --yes, or --dry-run to look first");
+        let behind: i64 = letters.iter().map(|letter| letter.behind).sum();
+        say(format_args!("{verb} {} letter(s), {behind} command(s) behind them? [y/N]", letters.len()));
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
+
+async fn named(conn: &mut PgConnection, id: &Id) -> anyhow::Result<Letter> {
+    let (found, name) = match id {
+        Id::Letter(number) => (find(conn, Some(*number), None).await?, number.to_string()),
+        Id::Command(id) => (find(conn, None, Some(*id)).await?, id.to_string()),
+    };
+    found.with_context(|| format!("there is no dead letter {name}"))
+}
+
+fn since(text: &str) -> Result<OffsetDateTime, &'static str> {
+    if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(at);
+    }
+    let fault = "neither a time like 2026-11-22T08:00:00Z nor an age like 90s, 15m, 2h, 7d";
+    let unit = text.chars().last().ok_or(fault)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(fault),
+    };
+    let number: i32 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| fault)?;
+    OffsetDateTime::now_utc().checked_sub(time::Duration::seconds(i64::from(number) * seconds)).ok_or(fault)
+}

@@ -1,0 +1,129 @@
+//! Letters as text and as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+use worker::dead_letters::{Letter, ReplayError, Step, Verdict};
+use worker::users::Outcome;
+
+/// One letter on one line.
+pub(super) fn line(letter: &Letter, json: bool) -> String {
+    if json {
+        return object(letter).to_string();
+    }
+    let command = letter.command_id.map_or_else(|| "no command".to_owned(), |id| id.to_string());
+    format!(
+        "{:>6}  {}  {:<36}  {:<16}  {:<5}  {:>4} behind  {}",
+        letter.id,
+        at(letter.last_seen_at),
+        command,
+        letter.kind.as_deref().unwrap_or("-"),
+        letter.sqlstate.as_deref().unwrap_or("-"),
+        letter.behind,
+        one_line(&letter.reason),
+    )
+}
+
+/// One letter with everything.
+pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> String {
+    let payload = String::from_utf8_lossy(&letter.payload);
+    if json {
+        let mut object = object(letter);
+        object["payload"] = serde_json::from_slice(&letter.payload).unwrap_or_else(|_| json!(payload));
+        object["behind"] = behind.iter().map(|(id, kind)| json!({ "command_id": id, "type": kind })).collect();
+        return format!("{object:#}");
+    }
+    let mut text = String::new();
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let members = [
+        ("letter", letter.id.to_string()),
+        ("state", letter.state.clone()),
+        ("command", or_none(letter.command_id.map(|id| id.to_string()))),
+        ("user", or_none(letter.user_id.map(|id| id.to_string()))),
+        ("type", or_none(letter.kind.clone())),
+        ("reason", letter.reason.clone()),
+        ("sqlstate", or_none(letter.sqlstate.clone())),
+        ("attempts", letter.attempts.to_string()),
+        ("first seen", at(letter.first_seen_at)),
+        ("last seen", at(letter.last_seen_at)),
+        ("trace", or_none(letter.traceparent.clone())),
+        ("message", payload.into_owned()),
+        ("behind it", letter.behind.to_string()),
+    ];
+    for (name, value) in members {
+        // Writing to a text cannot fail.
+        let _ = writeln!(text, "{name:<11} {value}");
+    }
+    for (id, kind) in behind {
+        let _ = writeln!(text, "{:<11} {id}  {kind}", "");
+    }
+    text.trim_end().to_owned()
+}
+
+/// What became of a letter and of what waited behind it.
+pub(super) fn steps(letter: &Letter, steps: &[Step], dry_run: bool, json: bool) -> String {
+    if json {
+        let steps: Vec<Value> = steps
+            .iter()
+            .map(|s| json!({ "command_id": s.command_id, "type": s.kind, "outcome": verdict(&s.verdict) }))
+            .collect();
+        return json!({ "id": letter.id, "dry_run": dry_run, "commands": steps }).to_string();
+    }
+    let mut text = format!("letter {}{}", letter.id, if dry_run { " (tried, and nothing changed)" } else { "" });
+    if steps.is_empty() {
+        text.push_str(if dry_run { ": nothing to apply" } else { ": closed" });
+    }
+    for step in steps {
+        let _ = write!(text, "\n  {}  {:<16}  {}", step.command_id, step.kind, verdict(&step.verdict));
+    }
+    text
+}
+
+/// Why nothing was done about a letter.
+pub(super) fn refused(letter: &Letter, fault: &ReplayError, json: bool) -> String {
+    if json {
+        return json!({ "id": letter.id, "refused": fault.to_string() }).to_string();
+    }
+    format!("letter {}: {fault}", letter.id)
+}
+
+fn verdict(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Decided(Outcome::Succeeded(_)) => "succeeded".to_owned(),
+        Verdict::Decided(Outcome::Rejected(rejection)) => format!("rejected: {}", rejection.as_str()),
+        Verdict::Decided(Outcome::Parked(_) | Outcome::Behind) | Verdict::Waits => "waits".to_owned(),
+        Verdict::Discarded => "discarded".to_owned(),
+        Verdict::Failed(Some(sqlstate), reason) => format!("failed again ({sqlstate}): {}", one_line(reason)),
+        Verdict::Failed(None, reason) => format!("failed again: {}", one_line(reason)),
+    }
+}
+
+fn object(letter: &Letter) -> Value {
+    json!({
+        "id": letter.id,
+        "command_id": letter.command_id,
+        "user_id": letter.user_id,
+        "type": letter.kind,
+        "reason": letter.reason,
+        "sqlstate": letter.sqlstate,
+        "attempts": letter.attempts,
+        "traceparent": letter.traceparent,
+        "tracestate": letter.tracestate,
+        "first_seen_at": at(letter.first_seen_at),
+        "last_seen_at": at(letter.last_seen_at),
+        "state": letter.state,
+        "behind": letter.behind,
+    })
+}
+
+fn at(time: OffsetDateTime) -> String {
+    // To the second; a time of this millennium can be written.
+    time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
+}
+
+fn one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}

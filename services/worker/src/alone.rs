@@ -1,0 +1,48 @@
+//! One command under a savepoint: whatever comes of it, the transaction goes on.
+
+use common::command::{Envelope, Rejection};
+use sqlx::{Acquire, PgConnection};
+use tracing::warn;
+
+use crate::blame::ApplyError;
+use crate::users::{self, Outcome};
+
+/// What became of a command that was tried alone.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    /// It was decided.
+    Decided(Outcome),
+    /// No statement takes it, and nothing of it was applied.
+    Guilty {
+        /// The SQLSTATE.
+        sqlstate: String,
+        /// What the server said.
+        reason: String,
+    },
+}
+
+/// Tries a command.
+///
+/// # Errors
+/// Every kind but [`ApplyError::Command`]; then the transaction has to be given up.
+pub(crate) async fn try_alone(conn: &mut PgConnection, envelope: &Envelope) -> Result<Tried, ApplyError> {
+    let mut savepoint = conn.begin().await?;
+    match users::apply_wave(&mut savepoint, &[envelope]).await {
+        Ok(mut outcomes) => {
+            savepoint.commit().await?;
+            outcomes.remove(&envelope.id).map(Tried::Decided).ok_or(ApplyError::Contention(None))
+        }
+        Err(ApplyError::Command { sqlstate, constraint, source }) => {
+            savepoint.rollback().await?;
+            if constraint.as_deref() == Some("users_email_key") {
+                // Another transaction took the address between the look and the change.
+                return Ok(Tried::Decided(Outcome::Rejected(Rejection::EmailTaken)));
+            }
+            warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
+            // Its own words only: the place in the server's source code that it adds helps nobody.
+            let reason = source.as_database_error().map_or_else(|| source.to_string(), |e| e.message().to_owned());
+            Ok(Tried::Guilty { sqlstate, reason })
+        }
+        Err(other) => Err(other),
+    }
+}

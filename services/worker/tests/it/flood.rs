@@ -1,0 +1,43 @@
+//! The flood guard: a fault that most commands meet is not theirs.
+
+use common::command::{Envelope, UserId};
+use rollcall_worker::blame::ApplyError;
+
+use crate::support::{Fixture, MEND, TRIGGER, create, done, poisoned};
+
+fn creates(count: usize, name: &str) -> Vec<Envelope> {
+    (0..count).map(|_| create(UserId::mint(), &format!("{}@example.org", UserId::mint()), name)).collect()
+}
+
+#[tokio::test]
+async fn a_flood_of_dead_letters_is_refused_and_goes_through_once_its_cause_is_mended() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let first = creates(100, "Poison");
+    assert_eq!(fixture.apply(&first).await, vec![Some(poisoned()); 100], "up to the limit they are recorded");
+    let flood = creates(50, "Poison");
+    for batch in [&flood[..], &flood[..1]] {
+        let refused = fixture.applier().apply(batch).await.expect_err("a flood");
+        assert!(matches!(refused, ApplyError::Flood(dead) if dead == 100 + batch.len()), "{refused:?}");
+    }
+    assert_eq!(fixture.database.count("commands").await, 100, "nothing was decided");
+    assert_eq!(fixture.letters().await.len(), 100);
+    assert_eq!(fixture.apply(&creates(10, "User")).await, vec![Some(done(1)); 10], "others go on");
+
+    fixture.database.execute(MEND).await;
+    assert_eq!(fixture.apply(&flood[..1]).await, [Some(done(1))]);
+    assert_eq!(fixture.apply(&flood[1..]).await, vec![Some(done(1)); 49]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_among_many_good_commands_are_no_flood() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    for _ in 0..5 {
+        fixture.apply(&creates(60, "User")).await;
+        assert_eq!(fixture.apply(&creates(40, "Poison")).await, vec![Some(poisoned()); 40]);
+    }
+    assert_eq!(fixture.letters().await.len(), 200);
+    fixture.stop().await;
+}

@@ -1,0 +1,227 @@
+//! Replaying and discarding: in order, as far as it goes, and never across a batch.
+
+use std::time::Duration;
+
+use common::command::{Rejection, UserId};
+use common::db;
+use common::telemetry::TraceHeaders;
+use rollcall_worker::dead_letters::{
+    Filter, RawMessage, ReplayError, Step, Verdict, discard, discard_raw, list, record_raw, replay, replay_raw,
+};
+use rollcall_worker::users::Outcome;
+use tokio::sync::oneshot::error::TryRecvError;
+use uuid::Uuid;
+
+use crate::support::{AT_THE_LOCK, Fixture, GONE, MEND, TRIGGER, WINDOW, create, delete, done, soon, suspend, update};
+
+fn verdicts(steps: Vec<Step>) -> Vec<Verdict> {
+    steps.into_iter().map(|step| step.verdict).collect()
+}
+
+fn failed() -> Verdict {
+    Verdict::Failed(Some("22023".to_owned()), "no user of this name".to_owned())
+}
+
+async fn head(fixture: &mut Fixture) -> i64 {
+    list(&mut fixture.database.conn, &Filter::default(), 10).await.expect("letters")[0].id
+}
+
+#[tokio::test]
+async fn a_replay_after_the_mend_applies_everything_in_order() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    let batch = [create(ada, "ada@example.org", "Poison"), suspend(ada), suspend(ada), update(ada, None, Some("Ada"))];
+    fixture.apply(&batch).await;
+
+    let again = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    assert_eq!(verdicts(again), [failed(), Verdict::Waits, Verdict::Waits, Verdict::Waits]);
+    assert_eq!(fixture.letters().await[0].1, "22023 2", "the attempt is counted");
+    let row = fixture.database.command(batch[0].id).await;
+    assert_eq!(row.as_deref(), Some("users.create anonymous parked 22023"));
+
+    fixture.database.execute(MEND).await;
+    let expected = [
+        Verdict::Decided(done(1)),
+        Verdict::Decided(done(2)),
+        Verdict::Decided(Outcome::Rejected(Rejection::AlreadySuspended)),
+        Verdict::Decided(done(3)),
+    ];
+    let tried = replay(&mut fixture.database.conn, ada, WINDOW, true).await.expect("steps");
+    assert_eq!(verdicts(tried), expected);
+    assert_eq!(fixture.database.user(ada).await, None, "a dry run changes nothing");
+    assert_eq!(fixture.letters().await.len(), 4);
+
+    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    assert_eq!(steps.iter().map(|s| s.command_id).collect::<Vec<_>>(), batch.each_ref().map(|c| Uuid::from(c.id)));
+    assert_eq!(verdicts(steps), expected);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada suspended v3 t"));
+    let rows = [
+        "users.create anonymous succeeded - v1",
+        "users.suspend anonymous succeeded - v2",
+        "users.suspend anonymous rejected already-suspended",
+        "users.update anonymous succeeded - v3",
+    ];
+    for (command, row) in batch.iter().zip(rows) {
+        assert_eq!(fixture.database.command(command.id).await.as_deref(), Some(row));
+    }
+    assert!(fixture.letters().await.is_empty());
+    assert_eq!(fixture.apply(&[delete(ada)]).await, [Some(GONE)], "no longer held");
+    assert_eq!(replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("nothing"), []);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_replay_stops_at_the_next_one_that_fails_and_the_rest_stay_in_order() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    fixture.apply(&[create(ada, "ada@example.org", "Ada")]).await;
+    let batch = [update(ada, None, Some("Poison")), suspend(ada), update(ada, None, Some("Poison")), delete(ada)];
+    fixture.apply(&batch).await;
+    // Raises for the second of its kind only.
+    fixture.database.execute("UPDATE users SET version = 7").await;
+    let once = "
+        DROP TRIGGER refuse ON users;
+        CREATE TRIGGER refuse BEFORE UPDATE ON users
+            FOR EACH ROW WHEN (NEW.version = 10) EXECUTE FUNCTION refuse();
+    ";
+    fixture.database.execute(once).await;
+    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let expected = [Verdict::Decided(done(8)), Verdict::Decided(done(9)), failed(), Verdict::Waits];
+    assert_eq!(verdicts(steps), expected);
+    let letters = fixture.letters().await;
+    let left = [(&batch[2], "22023 1"), (&batch[3], "- 0")];
+    assert_eq!(letters, left.map(|(c, line)| (Some(c.id.into()), line.to_owned())));
+    let row = fixture.database.command(batch[2].id).await;
+    assert_eq!(row.as_deref(), Some("users.update anonymous parked 22023"), "the first now, with its own reason");
+    let held = format!("held_users WHERE command_id = '{}'", batch[2].id);
+    assert_eq!(fixture.database.count(&held).await, 1);
+    assert_eq!(fixture.apply(&[suspend(ada)]).await, [Some(Outcome::Behind)], "still held");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_discarded_letter_stays_parked_and_what_waited_follows() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    fixture.apply(&[create(ada, "ada@example.org", "Ada")]).await;
+    let batch = [update(ada, None, Some("Poison")), suspend(ada), update(ada, None, Some("Poison")), delete(ada)];
+    fixture.apply(&batch).await;
+    let letter = head(&mut fixture).await;
+    let conn = &mut fixture.database.conn;
+    let early = discard(conn, ada, letter + 1, WINDOW, false).await.expect_err("not the first");
+    assert!(matches!(early, ReplayError::NotFirst(id) if id == Uuid::from(batch[0].id)), "{early:?}");
+    let expected = [Verdict::Discarded, Verdict::Decided(done(2)), failed(), Verdict::Waits];
+    assert_eq!(verdicts(discard(conn, ada, letter, WINDOW, true).await.expect("steps")), expected);
+    assert_eq!(verdicts(discard(conn, ada, letter, WINDOW, false).await.expect("steps")), expected);
+    let twice = discard(conn, ada, letter, WINDOW, false).await.expect_err("closed");
+    assert!(matches!(twice, ReplayError::NotOpen), "{twice:?}");
+    let row = fixture.database.command(batch[0].id).await;
+    assert_eq!(row.as_deref(), Some("users.update anonymous parked discarded"));
+    let letter = head(&mut fixture).await;
+    let steps = discard(&mut fixture.database.conn, ada, letter, WINDOW, false).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Decided(GONE)]);
+    assert!(fixture.letters().await.is_empty());
+    assert_eq!(fixture.database.user(ada).await, None);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_raw_message_is_read_again_or_discarded() {
+    let mut fixture = Fixture::start().await;
+    let (ada, none) = (UserId::mint(), TraceHeaders::default());
+    // As a newer version's command is to an older worker.
+    let payload = create(ada, "ada@example.org", "Ada").encode();
+    for payload in [payload.as_slice(), b"no command"] {
+        let message = RawMessage { payload, reason: "undecodable", trace: &none };
+        record_raw(&mut fixture.database.conn, message).await.expect("a letter");
+    }
+    let conn = &mut fixture.database.conn;
+    let letters = list(conn, &Filter::default(), 10).await.expect("letters");
+    let steps = replay_raw(conn, letters[0].id, &letters[0].payload, &none, WINDOW, false).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Decided(done(1))]);
+    let still =
+        replay_raw(conn, letters[1].id, &letters[1].payload, &none, WINDOW, false).await.expect_err("no command");
+    assert!(matches!(still, ReplayError::Undecodable(_)), "{still:?}");
+    discard_raw(conn, letters[1].id).await.expect("an end");
+    assert!(matches!(discard_raw(conn, letters[1].id).await, Err(ReplayError::NotOpen)));
+    assert!(fixture.letters().await.is_empty());
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_waits_for_a_replay_of_its_user_and_comes_after_it() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let (ada, bob) = (UserId::mint(), UserId::mint());
+    fixture.apply(&[create(ada, "ada@example.org", "Poison"), suspend(ada)]).await;
+    fixture.database.execute(MEND).await;
+    // The replay comes to a stand in its middle, at a lock that the test holds.
+    fixture.database.execute("BEGIN; LOCK TABLE users IN SHARE MODE").await;
+    let mut operator = db::connect(&fixture.database.settings(1), "operator").await.expect("a connection");
+    let replaying = tokio::spawn(async move { replay(&mut operator, ada, WINDOW, false).await });
+    while fixture.database.count(AT_THE_LOCK).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    let next = [suspend(ada), update(ada, None, Some("Last")), create(bob, "bob@example.org", "Bob")];
+    let mut applier = fixture.applier();
+    let batch = next.clone();
+    let applying = tokio::spawn(async move { applier.apply(&batch).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!applying.is_finished(), "it waits for the operator");
+    fixture.database.execute("COMMIT").await;
+    let steps = soon("the replay", replaying).await.expect("no panic").expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Decided(done(1)), Verdict::Decided(done(2))]);
+    let outcomes = soon("the batch", applying).await.expect("no panic").expect("outcomes");
+    let expected = [Outcome::Rejected(Rejection::AlreadySuspended), done(3), done(1)];
+    assert_eq!(next.each_ref().map(|c| outcomes[&c.id].clone()), expected, "applied, after what was parked");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn racing_replays_and_batches_keep_one_users_order() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    fixture.apply(&[create(ada, "ada@example.org", "Start")]).await;
+    let mut operator = db::connect(&fixture.database.settings(1), "operator").await.expect("a connection");
+    fixture.database.execute("CREATE TABLE seen (position serial, name text)").await;
+    let log = "
+        CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN INSERT INTO seen (name) VALUES (NEW.name); RETURN NULL; END $$;
+        CREATE TRIGGER log AFTER UPDATE ON users FOR EACH ROW EXECUTE FUNCTION log();
+    ";
+    fixture.database.execute(log).await;
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let replaying = tokio::spawn(async move {
+        while stopped.try_recv() == Err(TryRecvError::Empty) {
+            // Contention is tried again by whoever calls.
+            let _ = replay(&mut operator, ada, WINDOW, false).await;
+        }
+        operator
+    });
+    for round in 0..60 {
+        if round % 10 == 3 {
+            fixture.database.execute("ALTER TABLE users ENABLE TRIGGER refuse").await;
+            assert_eq!(fixture.apply(&[update(ada, None, Some("Poison"))]).await.len(), 1);
+        }
+        let batch =
+            [update(ada, None, Some(&format!("{round:03}a"))), update(ada, None, Some(&format!("{round:03}b")))];
+        fixture.apply(&batch).await;
+        if round % 10 == 6 {
+            fixture.database.execute("ALTER TABLE users DISABLE TRIGGER refuse").await;
+        }
+    }
+    stop.send(()).expect("a replaying task");
+    let mut operator = soon("the last replay", replaying).await.expect("no panic");
+    replay(&mut operator, ada, WINDOW, false).await.expect("the rest");
+    assert!(fixture.letters().await.is_empty());
+    let names = "SELECT name FROM seen WHERE name <> 'Poison' ORDER BY position";
+    let names: Vec<String> = sqlx::query_scalar(names).fetch_all(&mut fixture.database.conn).await.expect("names");
+    let expected: Vec<String> = (0..60).flat_map(|round| [format!("{round:03}a"), format!("{round:03}b")]).collect();
+    assert_eq!(names, expected, "each once, in order");
+    fixture.stop().await;
+}

@@ -1,0 +1,61 @@
+//! Commands that came again: tried alone, and given up after so many workers.
+
+use common::command::UserId;
+use rollcall_worker::dead_letters::Traces;
+use rollcall_worker::suspects::{MOST_ATTEMPTS, Suspects};
+use rollcall_worker::users::Outcome;
+
+use crate::support::{AT_THE_LOCK, Fixture, create, done, in_order, soon, suspend};
+
+#[tokio::test]
+async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() {
+    let mut fixture = Fixture::start().await;
+    let user = UserId::mint();
+    let lethal = create(user, "ada@example.org", "Ada");
+    fixture.database.execute("BEGIN; LOCK TABLE users").await;
+    for end in 1..=MOST_ATTEMPTS {
+        // A worker of its own each time; it comes to an end in the middle of the try.
+        let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
+        let traces = Traces::new();
+        let attempt = suspects.apply(&mut applier, &lethal, &traces);
+        let hangs = async { while fixture.database.count(AT_THE_LOCK).await == 0 {} };
+        tokio::select! {
+            _ = attempt => panic!("end {end}"),
+            () = soon("the try hangs", hangs) => {}
+        }
+        // As the others do with the sessions of a worker that is gone.
+        let hang = format!("SELECT pg_terminate_backend(pid) FROM {AT_THE_LOCK}");
+        fixture.database.execute(&hang).await;
+        soon("its session ends", async { while fixture.database.count(AT_THE_LOCK).await > 0 {} }).await;
+    }
+    let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
+    let traces = Traces::new();
+    let given_up = suspects.apply(&mut applier, &lethal, &traces);
+    let mut outcomes = soon("no try", given_up).await.expect("outcomes");
+    let batch = [lethal.clone()];
+    assert_eq!(in_order(&batch, &mut outcomes), [Some(Outcome::Parked("worker-ended".to_owned()))]);
+    fixture.database.execute("COMMIT").await;
+    assert_eq!(fixture.apply(&[suspend(user)]).await, [Some(Outcome::Behind)]);
+    assert_eq!(fixture.letters().await[0], (Some(lethal.id.into()), format!("- {MOST_ATTEMPTS}")));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_try_that_comes_back_is_not_counted() {
+    let mut fixture = Fixture::start().await;
+    let suspects = Suspects::new(fixture.pool.clone());
+    let innocent = create(UserId::mint(), "ada@example.org", "Ada");
+    let traces = Traces::new();
+    fixture.database.execute("ALTER TABLE users RENAME TO people").await;
+    for _ in 0..=MOST_ATTEMPTS {
+        let mut applier = fixture.applier();
+        suspects.apply(&mut applier, &innocent, &traces).await.expect_err("no table");
+        assert_eq!(fixture.database.count("suspects").await, 0);
+    }
+    fixture.database.execute("ALTER TABLE people RENAME TO users").await;
+    for outcome in [Some(done(1)), None] {
+        let mut outcomes = suspects.apply(&mut fixture.applier(), &innocent, &traces).await.expect("outcomes");
+        assert_eq!(in_order(std::slice::from_ref(&innocent), &mut outcomes), [outcome]);
+    }
+    fixture.stop().await;
+}
