@@ -1,4 +1,4 @@
-//! A small pool over sqlx's connections.
+//! A small pool over sqlx's connections, as large as the lease of this instance says.
 //!
 //! # Why not sqlx's pool?
 //! Measured on sqlx 0.9.0: a `begin()` that is cancelled leaves the session inside a transaction, and the next borrower's
@@ -7,17 +7,25 @@
 //!
 //! # What does this one promise?
 //! A connection goes back only through [`Lease::release`]. A lease that is dropped on any other way (an error, a deadline,
-//! a cancelled future) closes its connection first and frees its place afterwards, so open connections never exceed the
-//! size. The connection used last is used next; waiters are served in order; nothing pings.
+//! a cancelled future) closes its connection first and frees its place afterwards. Connections open or being opened never
+//! exceed the size, except those in use when it shrank: they close as they come back. The connection used last is used
+//! next; waiters are served in order; nothing pings.
+//!
+//! # Why does a lease run out by itself?
+//! Others end this instance's sessions once its heartbeat is too old by the server's clock. A process that was frozen, or
+//! is cut off, must have closed them before, by its own.
+
+mod places;
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+use self::places::{Found, Opening, Place, Places};
 use super::{DbError, connect_with, options};
 use crate::config::DatabaseSettings;
 
@@ -26,7 +34,7 @@ const LIFETIME: Duration = Duration::from_mins(30);
 /// Lifetimes differ by up to this, so that connections opened together do not all close together.
 const LIFETIME_JITTER: Duration = Duration::from_mins(5);
 
-/// A fixed number of connections to one database. Cheap to clone; all clones are one pool.
+/// Connections to one database. Cheap to clone; all clones are one pool.
 #[derive(Debug, Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -35,51 +43,64 @@ pub struct Pool {
 /// How many connections do what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStatus {
-    /// The size of the pool.
+    /// How many there may be.
     pub size: usize,
+    /// Open or being opened: more than the size only while it shrinks.
+    pub open: usize,
     /// Lent out or being opened.
     pub in_use: usize,
     /// Open and waiting for work.
     pub idle: usize,
+    /// Borrowers that wait for a place.
+    pub waiting: usize,
 }
 
 /// One borrowed connection. [`release`](Self::release) it when its use ended cleanly; dropping it closes it.
 #[derive(Debug)]
 pub struct Lease {
-    // Declared before the permit: fields drop in order, so the socket closes before the place is free.
+    // Fields drop in order: the socket closes, then it no longer counts as open, then the place is free.
     open: Open,
-    permit: OwnedSemaphorePermit,
-    shared: Arc<Shared>,
+    place: Place<Open>,
 }
 
 #[derive(Debug)]
 struct Shared {
     options: PgConnectOptions,
-    size: usize,
-    permits: Arc<Semaphore>,
-    idle: Mutex<Vec<Open>>,
+    /// What the size may be at most, whatever the lease says.
+    most: usize,
+    places: Arc<Places<Open>>,
 }
 
 #[derive(Debug)]
 struct Open {
     connection: PgConnection,
     expires_at: Instant,
+    opening: Opening<Open>,
 }
 
 impl Pool {
-    /// A pool that opens its connections when they are first needed, each with these session settings.
+    /// A pool of a fixed size that opens its connections when they are first needed, each with these session settings.
     ///
     /// # Errors
     /// [`DbError::Connect`] when sqlx cannot read the URL.
     pub fn new(settings: &DatabaseSettings, application_name: &str, session: &[(&str, &str)]) -> Result<Self, DbError> {
+        let pool = Self::leased(settings, application_name, session)?;
+        pool.resize(pool.most());
+        Ok(pool)
+    }
+
+    /// A pool that lends nothing until a lease gives it a size.
+    ///
+    /// # Errors
+    /// [`DbError::Connect`] when sqlx cannot read the URL.
+    pub(crate) fn leased(
+        settings: &DatabaseSettings,
+        application_name: &str,
+        session: &[(&str, &str)],
+    ) -> Result<Self, DbError> {
         let options = options(settings, application_name)?;
         let options = if session.is_empty() { options } else { options.options(session.iter().copied()) };
-        let shared = Shared {
-            options,
-            size: settings.connections,
-            permits: Arc::new(Semaphore::new(settings.connections)),
-            idle: Mutex::default(),
-        };
+        let shared = Shared { options, most: settings.connections, places: Places::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -88,63 +109,92 @@ impl Pool {
     /// # Errors
     /// [`DbError::Exhausted`] when none came free within `patience` or the pool is closed, else as for a connect.
     pub async fn acquire(&self, patience: Duration) -> Result<Lease, DbError> {
-        let shared = Arc::clone(&self.shared);
-        let waited = tokio::time::timeout(patience, Arc::clone(&shared.permits).acquire_owned()).await;
-        let Ok(Ok(permit)) = waited else { return Err(DbError::Exhausted(patience)) };
-        while let Some(open) = shared.pop() {
-            if open.expires_at > Instant::now() {
-                return Ok(Lease { open, permit, shared });
-            }
-        }
-        let connection = connect_with(&shared.options).await?;
+        let places = &self.shared.places;
+        let waited = tokio::time::timeout(patience, places.acquire(|open| open.expires_at > Instant::now())).await;
+        let Ok(Some((place, found))) = waited else { return Err(DbError::Exhausted(patience)) };
+        let opening = match found {
+            Found::Idle(open) => return Ok(Lease { open, place }),
+            Found::Opening(opening) => opening,
+        };
+        let mut connection = connect_with(&self.shared.options).await?;
+        notice_lost_clients(&mut connection).await;
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
-        let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter };
-        Ok(Lease { open, permit, shared })
+        let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter, opening };
+        Ok(Lease { open, place })
     }
 
     /// Closes every idle connection: the server they led to is no longer the same.
     pub fn discard_idle(&self) {
-        self.shared.lock().clear();
+        self.shared.places.discard_idle();
     }
 
     /// How the connections are used.
     pub fn status(&self) -> PoolStatus {
-        let in_use = self.shared.size.saturating_sub(self.shared.permits.available_permits());
-        PoolStatus { size: self.shared.size, in_use, idle: self.shared.lock().len() }
+        self.shared.places.status()
     }
 
     /// Closes idle connections and lends no more; leases out close when they end.
     pub async fn close(&self) {
-        self.shared.permits.close();
-        while let Some(open) = self.shared.pop() {
+        for open in self.shared.places.close() {
             // The server notices a closed socket too; the message only saves it a log line.
-            let _ = tokio::time::timeout(Duration::from_millis(500), open.connection.close()).await;
+            let Open { connection, opening, .. } = open;
+            let _ = tokio::time::timeout(Duration::from_millis(500), connection.close()).await;
+            drop(opening);
         }
+    }
+
+    /// Changes the size. What is idle beyond it closes at once, what is in use when it comes back.
+    pub fn resize(&self, size: usize) {
+        self.shared.places.resize(size.min(self.shared.most), None);
+    }
+
+    /// The same for a lease that runs out at that time.
+    pub(crate) fn obey(&self, size: usize, until: Instant) {
+        self.shared.places.resize(size.min(self.shared.most), Some(until));
+    }
+
+    /// Opens nothing more until the next resize; what is open stays, until the lease runs out.
+    pub(crate) fn hold(&self) {
+        self.shared.places.hold();
+    }
+
+    /// Closes everything when the lease has run out.
+    pub(crate) fn expire(&self) {
+        self.shared.places.expire();
+    }
+
+    /// The most borrowers and waiters at once since the last call.
+    pub(crate) fn take_peak(&self) -> usize {
+        self.shared.places.take_peak()
+    }
+
+    /// Waits until nothing exceeds the size any more after it shrank.
+    pub(crate) async fn drained(&self) {
+        self.shared.places.drained().await;
+    }
+
+    pub(crate) fn most(&self) -> usize {
+        self.shared.most
     }
 }
 
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Open>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn pop(&self) -> Option<Open> {
-        self.lock().pop()
-    }
+/// A session whose client is gone in the middle of a statement would go on for as long as that takes, and count.
+async fn notice_lost_clients(connection: &mut PgConnection) {
+    // Unknown before PostgreSQL 14, and refused where the server's system cannot tell: then the statement's end will do.
+    let set = "
+        SELECT set_config(name, '200ms', false)
+        FROM pg_settings
+        WHERE name = 'client_connection_check_interval'
+    ";
+    let setting = sqlx::query(set).persistent(false).execute(connection);
+    let _ = tokio::time::timeout(super::CONNECT_DEADLINE, setting).await;
 }
 
 impl Lease {
     /// Gives the connection back. Only for a use that ended cleanly: no error, no open transaction.
     pub fn release(self) {
-        let Self { open, permit, shared } = self;
-        // Looked up under the lock: `close` closes the permits first, so nothing is put in behind its back.
-        let mut idle = shared.lock();
-        if !shared.permits.is_closed() {
-            idle.push(open);
-        }
-        drop(idle);
-        // Last, so that the next borrower finds the connection.
-        drop(permit);
+        let Self { open, place } = self;
+        place.put_back(open);
     }
 }
 
@@ -167,10 +217,11 @@ pub fn observe_pool(pool: &Pool) {
     let pool = pool.clone();
     crate::telemetry::meter()
         .u64_observable_gauge("rollcall.db.pool.connections")
-        .with_description("Connections of the pool, by state")
+        .with_description("Connections of the pool, and borrowers that wait for one, by state")
         .with_callback(move |observer| {
-            let PoolStatus { size, in_use, idle } = pool.status();
-            for (state, count) in [("size", size), ("in_use", in_use), ("idle", idle)] {
+            let PoolStatus { size, open, in_use, idle, waiting } = pool.status();
+            let states = [("granted", size), ("open", open), ("in_use", in_use), ("idle", idle), ("waiting", waiting)];
+            for (state, count) in states {
                 observer.observe(count.try_into().unwrap_or(u64::MAX), &[opentelemetry::KeyValue::new("state", state)]);
             }
         })

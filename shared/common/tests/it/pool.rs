@@ -141,7 +141,7 @@ async fn a_deadline_closes_the_connection_and_frees_its_place() {
     let end = within(Duration::from_millis(10), sleep).await;
     assert!(matches!(end, Err(DbError::Deadline(_))), "{end:?}");
     drop(lease);
-    assert_eq!(pool.status(), PoolStatus { size: 1, in_use: 0, idle: 0 });
+    assert_eq!(pool.status(), PoolStatus { size: 1, open: 0, in_use: 0, idle: 0, waiting: 0 });
     eventually("the server noticed", async || sessions(&mut witness).await == 0).await;
 
     let mut lease = pool.acquire(PATIENCE).await.expect("the place is free");
@@ -171,7 +171,7 @@ async fn the_connection_used_last_is_used_next() {
         pids.push(pid(&mut lease).await);
         lease.release();
     }
-    assert_eq!(pool.status(), PoolStatus { size: 3, in_use: 0, idle: 3 });
+    assert_eq!(pool.status(), PoolStatus { size: 3, open: 3, in_use: 0, idle: 3, waiting: 0 });
     for _ in 0..5 {
         let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
         assert_eq!(pid(&mut lease).await, pids[2]);
@@ -231,7 +231,7 @@ async fn a_server_that_cannot_be_reached_takes_no_place() {
         let end = soon("an answer", pool.acquire(PATIENCE)).await.expect_err("nobody there");
         assert!(matches!(end, DbError::Connect { .. }), "{end}");
     }
-    assert_eq!(pool.status(), PoolStatus { size: 1, in_use: 0, idle: 0 });
+    assert_eq!(pool.status(), PoolStatus { size: 1, open: 0, in_use: 0, idle: 0, waiting: 0 });
 }
 
 #[tokio::test]
