@@ -1,10 +1,17 @@
--- Who takes part, and which worker owns which partition. Every change of either happens under one lock.
+-- Who takes part, how many connections each instance may open, and which worker owns which partition. Every change of any
+-- of these happens under one lock.
 
 -- The row whose lock makes redistributions take turns. Lock order, always: this row first, members and partitions second.
 CREATE TABLE membership (
     id boolean NOT NULL DEFAULT true,
     -- For how long a heartbeat holds, by the server's clock.
     time_to_live interval NOT NULL DEFAULT '5 seconds',
+    -- What all instances together may have open, their control connections included; set by whoever joined last.
+    budget integer NOT NULL DEFAULT 0,
+    -- When the next of those that found no room may ask again, so that they come one at a time.
+    next_knock_at timestamptz NOT NULL DEFAULT '-infinity',
+    -- Grows when the members have reason to look again before their next heartbeat.
+    turn bigint NOT NULL DEFAULT 0,
     CONSTRAINT membership_pkey PRIMARY KEY (id),
     CONSTRAINT membership_id_check CHECK (id)
 );
@@ -17,12 +24,30 @@ CREATE TABLE members (
     -- In the order of joining; an instance that was reaped joins again under another.
     epoch bigint GENERATED ALWAYS AS IDENTITY,
     service text NOT NULL,
+    -- Of the program, for the operator.
+    version text NOT NULL,
     joined_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
+    -- How connections are shared out: in proportion to the weights, at least the floor, at most its own bound.
+    weight integer NOT NULL,
+    floor integer NOT NULL,
+    most integer NOT NULL,
+    -- Past its first second. Until then it gets its floor only: many that start at once shall find room.
+    settled boolean NOT NULL DEFAULT false,
+    -- What it shall have.
+    target integer NOT NULL DEFAULT 0,
+    -- What it may have open. Grows out of observed room only, and shrinks when the instance says that it did.
+    granted integer NOT NULL DEFAULT 0,
+    -- The most that it had use for lately, and what its pool looked like at the last heartbeat.
+    demand integer NOT NULL DEFAULT 0,
+    open integer NOT NULL DEFAULT 0,
+    in_use integer NOT NULL DEFAULT 0,
+    waiting integer NOT NULL DEFAULT 0,
+    beat_at timestamptz NOT NULL DEFAULT now(),
     -- The session of the control connection: when it is gone, so is the instance, whatever the clock says.
     control_pid integer NOT NULL,
-    control_started_at timestamptz NOT NULL,
-    CONSTRAINT members_pkey PRIMARY KEY (instance)
+    CONSTRAINT members_pkey PRIMARY KEY (instance),
+    CONSTRAINT members_share_check CHECK (weight > 0 AND floor >= 0 AND most >= 0 AND target >= 0 AND granted >= 0)
 ) WITH (fillfactor = 50);
 
 -- One row per partition queue.
@@ -38,16 +63,17 @@ CREATE TABLE partitions (
     CONSTRAINT partitions_heir_check CHECK (heir IS NULL OR heir <> owner)
 ) WITH (fillfactor = 50);
 
--- Whether an instance's control session still exists. Sessions of every role are visible to every role.
-CREATE FUNCTION member_connected(member members) RETURNS boolean
-    LANGUAGE sql STABLE
-    AS $$
-        SELECT EXISTS (
-            SELECT
-            FROM pg_stat_activity
-            WHERE pid = member.control_pid AND backend_start = member.control_started_at
-        )
-    $$;
+-- Instances whose control session ended, or whose heartbeat is too old. Known by name and pid, which every role sees of
+-- every session.
+CREATE VIEW gone_members AS
+SELECT instance
+FROM members
+WHERE expires_at <= clock_timestamp()
+    OR (control_pid, 'rollcall-control/' || instance) NOT IN (
+        SELECT pid, application_name
+        FROM pg_stat_activity
+        WHERE application_name IS NOT NULL
+    );
 
 -- Hands the partitions out: sticky, and to each worker as many as to the next or one more. A partition without an owner
 -- changes hands at once; another gets an heir and changes hands when its owner lets go. The caller holds the lock.
@@ -117,6 +143,165 @@ BEGIN
 END
 $$;
 
+-- What the server gives this role, and what of it stays free for migrations, backups and people.
+CREATE FUNCTION connection_limits(
+    OUT most integer, OUT reserved integer, OUT of_database integer, OUT of_role integer,
+    OUT usable integer, OUT headroom integer
+)
+    LANGUAGE sql STABLE
+    AS $$
+        WITH given AS (
+            SELECT
+                current_setting('max_connections')::integer AS most,
+                current_setting('superuser_reserved_connections')::integer
+                    -- Since PostgreSQL 16.
+                    + coalesce(current_setting('reserved_connections', true), '0')::integer AS reserved,
+                (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS of_database,
+                (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS of_role
+        ),
+        usable AS (
+            SELECT
+                most, reserved, of_database, of_role,
+                -- A limit of -1 is none.
+                least(
+                    most - reserved,
+                    CASE WHEN of_database >= 0 THEN of_database END,
+                    CASE WHEN of_role >= 0 THEN of_role END
+                ) AS usable
+            FROM given
+        )
+        SELECT most, reserved, of_database, of_role, usable, greatest(3, ceil(usable / 10.0)::integer)
+        FROM usable
+    $$;
+
+-- The places of a budget that no share takes, so that an instance which arrives finds room for its control connection.
+CREATE FUNCTION arrival_places(budget integer) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT least(8, greatest(2, budget / 16)) $$;
+
+-- What a share keeps when others could use a part of it: a quarter more than it had use for, and at least one.
+CREATE FUNCTION kept_connections(demand integer) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT demand + greatest(1, demand / 4) $$;
+
+-- The sessions of each pool as the server sees them, whether or not its instance takes part.
+CREATE VIEW pool_sessions AS
+SELECT application_name AS pool, count(*)::integer AS sessions
+FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'rollcall/%'
+GROUP BY application_name;
+
+-- Sets the targets. First everybody gets its floor, then what it has use for, then an equal part of the rest; each time
+-- whoever has least for its weight comes next. The caller holds the lock.
+CREATE FUNCTION share_connections() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    places integer;
+BEGIN
+    SELECT budget - arrival_places(budget) - (SELECT count(*) FROM members) INTO places FROM membership;
+    WITH wishes AS (
+        SELECT
+            instance,
+            epoch,
+            weight,
+            least(floor, most) AS lowest,
+            CASE
+                WHEN NOT settled THEN least(floor, most)
+                WHEN demand > target THEN least(demand, most)
+                ELSE least(kept_connections(demand), target, most)
+            END AS wish,
+            CASE WHEN settled THEN most ELSE least(floor, most) END AS highest
+        FROM members
+    ),
+    places_in_order AS (
+        SELECT
+            instance,
+            row_number() OVER (
+                ORDER BY
+                    CASE WHEN nth <= lowest THEN 0 WHEN nth <= wish THEN 1 ELSE 2 END,
+                    nth::double precision / weight,
+                    epoch
+            ) AS place
+        FROM wishes
+        CROSS JOIN LATERAL generate_series(1, least(highest, places)) AS nth
+    ),
+    shares AS (
+        SELECT instance, count(place) AS share
+        FROM members
+        LEFT JOIN places_in_order USING (instance)
+        WHERE place IS NULL OR place <= places
+        GROUP BY instance
+    )
+    UPDATE members
+    SET target = coalesce((SELECT share FROM shares WHERE shares.instance = members.instance), 0)
+    WHERE target <> coalesce((SELECT share FROM shares WHERE shares.instance = members.instance), 0);
+END
+$$;
+
+-- Raises the grants of those that shall have more, out of what is neither granted nor seen in use, to those that have least
+-- first. The caller holds the lock.
+CREATE FUNCTION grant_connections() RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    room integer;
+BEGIN
+    SELECT budget
+        -- Each member's control connection, and what it may have open or, longer than it should, has.
+        - (
+            SELECT coalesce(sum(1 + greatest(granted, coalesce(sessions, 0))), 0)
+            FROM members
+            LEFT JOIN pool_sessions ON pool = 'rollcall/' || instance
+        )
+        -- What those who are gone have left behind.
+        - (
+            SELECT coalesce(sum(sessions), 0)
+            FROM pool_sessions
+            WHERE pool NOT IN (SELECT 'rollcall/' || instance FROM members)
+        )
+        -- Those that are just arriving or leaving, and room for more of them.
+        - greatest(arrival_places(budget), (
+            SELECT count(*)
+            FROM pg_stat_activity
+            WHERE datname = current_database()
+                AND application_name LIKE 'rollcall-control/%'
+                AND application_name NOT IN (SELECT 'rollcall-control/' || instance FROM members)
+        ))
+    INTO room
+    FROM membership;
+    UPDATE members
+    SET granted = granted + least(lack, room - before)
+    FROM (
+        SELECT
+            instance,
+            target - granted AS lack,
+            sum(target - granted) OVER (ORDER BY granted, epoch) - (target - granted) AS before
+        FROM members
+        WHERE granted < target
+    ) AS needs
+    WHERE members.instance = needs.instance AND before < room;
+    RETURN FOUND;
+END
+$$;
+
+-- Tells the members to look again. The caller holds the lock.
+CREATE FUNCTION call_members() RETURNS void
+    LANGUAGE sql
+    AS $$ UPDATE membership SET turn = turn + 1 $$;
+
+-- After anybody came or went. The caller holds the lock.
+CREATE FUNCTION redistribute() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM redistribute_partitions();
+    PERFORM share_connections();
+    PERFORM grant_connections();
+    PERFORM call_members();
+END
+$$;
+
 -- Removes instances that are gone: their control session ended, or their heartbeat is too old. The sessions of such an
 -- instance are ended first, so that what it still wanted to commit cannot be. The caller holds the lock.
 CREATE FUNCTION reap_members() RETURNS boolean
@@ -127,14 +312,13 @@ DECLARE
     reaped boolean := false;
 BEGIN
     FOR gone IN
-        SELECT instance, control_pid, control_started_at
-        FROM members
-        WHERE expires_at <= clock_timestamp() OR NOT member_connected(members)
+        SELECT instance FROM gone_members
     LOOP
         PERFORM pg_terminate_backend(pid)
         FROM pg_stat_activity
-        WHERE application_name = 'rollcall/' || gone.instance
-            OR (pid = gone.control_pid AND backend_start = gone.control_started_at);
+        WHERE application_name IN ('rollcall/' || gone.instance, 'rollcall-control/' || gone.instance)
+            -- It may be the caller itself, who learns of it by the answer.
+            AND pid <> pg_backend_pid();
         DELETE FROM members WHERE instance = gone.instance;
         reaped := true;
     END LOOP;
@@ -142,61 +326,181 @@ BEGIN
 END
 $$;
 
--- Takes part. A deployment has one number of partitions for ever: another one is refused.
-CREATE FUNCTION join_membership(instance uuid, service text, partition_count integer) RETURNS bigint
+-- Takes part. A deployment has one number of partitions for ever: another one is refused. So is a budget that the server
+-- cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking again.
+CREATE FUNCTION join_membership(
+    instance uuid, service text, version text, partition_count integer,
+    weight integer, floor integer, most integer, wished_budget integer,
+    OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
+)
     LANGUAGE plpgsql
     AS $$
 DECLARE
     known bigint;
-    joined bigint;
+    limits record;
+    arithmetic text;
+    total integer;
+    taken integer;
 BEGIN
-    PERFORM FROM membership FOR UPDATE;
-    PERFORM reap_members();
-    SELECT count(*) INTO known FROM partitions;
-    IF known = 0 THEN
-        INSERT INTO partitions (number) SELECT generate_series(0, partition_count - 1);
-    ELSIF known <> partition_count THEN
-        RAISE EXCEPTION 'PARTITIONS is % here, but this deployment has %', partition_count, known
+    SELECT server.most, reserved, of_database, of_role, usable, headroom INTO limits FROM connection_limits() AS server;
+    arithmetic := format('max_connections %s - %s reserved', limits.most, limits.reserved)
+        || CASE WHEN limits.of_database >= 0 THEN format(', database limit %s', limits.of_database) ELSE '' END
+        || CASE WHEN limits.of_role >= 0 THEN format(', role limit %s', limits.of_role) ELSE '' END
+        || format(': %s usable', limits.usable);
+    IF wished_budget > limits.usable THEN
+        RAISE EXCEPTION 'DATABASE_CONNECTION_BUDGET is %, but the server gives less (%)', wished_budget, arithmetic
             USING ERRCODE = 'RC001';
     END IF;
-    INSERT INTO members (instance, service, expires_at, control_pid, control_started_at)
-    SELECT join_membership.instance, join_membership.service, clock_timestamp() + time_to_live, pid, backend_start
-    FROM membership, pg_stat_activity
-    WHERE pid = pg_backend_pid()
-    -- It lost its control connection and came back before anybody reaped it: what it owns is still its own.
+    IF wished_budget IS NULL THEN
+        arithmetic := arithmetic || format(' - %s for migrations, backups and people', limits.headroom);
+    END IF;
+    total := coalesce(wished_budget, limits.usable - limits.headroom);
+    -- An API and a worker, each with a control connection and one more.
+    IF total < 4 + arrival_places(total) THEN
+        RAISE EXCEPTION 'a budget of % connections (%) is too small: an API and a worker need 4, and % are kept for arrivals',
+            total, arithmetic, arrival_places(total)
+            USING ERRCODE = 'RC001';
+    END IF;
+
+    PERFORM FROM membership FOR UPDATE;
+    PERFORM pg_stat_clear_snapshot();
+    IF reap_members() THEN
+        PERFORM redistribute();
+        PERFORM pg_stat_clear_snapshot();
+    END IF;
+    SELECT count(*) INTO known FROM partitions;
+    IF known = 0 AND join_membership.service = 'worker' THEN
+        INSERT INTO partitions (number) SELECT generate_series(0, partition_count - 1);
+    ELSIF known NOT IN (0, partition_count) THEN
+        RAISE EXCEPTION 'PARTITIONS is % here, but this deployment has %; give every process the same', partition_count, known
+            USING ERRCODE = 'RC001';
+    END IF;
+    UPDATE membership SET budget = total WHERE budget <> total;
+
+    -- Seats: a control connection and the floor for each, and one seat for each service that is not here yet.
+    SELECT coalesce(sum(1 + least(members.floor, members.most)), 0) INTO taken
+    FROM members
+    WHERE members.instance <> join_membership.instance;
+    SELECT taken + 2 * count(*) INTO taken
+    FROM unnest(ARRAY['api', 'worker']) AS needed
+    WHERE needed <> join_membership.service AND needed NOT IN (SELECT members.service FROM members);
+    IF taken + 1 + join_membership.floor + arrival_places(total) > total THEN
+        reason := format(
+            'the budget of %s connections (%s) feeds no more than the %s instances that are here; %s of it are kept for arrivals',
+            total, arithmetic, (SELECT count(*) FROM members), arrival_places(total)
+        );
+        UPDATE membership SET next_knock_at = greatest(next_knock_at, clock_timestamp()) + interval '250 milliseconds'
+        RETURNING next_knock_at - clock_timestamp() + interval '1 second' INTO away;
+        RETURN;
+    END IF;
+
+    INSERT INTO members (
+        instance, service, version, weight, floor, most, expires_at, control_pid
+    )
+    SELECT
+        join_membership.instance, join_membership.service, join_membership.version, join_membership.weight,
+        join_membership.floor, join_membership.most, clock_timestamp() + time_to_live, pg_backend_pid()
+    FROM membership
+    -- The condition only tells the parser where the SELECT ends.
+    WHERE true
+    -- It lost its control connection and came back before anybody reaped it: what it has is still its own.
     ON CONFLICT ON CONSTRAINT members_pkey DO UPDATE
     SET epoch = DEFAULT,
         expires_at = excluded.expires_at,
-        control_pid = excluded.control_pid,
-        control_started_at = excluded.control_started_at
-    RETURNING epoch INTO joined;
-    PERFORM redistribute_partitions();
-    RETURN joined;
+        control_pid = excluded.control_pid
+    RETURNING members.epoch INTO joined;
+    SELECT time_to_live INTO lives FROM membership;
+    PERFORM redistribute();
 END
 $$;
 
--- A heartbeat. Looks after the others, too: whoever beats reaps. False when this instance was reaped itself.
-CREATE FUNCTION beat_membership(instance uuid, epoch bigint) RETURNS boolean
+-- A heartbeat. Looks after the others, too: whoever beats reaps. `held` is the most that the pool may open by itself or has
+-- open. Not alive when this instance was reaped itself; `soon` when something is about to change.
+CREATE FUNCTION beat_membership(
+    instance uuid, epoch bigint, held integer, open integer, in_use integer, waiting integer, demand integer,
+    OUT alive boolean, OUT granted integer, OUT target integer, OUT soon boolean,
+    OUT budget integer, OUT instances integer, OUT turn bigint
+)
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    reaped boolean;
+    came_of_age boolean;
+    unfair boolean;
+    freed boolean;
 BEGIN
-    IF EXISTS (
-        SELECT
-        FROM members
-        WHERE members.instance <> beat_membership.instance
-            AND (expires_at <= clock_timestamp() OR NOT member_connected(members))
-    ) THEN
+    SELECT
+        EXISTS (
+            SELECT
+            FROM gone_members
+            WHERE gone_members.instance <> beat_membership.instance
+        ),
+        NOT me.settled AND me.joined_at <= clock_timestamp() - interval '1 second',
+        -- It waits, and there is something for it: what nobody shall have, what another has no use for, or more than its due.
+        me.settled AND beat_membership.demand > me.target AND me.target < me.most AND (
+            (SELECT sum(members.target) FROM members)
+                < membership.budget - arrival_places(membership.budget) - (SELECT count(*) FROM members)
+            OR EXISTS (
+                SELECT
+                FROM members
+                WHERE members.instance <> me.instance
+                    AND members.target > members.floor
+                    AND (
+                        kept_connections(members.demand) < members.target
+                        OR members.target::double precision / members.weight
+                            > (me.target + 1)::double precision / me.weight
+                    )
+            )
+        ),
+        me.granted <> me.target
+    INTO reaped, came_of_age, unfair, freed
+    FROM membership, members AS me
+    WHERE me.instance = beat_membership.instance AND me.epoch = beat_membership.epoch;
+    IF reaped OR came_of_age OR unfair OR freed THEN
         PERFORM FROM membership FOR UPDATE;
-        IF reap_members() THEN
-            PERFORM redistribute_partitions();
-        END IF;
+        PERFORM pg_stat_clear_snapshot();
+        reaped := reap_members();
     END IF;
+
     UPDATE members
-    SET expires_at = clock_timestamp() + (SELECT time_to_live FROM membership)
+    SET expires_at = clock_timestamp() + (SELECT time_to_live FROM membership),
+        beat_at = clock_timestamp(),
+        settled = settled OR came_of_age,
+        -- It closed what it shall not have.
+        granted = greatest(least(members.target, members.granted), least(members.granted, held)),
+        open = beat_membership.open,
+        in_use = beat_membership.in_use,
+        waiting = beat_membership.waiting,
+        demand = beat_membership.demand
     WHERE members.instance = beat_membership.instance
         AND members.epoch = beat_membership.epoch
         AND expires_at > clock_timestamp();
-    RETURN FOUND;
+    alive := FOUND;
+
+    IF reaped THEN
+        PERFORM redistribute();
+    ELSIF came_of_age OR unfair THEN
+        PERFORM share_connections();
+        PERFORM grant_connections();
+        PERFORM call_members();
+    ELSIF freed AND grant_connections() THEN
+        PERFORM call_members();
+    END IF;
+
+    SELECT
+        members.granted,
+        members.target,
+        members.granted <> members.target OR EXISTS (
+            SELECT
+            FROM members AS others
+            WHERE others.expires_at < clock_timestamp() + interval '500 milliseconds'
+        ),
+        membership.budget,
+        (SELECT count(*) FROM members),
+        membership.turn
+    INTO granted, target, soon, budget, instances, turn
+    FROM membership, members
+    WHERE members.instance = beat_membership.instance AND members.epoch = beat_membership.epoch;
 END
 $$;
 
@@ -213,13 +517,14 @@ BEGIN
 END
 $$;
 
--- Leaves, after every channel was closed.
+-- Leaves, after every channel and every connection of the pool was closed.
 CREATE FUNCTION leave_membership(instance uuid) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
+    PERFORM pg_stat_clear_snapshot();
     DELETE FROM members WHERE members.instance = leave_membership.instance;
-    PERFORM redistribute_partitions();
+    PERFORM redistribute();
 END
 $$;

@@ -5,6 +5,7 @@ use common::config::Reader;
 use common::db::{Pool, Role, monitor, observe_pool};
 use common::health::{Ability, Health};
 use common::http;
+use common::membership::{API, Member};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
 use tracing::info;
@@ -28,9 +29,9 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     let service = settings.service;
     let health = Health::new(settings.ready_when, shutdown.clone());
     // The API never writes to the database, and its sessions could not.
-    let pool = Pool::new(&service.database, "rollcall-api", &[("default_transaction_read_only", "on")])?;
+    let (member, _, pool) = Member::new(API, &service, &[("default_transaction_read_only", "on")])?;
     observe_pool(&pool);
-    monitor(shutdown, &health, Ability::Read, service.database.clone(), Role::Publisher(service.broker.partitions));
+    monitor(shutdown, &health, Ability::Read, service.database.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
     let listener = http::bind(settings.listen).await?;

@@ -5,7 +5,7 @@ use common::config::Reader;
 use common::db::{Pool, Role, monitor};
 use common::health::{Ability, Health, ReadyWhen};
 use common::http;
-use common::membership::Member;
+use common::membership::{Member, WORKER};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
 use tracing::info;
@@ -37,9 +37,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
-    let (member, holdings) = Member::new("worker", topology.partitions());
-    // Under this name the others end its sessions when they reap it.
-    let pool = Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[])?;
+    let (member, holdings, pool) = Member::new(WORKER, &service, &[])?;
     let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);

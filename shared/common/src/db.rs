@@ -42,6 +42,12 @@ pub enum DbError {
 }
 
 impl DbError {
+    /// Whether the server, the database or the role has no connection left (SQLSTATE 53300).
+    pub(crate) fn refused_for_number(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        source.as_database_error().is_some_and(|error| error.code().as_deref() == Some("53300"))
+    }
+
     /// Whether the connection failed and not the statement: on another connection the same could succeed.
     pub fn lost_connection(&self) -> bool {
         match self {

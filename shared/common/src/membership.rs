@@ -1,18 +1,48 @@
-//! Membership: which partitions this instance owns, under which fencing epoch. `migrations/0003` has the protocol.
+//! Membership: how many connections this instance may open, and which partitions it owns, under which fencing epoch.
+//! `migrations/0003` has the protocol.
 //!
 //! # Why rows and not advisory locks?
 //! A lock tells the database that somebody holds it; a row with an epoch lets every transaction check that it still is
 //! this instance. A process that was frozen past its lease wakes up believing in it, and commits nothing.
 //!
 //! # Why is a lost control connection a lost membership?
-//! The others see at once that its session is gone and need not wait for a clock. So this instance must stop, too.
+//! The others see at once that its session is gone and need not wait for a clock. So this instance must stop, too: it owns
+//! nothing and opens no connection more. Those that it has it may use until its lease runs out.
+
+mod demand;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
+
+use self::demand::Demand;
+use crate::config::ServiceSettings;
+use crate::db::{DbError, Pool, PoolStatus};
+
+/// Between the end of a lease by this process's clock and by the server's.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// What instances of a service ask of the connection budget.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    service: &'static str,
+    /// Shares are in proportion to it where connections are scarce.
+    weight: i32,
+    /// Below this an instance is not ready.
+    floor: i32,
+}
+
+/// Reads, which are batched: few connections serve many.
+pub const API: Claim = Claim { service: "api", weight: 1, floor: 1 };
+/// Each of its partitions can use a connection.
+pub const WORKER: Claim = Claim { service: "worker", weight: 2, floor: 1 };
 
 /// A partition that this instance owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,25 +66,93 @@ pub struct Holdings {
     letting_go: mpsc::UnboundedSender<u16>,
 }
 
+/// How this instance stands with the connection budget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It does not take part: it has not joined yet, or was reaped, or lost its control connection.
+    Outside,
+    /// The budget feeds no more instances.
+    TurnedAway(String),
+    /// It may open as many connections as it was granted.
+    Member(Share),
+}
+
+/// The part of one instance in the budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// What it may have open.
+    pub granted: i32,
+    /// What it shall have.
+    pub target: i32,
+    /// What all instances together may have open, control connections included.
+    pub budget: i32,
+    /// How many instances share it.
+    pub instances: i32,
+}
+
 /// The heartbeat's side. It lives in the database monitor, on the control connection.
 #[derive(Debug)]
 pub struct Member {
     instance: Uuid,
-    service: &'static str,
+    claim: Claim,
     partitions: u16,
-    epoch: Option<i64>,
+    budget: Option<u16>,
+    pool: Pool,
+    demand: Demand,
+    standing: Arc<Mutex<Standing>>,
+    joined: Option<Joined>,
     awaiting: bool,
+    /// The redistribution that was last heard of.
+    turn: i64,
     ownership: watch::Sender<Ownership>,
     letting_go: mpsc::UnboundedReceiver<u16>,
     let_go: BTreeSet<u16>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Joined {
+    epoch: i64,
+    /// For how long a heartbeat holds, by this process's clock.
+    lives: Duration,
+}
+
+/// Either the first two, or the last two.
+#[derive(sqlx::FromRow)]
+struct JoinAnswer {
+    joined: Option<i64>,
+    lives: Option<PgInterval>,
+    reason: Option<String>,
+    away: Option<PgInterval>,
+}
+
+#[derive(sqlx::FromRow)]
+struct BeatAnswer {
+    granted: i32,
+    target: i32,
+    soon: bool,
+    budget: i32,
+    instances: i32,
+    turn: i64,
+}
+
+/// What came of a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beat {
+    /// It takes part.
+    Kept,
+    /// There is no room: give back the control connection and ask again after this.
+    Away(Duration),
 }
 
 /// Why a heartbeat failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
     /// The settings of this instance do not fit the deployment's: it must not take part.
-    #[error("{0}; give every process of the deployment the same")]
+    #[error("{0}")]
     Misfit(String),
+    /// The database did not answer in time.
+    #[error("the heartbeat was not answered within {0:?}")]
+    Deadline(Duration),
     /// The database did not answer, or refused.
     #[error("failed to keep up the membership")]
     Database(#[source] sqlx::Error),
@@ -71,14 +169,14 @@ impl From<sqlx::Error> for MembershipError {
     }
 }
 
-/// Whether a deployment's database knows another number of partitions than this process; it knows none before the first
-/// worker joined.
-pub(crate) async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Result<(), MembershipError> {
+/// Whether a deployment's database knows another number of partitions than this process. An instance that joined before the
+/// first worker learns it late.
+async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Result<(), MembershipError> {
     let known: i64 = sqlx::query_scalar("SELECT count(*) FROM partitions").fetch_one(connection).await?;
     if known == 0 || known == i64::from(partitions) {
         Ok(())
     } else {
-        Err(MembershipError::Misfit(format!("PARTITIONS is {partitions} here, but this deployment has {known}")))
+        Err(MembershipError::Misfit(format!("PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same")))
     }
 }
 
@@ -91,15 +189,37 @@ impl Holdings {
 }
 
 impl Member {
-    /// An instance that has not joined yet.
-    pub fn new(service: &'static str, partitions: u16) -> (Self, Holdings) {
+    /// An instance that has not joined yet, and its pool, which lends nothing before.
+    ///
+    /// # Errors
+    /// [`DbError::Connect`] when sqlx cannot read the URL.
+    pub fn new(
+        claim: Claim,
+        settings: &ServiceSettings,
+        session: &[(&str, &str)],
+    ) -> Result<(Self, Holdings, Pool), DbError> {
         let instance = Uuid::now_v7();
+        // Under this name the others count its sessions, and end them when they reap it.
+        let pool = Pool::leased(&settings.database, &format!("rollcall/{instance}"), session)?;
         let (ownership, owned) = watch::channel(Ownership::new());
         let (sender, letting_go) = mpsc::unbounded_channel();
         let holdings = Holdings { instance, ownership: owned, letting_go: sender };
-        let let_go = BTreeSet::new();
-        let member = Self { instance, service, partitions, epoch: None, awaiting: true, ownership, letting_go, let_go };
-        (member, holdings)
+        let member = Self {
+            instance,
+            claim,
+            partitions: settings.broker.partitions,
+            budget: settings.budget,
+            pool: pool.clone(),
+            demand: Demand::default(),
+            standing: Arc::new(Mutex::new(Standing::Outside)),
+            joined: None,
+            awaiting: true,
+            turn: 0,
+            ownership,
+            letting_go,
+            let_go: BTreeSet::new(),
+        };
+        Ok((member, holdings, pool))
     }
 
     /// The name of the control connection.
@@ -107,13 +227,26 @@ impl Member {
         format!("rollcall-control/{}", self.instance)
     }
 
-    /// Waits until a partition is let go, which should not wait for the next heartbeat.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// How it stands with the budget.
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until this instance has something to say that should not wait for the next heartbeat: a partition is let go,
+    /// or the pool has shrunk.
     pub(crate) async fn asked(&mut self) {
-        match self.letting_go.recv().await {
-            Some(partition) => {
-                self.let_go.insert(partition);
-            }
-            None => std::future::pending().await,
+        tokio::select! {
+            partition = self.letting_go.recv() => match partition {
+                Some(partition) => {
+                    self.let_go.insert(partition);
+                }
+                None => std::future::pending().await,
+            },
+            () = self.pool.drained() => {}
         }
     }
 
@@ -122,34 +255,29 @@ impl Member {
         self.awaiting
     }
 
+    /// Whether there was a redistribution since the last heartbeat.
+    pub(crate) async fn called(&self, connection: &mut PgConnection) -> Result<bool, MembershipError> {
+        let turn: i64 = sqlx::query_scalar("SELECT turn FROM membership").fetch_one(connection).await?;
+        Ok(turn != self.turn)
+    }
+
     /// Joins, or beats; lets go what was asked for; publishes what is owned.
-    pub(crate) async fn beat(&mut self, connection: &mut PgConnection) -> Result<(), MembershipError> {
-        let alive = match self.epoch {
-            None => false,
-            Some(epoch) => {
-                sqlx::query_scalar("SELECT beat_membership($1, $2)")
-                    .bind(self.instance)
-                    .bind(epoch)
-                    .fetch_one(&mut *connection)
-                    .await?
-            }
+    pub(crate) async fn beat(&mut self, connection: &mut PgConnection) -> Result<Beat, MembershipError> {
+        let joined = match self.joined {
+            Some(joined) => joined,
+            None => match self.join(connection).await? {
+                Ok(joined) => joined,
+                Err(away) => return Ok(Beat::Away(away)),
+            },
         };
-        if !alive {
-            if self.epoch.is_some() {
-                warn!(instance = %self.instance, "reaped: the heartbeat came too late");
-                // One turn without anything, so that every loop stops before something is owned anew.
-                self.lost();
-                return Ok(());
-            }
-            let epoch = sqlx::query_scalar("SELECT join_membership($1, $2, $3)")
-                .bind(self.instance)
-                .bind(self.service)
-                .bind(i32::from(self.partitions))
-                .fetch_one(&mut *connection)
-                .await?;
-            info!(instance = %self.instance, epoch, "joined");
-            self.epoch = Some(epoch);
+        if !self.say(connection, joined).await? {
+            warn!(instance = %self.instance, "reaped: the heartbeat came too late");
+            // One turn without anything, so that every loop stops before something is owned anew.
+            self.lost();
+            self.pool.resize(0);
+            return Ok(Beat::Kept);
         }
+        check_partitions(connection, self.partitions).await?;
         while let Ok(partition) = self.letting_go.try_recv() {
             self.let_go.insert(partition);
         }
@@ -170,28 +298,118 @@ impl Member {
         .bind(self.instance)
         .fetch_all(connection)
         .await?;
-        self.awaiting = rows.iter().any(|(.., owned)| !owned);
+        self.awaiting |= rows.iter().any(|(.., owned)| !owned);
         let owned = rows.into_iter().filter(|(.., owned)| *owned);
         // Numbers come from a u16.
         let holding = |(number, epoch, wanted, _)| Some((u16::try_from(number).ok()?, Holding { epoch, wanted }));
         self.publish(owned.filter_map(holding).collect());
-        Ok(())
+        Ok(Beat::Kept)
+    }
+
+    /// Takes part; without room it gives how long to stay away.
+    async fn join(&mut self, connection: &mut PgConnection) -> Result<Result<Joined, Duration>, MembershipError> {
+        let answer: JoinAnswer =
+            sqlx::query_as("SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8)")
+                .bind(self.instance)
+                .bind(self.claim.service)
+                .bind(env!("CARGO_PKG_VERSION"))
+                .bind(i32::from(self.partitions))
+                .bind(self.claim.weight)
+                .bind(self.claim.floor)
+                .bind(i32::try_from(self.pool.most()).unwrap_or(i32::MAX))
+                .bind(self.budget.map(i32::from))
+                .fetch_one(connection)
+                .await?;
+        let (Some(epoch), Some(lives)) = (answer.joined, answer.lives) else {
+            let away = answer.away.map_or(Duration::from_secs(1), duration);
+            self.stand(Standing::TurnedAway(answer.reason.unwrap_or_default()));
+            return Ok(Err(away));
+        };
+        info!(instance = %self.instance, epoch, "joined");
+        // Whatever was open belonged to an earlier membership; the others have ended it.
+        self.pool.discard_idle();
+        let joined = Joined { epoch, lives: duration(lives) };
+        self.joined = Some(joined);
+        Ok(Ok(joined))
+    }
+
+    /// Beats and obeys the answer; false when this instance was reaped.
+    async fn say(&mut self, connection: &mut PgConnection, joined: Joined) -> Result<bool, MembershipError> {
+        self.demand.note(self.pool.take_peak());
+        loop {
+            // The lease runs from before the question: the server counts from later.
+            let asked_at = Instant::now();
+            let status = self.pool.status();
+            let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+            let answer: Option<BeatAnswer> = sqlx::query_as(
+                "SELECT granted, target, soon, budget, instances, turn
+                 FROM beat_membership($1, $2, $3, $4, $5, $6, $7)
+                 WHERE alive",
+            )
+            .bind(self.instance)
+            .bind(joined.epoch)
+            .bind(count(status.size.max(status.open)))
+            .bind(count(status.open))
+            .bind(count(status.in_use))
+            .bind(count(status.waiting))
+            .bind(count(self.demand.peak().min(self.pool.most())))
+            .fetch_optional(&mut *connection)
+            .await?;
+            let Some(BeatAnswer { granted, target, soon, budget, instances, turn }) = answer else { return Ok(false) };
+            self.awaiting = soon;
+            self.turn = turn;
+            self.stand(Standing::Member(Share { granted, target, budget, instances }));
+            let size = usize::try_from(granted.min(target)).unwrap_or_default();
+            self.pool.obey(size, asked_at + joined.lives.saturating_sub(MARGIN));
+            // What could be given back at once is: somebody waits for it.
+            let PoolStatus { size, open, .. } = self.pool.status();
+            if granted <= target || count(size.max(open)) >= granted {
+                return Ok(true);
+            }
+        }
     }
 
     /// Stops everything: somebody else may own it by now.
     pub(crate) fn lost(&mut self) {
-        self.epoch = None;
+        if self.joined.take().is_some() {
+            self.stand(Standing::Outside);
+            self.pool.hold();
+        }
         self.awaiting = true;
         self.let_go.clear();
         self.publish(Ownership::new());
     }
 
-    /// Leaves for good.
+    /// Leaves for good, after the pool was closed.
     pub(crate) async fn leave(&mut self, connection: &mut PgConnection) -> Result<(), MembershipError> {
-        if self.epoch.take().is_some() {
+        if self.joined.take().is_some() {
             sqlx::query("SELECT leave_membership($1)").bind(self.instance).execute(connection).await?;
         }
         Ok(())
+    }
+
+    /// Reports the share as metrics, for the life of the process.
+    pub(crate) fn observe(&self) {
+        let standing = Arc::clone(&self.standing);
+        crate::telemetry::meter()
+            .i64_observable_gauge("rollcall.budget.connections")
+            .with_description("The connection budget, this instance's part of it, and how many instances share it")
+            .with_callback(move |observer| {
+                let Standing::Member(share) = *standing.lock().unwrap_or_else(PoisonError::into_inner) else { return };
+                for (what, number) in [
+                    ("total", share.budget),
+                    ("granted", share.granted),
+                    ("target", share.target),
+                    ("instances", share.instances),
+                ] {
+                    observer.observe(number.into(), &[opentelemetry::KeyValue::new("what", what)]);
+                }
+            })
+            .build();
+    }
+
+    fn stand(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
     fn publish(&self, ownership: Ownership) {
@@ -201,4 +419,9 @@ impl Member {
             changed
         });
     }
+}
+
+/// An interval that PostgreSQL computed from two instants, or that is given in seconds: it has no months and no days.
+fn duration(interval: PgInterval) -> Duration {
+    Duration::from_micros(u64::try_from(interval.microseconds).unwrap_or_default())
 }

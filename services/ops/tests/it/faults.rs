@@ -55,7 +55,7 @@ async fn reads_survive_the_end_of_every_session() {
     let warm = (0..20).map(|_| system.get(&api, "/v1/users"));
     futures_util::future::join_all(warm).await;
     let mut connection = system.database().await;
-    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rollcall-api' AND datname = current_database()")
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rollcall/%' AND datname = current_database()")
         .execute(&mut connection)
         .await
         .unwrap();

@@ -16,10 +16,17 @@ const DATABASE_URL: Variable = Variable::required(
     "postgres://rollcall:secret@127.0.0.1:5432/rollcall",
     "PostgreSQL, as postgres:// or postgresql://.",
 );
-const DATABASE_CONNECTIONS: Variable = Variable::with_default(
-    "DATABASE_CONNECTIONS",
-    "5",
-    "Connections in the pool of this process; one more watches the database's health.",
+const DATABASE_CONNECTION_BUDGET: Variable = Variable::optional(
+    "DATABASE_CONNECTION_BUDGET",
+    "plan-50",
+    "Connections of all processes together: a number, or plan-50, plan-300 or plan-1000 for what a host's plan leaves after \
+     a tenth for migrations, backups and people; computed from the server's limits when it is not set. The same for every \
+     process of a deployment.",
+);
+const DATABASE_POOL_MAX: Variable = Variable::with_default(
+    "DATABASE_POOL_MAX",
+    "20",
+    "What the share of this process in the budget may be at most; its control connection is not counted.",
 );
 const AMQP_URL: Variable = Variable::required(
     "AMQP_URL",
@@ -67,10 +74,16 @@ const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable::optional(
 const OTEL_SERVICE_NAME: Variable =
     Variable::optional("OTEL_SERVICE_NAME", "rollcall-api", "The service's name in traces and metrics.");
 
+/// More than any server that this was made for gives.
+const MOST_CONNECTIONS: u16 = 10_000;
+/// What a host's plan of so many connections leaves, the same as is computed for a server with that limit.
+const PLANS: &[(&str, u16)] = &[("plan-50", 45), ("plan-300", 270), ("plan-1000", 900)];
+
 /// What both services read, in the order of the sample file.
 pub const SHARED: &[&Variable] = &[
     &DATABASE_URL,
-    &DATABASE_CONNECTIONS,
+    &DATABASE_CONNECTION_BUDGET,
+    &DATABASE_POOL_MAX,
     &AMQP_URL,
     &BROKER_PREFIX,
     &PARTITIONS,
@@ -89,6 +102,8 @@ pub const SHARED: &[&Variable] = &[
 pub struct ServiceSettings {
     /// PostgreSQL.
     pub database: DatabaseSettings,
+    /// `DATABASE_CONNECTION_BUDGET`, if it is set.
+    pub budget: Option<u16>,
     /// RabbitMQ.
     pub broker: BrokerSettings,
     /// How long outcomes are kept.
@@ -106,7 +121,7 @@ pub struct ServiceSettings {
 pub struct DatabaseSettings {
     /// A checked URL.
     pub url: SecretString,
-    /// The size of the pool.
+    /// The size of a pool, or what a lease can make of it at most.
     pub connections: usize,
 }
 
@@ -146,6 +161,7 @@ impl ServiceSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let database = DatabaseSettings::read(reader);
+        let budget = reader.parse(&DATABASE_CONNECTION_BUDGET, connection_budget);
         let broker = BrokerSettings::read(reader);
         let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
         let window = IdempotencyWindow::read(reader);
@@ -164,6 +180,7 @@ impl ServiceSettings {
         let telemetry = TelemetrySettings::read(reader);
         Some(Self {
             database: database?,
+            budget,
             broker: broker?,
             retention: retention?,
             idempotency_window: window?,
@@ -185,8 +202,8 @@ impl DatabaseSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let url = reader.parse(&DATABASE_URL, database_url);
-        let connections = reader.number(&DATABASE_CONNECTIONS, 1..=1000);
-        Some(Self { url: url?, connections: connections? })
+        let most = reader.number(&DATABASE_POOL_MAX, 1..=MOST_CONNECTIONS);
+        Some(Self { url: url?, connections: most?.into() })
     }
 }
 
@@ -220,6 +237,21 @@ impl TelemetrySettings {
         });
         let service_name = reader.text(&OTEL_SERVICE_NAME).map(str::to_owned);
         Some(Self { filter: filter?, format: format?, otlp_endpoint: endpoint, service_name })
+    }
+}
+
+/// Reads a budget: a number, or the name of a plan.
+fn connection_budget(text: &str) -> Result<u16, String> {
+    if let Some((_, budget)) = PLANS.iter().find(|(name, _)| *name == text) {
+        return Ok(*budget);
+    }
+    let names: Vec<_> = PLANS.iter().map(|(name, _)| *name).collect();
+    let expected = || format!("expected a number from 6 to {MOST_CONNECTIONS}, or {}", names.join(", "));
+    let number = text.parse().map_err(|_| format!("{text:?} is unknown; {}", expected()))?;
+    if (6..=MOST_CONNECTIONS).contains(&number) {
+        Ok(number)
+    } else {
+        Err(format!("{number} is out of range; {}", expected()))
     }
 }
 

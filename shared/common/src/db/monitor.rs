@@ -3,24 +3,39 @@
 //! # Why not borrow from the pool?
 //! A probe that waits for a busy pool reports a busy service as a dead one.
 
+//!
+//! # Why ask for a turn ten times a second instead of listening?
+//! sqlx hands out notifications only through a listener with a pool of its own, which connects again in silence, and tries
+//! a server that refuses again and again. The question costs the server less than 0.1 ms.
+
 use std::time::Duration;
 
 use sqlx::PgConnection;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::migrations::{current_version, required_version};
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
-use crate::membership::{Member, MembershipError, check_partitions};
+use crate::membership::{Beat, Member, MembershipError, Share, Standing};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
+/// Between two looks, each with a heartbeat.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// While ownership is on its way.
-const SOON: Duration = Duration::from_millis(100);
+/// While something is on its way.
+const SOON: Duration = Duration::from_millis(50);
+/// Between two questions whether there was a redistribution.
+const TURN_INTERVAL: Duration = Duration::from_millis(75);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// Below the time to live of a heartbeat.
 const BEAT_DEADLINE: Duration = Duration::from_secs(3);
+/// How often the pool looks whether its lease has run out.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+/// A server that has no connection left is not asked more often.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
+/// How long connections in use may take to come back when the process ends.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the last look at the database showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +54,8 @@ pub enum DatabaseState {
 }
 
 /// Looks at the database twice a second until the process closes, and reports to `health`. The same connection carries the
-/// heartbeat of a member. A deployment with another number of partitions ends the process.
+/// heartbeat of a member, and the last thing that it does is to close the member's pool and leave. Settings that do not fit
+/// the deployment's end the process.
 pub fn monitor(
     shutdown: &Shutdown,
     health: &Health,
@@ -49,8 +65,13 @@ pub fn monitor(
 ) -> watch::Receiver<DatabaseState> {
     health.register("database", ability);
     health.register("schema", ability);
+    if let Role::Member(member) = &role {
+        health.register("budget", ability);
+        member.observe();
+        shutdown.supervise("connection lease", Tier::Back, expire(member.pool().clone(), shutdown.clone()));
+    }
     let (sender, receiver) = watch::channel(DatabaseState::Down("not checked yet".to_owned()));
-    let watch = Watch { health: health.clone(), settings, role, sender, connection: None };
+    let watch = Watch { health: health.clone(), settings, role, sender, connection: None, refusals: 0 };
     shutdown.supervise("database monitor", Tier::Back, watch.run(shutdown.clone()));
     receiver
 }
@@ -60,9 +81,7 @@ pub fn monitor(
 pub enum Role {
     /// Nothing; for tools and tests.
     Watch,
-    /// Publishes to this many partitions.
-    Publisher(u16),
-    /// Owns partitions.
+    /// Shares the connections and the partitions.
     Member(Box<Member>),
 }
 
@@ -70,7 +89,17 @@ impl Role {
     fn member(&mut self) -> Option<&mut Member> {
         match self {
             Self::Member(member) => Some(member),
-            Self::Watch | Self::Publisher(_) => None,
+            Self::Watch => None,
+        }
+    }
+}
+
+/// Apart from the heartbeat, which may be waiting for a server that does not answer.
+async fn expire(pool: super::Pool, shutdown: Shutdown) -> TaskResult {
+    loop {
+        tokio::select! {
+            () = shutdown.reached(Phase::Closing) => return Ok(()),
+            () = tokio::time::sleep(EXPIRY_INTERVAL) => pool.expire(),
         }
     }
 }
@@ -81,61 +110,99 @@ struct Watch {
     role: Role,
     sender: watch::Sender<DatabaseState>,
     connection: Option<PgConnection>,
+    /// How often in a row the server had no connection left.
+    refusals: u32,
 }
 
 impl Watch {
     async fn run(mut self, shutdown: Shutdown) -> TaskResult {
         loop {
             let mut state = self.look().await;
-            if let Some(failure) = self.beat(&state).await? {
-                state = DatabaseState::Down(failure);
+            let mut away = self.refused();
+            match self.beat(&state).await {
+                Ok(Beat::Kept) => {}
+                Ok(Beat::Away(stay)) => {
+                    // Those who have room need this connection.
+                    self.connection = None;
+                    away = Some(stay);
+                }
+                Err(misfit @ MembershipError::Misfit(_)) => return Err(misfit.into()),
+                Err(error) => {
+                    state = DatabaseState::Down(chain(&error));
+                    self.lost();
+                }
             }
-            report(&self.health, &state);
+            self.report(&state, away);
             self.sender.send_if_modified(|last| {
                 *last != state && {
                     *last = state;
                     true
                 }
             });
-            let soon = self.role.member().is_some_and(|member| member.awaiting()) && self.connection.is_some();
             tokio::select! {
                 () = shutdown.reached(Phase::Closing) => return self.leave().await,
-                () = tokio::time::sleep(if soon { SOON } else { INTERVAL }) => {}
-                () = asked(self.role.member()) => {}
+                () = self.pause(away) => {}
             }
         }
     }
 
-    /// Keeps up the membership while the database is up; gives why that failed, if it did.
-    async fn beat(&mut self, state: &DatabaseState) -> Result<Option<String>, MembershipError> {
+    /// Keeps up the membership while the database is up.
+    async fn beat(&mut self, state: &DatabaseState) -> Result<Beat, MembershipError> {
+        let Some(member) = self.role.member() else { return Ok(Beat::Kept) };
         let (DatabaseState::Up, Some(connection)) = (state, &mut self.connection) else {
-            if let Some(member) = self.role.member() {
-                member.lost();
-            }
-            return Ok(None);
+            member.lost();
+            return Ok(Beat::Kept);
         };
-        let beat = async {
-            match &mut self.role {
-                Role::Watch => Ok(()),
-                Role::Publisher(partitions) => check_partitions(connection, *partitions).await,
-                Role::Member(member) => member.beat(connection).await,
-            }
-        };
-        let failure = match tokio::time::timeout(BEAT_DEADLINE, beat).await {
-            Ok(Ok(())) => return Ok(None),
-            Ok(Err(misfit @ MembershipError::Misfit(_))) => return Err(misfit),
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("the heartbeat was not answered within {BEAT_DEADLINE:?}"),
-        };
+        let beat = tokio::time::timeout(BEAT_DEADLINE, member.beat(connection)).await;
+        beat.unwrap_or(Err(MembershipError::Deadline(BEAT_DEADLINE)))
+    }
+
+    fn lost(&mut self) {
+        self.connection = None;
         if let Some(member) = self.role.member() {
             member.lost();
         }
-        self.connection = None;
-        Ok(Some(failure))
+    }
+
+    /// Waits until it is time for the next look, or a member has something to say or to hear.
+    async fn pause(&mut self, away: Option<Duration>) {
+        if let Some(away) = away {
+            return tokio::time::sleep(away).await;
+        }
+        let Role::Member(member) = &mut self.role else { return tokio::time::sleep(INTERVAL).await };
+        let soon = member.awaiting() && self.connection.is_some();
+        let next = Instant::now() + if soon { SOON } else { INTERVAL };
+        loop {
+            tokio::select! {
+                () = member.asked() => return,
+                () = tokio::time::sleep_until(next.min(Instant::now() + TURN_INTERVAL)) => {}
+            }
+            let Some(connection) = &mut self.connection else { return };
+            // The look finds out why, when it gave no answer.
+            let called = tokio::time::timeout(PROBE_DEADLINE, member.called(connection)).await;
+            if Instant::now() >= next || !matches!(called, Ok(Ok(false))) {
+                return;
+            }
+        }
+    }
+
+    /// How long to leave a server alone that has no connection left.
+    fn refused(&self) -> Option<Duration> {
+        let doubled = Duration::from_secs(1) * 2_u32.saturating_pow(self.refusals.checked_sub(1)?);
+        Some(doubled.min(LONGEST_REFUSAL).mul_f64(0.5 + rand::random::<f64>() / 2.0))
     }
 
     async fn leave(mut self) -> TaskResult {
-        if let (Some(member), Some(connection)) = (self.role.member(), &mut self.connection)
+        let Role::Member(member) = &mut self.role else { return Ok(()) };
+        let pool = member.pool().clone();
+        pool.close().await;
+        let _ = tokio::time::timeout(DRAIN_DEADLINE, async {
+            while pool.status().open > 0 {
+                pool.drained().await;
+            }
+        })
+        .await;
+        if let Some(connection) = &mut self.connection
             && !matches!(tokio::time::timeout(PROBE_DEADLINE, member.leave(connection)).await, Ok(Ok(())))
         {
             // The others see that its session is gone.
@@ -145,33 +212,63 @@ impl Watch {
     }
 
     async fn look(&mut self) -> DatabaseState {
-        let name = self.role.member().map_or_else(|| "rollcall-monitor".to_owned(), |member| member.control_name());
-        look(&mut self.connection, &self.settings, &name).await
+        // Taken out, so that a probe that fails leaves no connection behind.
+        let probed = match self.connection.take() {
+            Some(open) => probe(open).await,
+            None => match self.open().await {
+                Ok(open) => probe(open).await,
+                Err(error) => Err(error),
+            },
+        };
+        let full = probed.as_ref().is_err_and(DbError::refused_for_number);
+        self.refusals = if full { self.refusals.saturating_add(1) } else { 0 };
+        let needed = required_version();
+        match probed {
+            Err(error) => DatabaseState::Down(chain(&error)),
+            Ok((open, found)) => {
+                self.connection = Some(open);
+                if found < needed { DatabaseState::SchemaTooOld { found, needed } } else { DatabaseState::Up }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<PgConnection, DbError> {
+        let Role::Member(member) = &self.role else { return connect(&self.settings, "rollcall-monitor").await };
+        let mut connection = connect(&self.settings, &member.control_name()).await?;
+        // A database that is made read-only still keeps its members.
+        let writable = sqlx::query("SET default_transaction_read_only = off").execute(&mut connection);
+        within(PROBE_DEADLINE, writable).await?;
+        Ok(connection)
+    }
+
+    fn report(&mut self, state: &DatabaseState, away: Option<Duration>) {
+        let (database, schema) = match state {
+            DatabaseState::Down(reason) => (Err(reason.clone()), Err("the database does not answer".to_owned())),
+            DatabaseState::SchemaTooOld { found, needed } => (
+                Ok("answers".to_owned()),
+                Err(format!("version {found} is older than {needed}, which this build needs; run `rollcall migrate run`")),
+            ),
+            DatabaseState::Up => (Ok("answers".to_owned()), Ok(format!("has at least version {}", required_version()))),
+        };
+        self.health.set("database", database);
+        self.health.set("schema", schema);
+        if let Some(member) = self.role.member() {
+            self.health.set("budget", budget(member.standing(), away));
+        }
     }
 }
 
-async fn asked(member: Option<&mut Member>) {
-    match member {
-        Some(member) => member.asked().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings, name: &str) -> DatabaseState {
-    // Taken out, so that a probe that fails leaves no connection behind.
-    let probed = match connection.take() {
-        Some(open) => probe(open).await,
-        None => match connect(settings, name).await {
-            Ok(open) => probe(open).await,
-            Err(error) => Err(error),
-        },
-    };
-    let needed = required_version();
-    match probed {
-        Err(error) => DatabaseState::Down(chain(&error)),
-        Ok((open, found)) => {
-            *connection = Some(open);
-            if found < needed { DatabaseState::SchemaTooOld { found, needed } } else { DatabaseState::Up }
+fn budget(standing: Standing, away: Option<Duration>) -> Result<String, String> {
+    match standing {
+        Standing::Outside => Err("takes no part in the connection budget at the moment".to_owned()),
+        Standing::TurnedAway(reason) => {
+            Err(format!("{reason}; asks again in {:.1} s", away.unwrap_or_default().as_secs_f64()))
+        }
+        Standing::Member(Share { granted: 0, budget, instances, .. }) => {
+            Err(format!("waits until others have closed connections: {instances} instances share {budget}"))
+        }
+        Standing::Member(Share { granted, budget, instances, .. }) => {
+            Ok(format!("may have {granted} connections besides this one, of {budget} for {instances} instances"))
         }
     }
 }
@@ -179,17 +276,4 @@ async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings
 async fn probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {
     let version = within(PROBE_DEADLINE, current_version(&mut connection)).await?;
     Ok((connection, version))
-}
-
-fn report(health: &Health, state: &DatabaseState) {
-    let (database, schema) = match state {
-        DatabaseState::Down(reason) => (Err(reason.clone()), Err("the database does not answer".to_owned())),
-        DatabaseState::SchemaTooOld { found, needed } => (
-            Ok("answers".to_owned()),
-            Err(format!("version {found} is older than {needed}, which this build needs; run `rollcall migrate run`")),
-        ),
-        DatabaseState::Up => (Ok("answers".to_owned()), Ok(format!("has at least version {}", required_version()))),
-    };
-    health.set("database", database);
-    health.set("schema", schema);
 }

@@ -23,7 +23,7 @@ fn read(variables: &[(&str, &str)]) -> Result<ServiceSettings, Faults> {
 fn two_urls_are_all_that_must_be_set() {
     let settings = read(&[DATABASE, BROKER]).expect("settings");
     assert_eq!(settings.database.url.expose_secret(), DATABASE.1);
-    assert_eq!(settings.database.connections, 5);
+    assert_eq!((settings.budget, settings.database.connections), (None, 20));
     assert_eq!(settings.broker.url.expose_secret(), BROKER.1);
     assert_eq!(settings.broker.prefix, "");
     assert_eq!(settings.broker.partitions, 16);
@@ -42,7 +42,8 @@ fn every_setting_is_taken_from_its_variable() {
     let settings = read(&[
         DATABASE,
         BROKER,
-        ("DATABASE_CONNECTIONS", "7"),
+        ("DATABASE_CONNECTION_BUDGET", "120"),
+        ("DATABASE_POOL_MAX", "7"),
         ("BROKER_PREFIX", "staging."),
         ("PARTITIONS", "32"),
         ("COMMAND_RETENTION_DAYS", "2"),
@@ -55,7 +56,7 @@ fn every_setting_is_taken_from_its_variable() {
         ("OTEL_SERVICE_NAME", "directory"),
     ])
     .expect("settings");
-    assert_eq!(settings.database.connections, 7);
+    assert_eq!((settings.budget, settings.database.connections), (Some(120), 7));
     assert_eq!((settings.broker.prefix.as_str(), settings.broker.partitions), ("staging.", 32));
     assert_eq!(settings.retention, Retention(Duration::from_hours(48)));
     assert_eq!(settings.idempotency_window, IdempotencyWindow(Duration::from_hours(48)));
@@ -79,7 +80,8 @@ fn an_empty_value_counts_as_not_set() {
 fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
     let faults = read(&[
         ("DATABASE_URL", "mysql://rollcall:hunter2@db.example/rollcall"),
-        ("DATABASE_CONNECTIONS", "0"),
+        ("DATABASE_CONNECTION_BUDGET", "plan-51"),
+        ("DATABASE_POOL_MAX", "0"),
         ("BROKER_PREFIX", "a b"),
         ("PARTITIONS", "many"),
         ("COMMAND_RETENTION_DAYS", "-1"),
@@ -92,9 +94,10 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
     ])
     .expect_err("faults");
     insta::assert_snapshot!(faults, @r#"
-    the environment has 12 fault(s):
+    the environment has 13 fault(s):
       DATABASE_URL: has the scheme "mysql"; expected postgres or postgresql; for example DATABASE_URL=postgres://rollcall:secret@127.0.0.1:5432/rollcall
-      DATABASE_CONNECTIONS: 0 is out of range; expected a whole number from 1 to 1000; for example DATABASE_CONNECTIONS=5
+      DATABASE_POOL_MAX: 0 is out of range; expected a whole number from 1 to 10000; for example DATABASE_POOL_MAX=20
+      DATABASE_CONNECTION_BUDGET: "plan-51" is unknown; expected a number from 6 to 10000, or plan-50, plan-300, plan-1000; for example DATABASE_CONNECTION_BUDGET=plan-50
       AMQP_URL: is not set; for example AMQP_URL=amqp://rollcall:secret@127.0.0.1:5672/%2f
       BROKER_PREFIX: use at most 100 of a-z, A-Z, 0-9, ".", "_", "-"; for example BROKER_PREFIX=staging.
       PARTITIONS: "many" is no number; expected a whole number from 1 to 1024; for example PARTITIONS=16
@@ -111,7 +114,8 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
 #[test]
 fn bounds_are_part_of_what_is_allowed() {
     let table = [
-        ("DATABASE_CONNECTIONS", "1", "1000", "0", "1001"),
+        ("DATABASE_CONNECTION_BUDGET", "6", "10000", "5", "10001"),
+        ("DATABASE_POOL_MAX", "1", "10000", "0", "10001"),
         ("PARTITIONS", "1", "1024", "0", "1025"),
         ("COMMAND_RETENTION_DAYS", "1", "3650", "0", "3651"),
         ("IDEMPOTENCY_WINDOW_HOURS", "1", "720", "0", "721"),
@@ -126,6 +130,14 @@ fn bounds_are_part_of_what_is_allowed() {
             let faults = read(&[DATABASE, BROKER, (name, value)]).expect_err(value).to_string();
             assert!(faults.contains(name), "{name}={value}: {faults}");
         }
+    }
+}
+
+#[test]
+fn a_plan_leaves_a_tenth_to_others() {
+    for (plan, budget) in [("plan-50", 45), ("plan-300", 270), ("plan-1000", 900)] {
+        let settings = read(&[DATABASE, BROKER, ("DATABASE_CONNECTION_BUDGET", plan)]).expect("settings");
+        assert_eq!(settings.budget, Some(budget), "{plan}");
     }
 }
 
