@@ -86,6 +86,7 @@ fn message(exchange: String, routing_key: &str) -> Message {
         id: Uuid::now_v7().to_string(),
         properties: BasicProperties::default().with_delivery_mode(2),
         body: b"{}".to_vec(),
+        mandatory: true,
     }
 }
 
