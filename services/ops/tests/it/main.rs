@@ -10,6 +10,7 @@ mod harness;
 
 mod cli;
 mod dead_letters;
+mod events;
 mod faults;
 mod idempotency;
 mod kills;
