@@ -239,6 +239,25 @@ BEGIN
 END
 $$;
 
+-- What of the budget is taken, whether or not it should be. The caller holds the lock.
+CREATE FUNCTION taken_connections() RETURNS bigint
+    LANGUAGE sql
+    AS $$
+        SELECT
+            -- Each member's control connection, and what it may have open or, longer than it should, has.
+            (
+                SELECT coalesce(sum(1 + greatest(granted, coalesce(sessions, 0))), 0)
+                FROM members
+                LEFT JOIN pool_sessions ON pool = 'rollcall/' || instance
+            )
+            -- What those who are gone have left behind.
+            + (
+                SELECT coalesce(sum(sessions), 0)
+                FROM pool_sessions
+                WHERE pool NOT IN (SELECT 'rollcall/' || instance FROM members)
+            )
+    $$;
+
 -- Raises the grants of those that shall have more, out of what is neither granted nor seen in use, to those that have least
 -- first. The caller holds the lock.
 CREATE FUNCTION grant_connections() RETURNS boolean
@@ -248,18 +267,7 @@ DECLARE
     room integer;
 BEGIN
     SELECT budget
-        -- Each member's control connection, and what it may have open or, longer than it should, has.
-        - (
-            SELECT coalesce(sum(1 + greatest(granted, coalesce(sessions, 0))), 0)
-            FROM members
-            LEFT JOIN pool_sessions ON pool = 'rollcall/' || instance
-        )
-        -- What those who are gone have left behind.
-        - (
-            SELECT coalesce(sum(sessions), 0)
-            FROM pool_sessions
-            WHERE pool NOT IN (SELECT 'rollcall/' || instance FROM members)
-        )
+        - taken_connections()
         -- Those that are just arriving or leaving, and room for more of them.
         - greatest(arrival_places(budget), (
             SELECT count(*)
@@ -389,8 +397,16 @@ BEGIN
             'the budget of %s connections (%s) feeds no more than the %s instances that are here; %s of it are kept for arrivals',
             total, arithmetic, (SELECT count(*) FROM members), arrival_places(total)
         );
+        away := interval '1 second';
+    ELSIF taken_connections() >= total
+        AND NOT EXISTS (SELECT FROM members WHERE members.instance = join_membership.instance)
+    THEN
+        reason := format('others are closing connections to make room in the budget of %s', total);
+        away := interval '0 seconds';
+    END IF;
+    IF reason IS NOT NULL THEN
         UPDATE membership SET next_knock_at = greatest(next_knock_at, clock_timestamp()) + interval '250 milliseconds'
-        RETURNING next_knock_at - clock_timestamp() + interval '1 second' INTO away;
+        RETURNING next_knock_at - clock_timestamp() + away INTO away;
         RETURN;
     END IF;
 

@@ -246,7 +246,7 @@ impl Member {
                 }
                 None => std::future::pending().await,
             },
-            () = self.pool.drained() => {}
+            () = self.pool.shrunk() => {}
         }
     }
 

@@ -32,8 +32,10 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 const BEAT_DEADLINE: Duration = Duration::from_secs(3);
 /// How often the pool looks whether its lease has run out.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
-/// A server that has no connection left is not asked more often.
+/// A server that has no connection left, or does not even say so, is not asked more often.
 const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
+/// Between two looks whether the pool has closed.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 /// How long connections in use may take to come back when the process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -110,7 +112,7 @@ struct Watch {
     role: Role,
     sender: watch::Sender<DatabaseState>,
     connection: Option<PgConnection>,
-    /// How often in a row the server had no connection left.
+    /// How often in a row the server had no connection left, or took too long over one.
     refusals: u32,
 }
 
@@ -198,7 +200,7 @@ impl Watch {
         pool.close().await;
         let _ = tokio::time::timeout(DRAIN_DEADLINE, async {
             while pool.status().open > 0 {
-                pool.drained().await;
+                tokio::time::sleep(DRAIN_INTERVAL).await;
             }
         })
         .await;
@@ -212,6 +214,7 @@ impl Watch {
     }
 
     async fn look(&mut self) -> DatabaseState {
+        let had_one = self.connection.is_some();
         // Taken out, so that a probe that fails leaves no connection behind.
         let probed = match self.connection.take() {
             Some(open) => probe(open).await,
@@ -220,7 +223,8 @@ impl Watch {
                 Err(error) => Err(error),
             },
         };
-        let full = probed.as_ref().is_err_and(DbError::refused_for_number);
+        let late = |error: &DbError| matches!(error, DbError::Deadline(_)) && !had_one;
+        let full = probed.as_ref().is_err_and(|error| error.refused_for_number() || late(error));
         self.refusals = if full { self.refusals.saturating_add(1) } else { 0 };
         let needed = required_version();
         match probed {

@@ -7,9 +7,9 @@
 //!
 //! # What does this one promise?
 //! A connection goes back only through [`Lease::release`]. A lease that is dropped on any other way (an error, a deadline,
-//! a cancelled future) closes its connection first and frees its place afterwards. Connections open or being opened never
-//! exceed the size, except those in use when it shrank: they close as they come back. The connection used last is used
-//! next; waiters are served in order; nothing pings.
+//! a cancelled future) closes its connection first and frees its place afterwards. Connections that the server could see
+//! never exceed the size, except those in use when it shrank: they close as they come back. The connection used last is
+//! used next; waiters are served in order; nothing pings.
 //!
 //! # Why does a lease run out by itself?
 //! Others end this instance's sessions once its heartbeat is too old by the server's clock. A process that was frozen, or
@@ -33,6 +33,9 @@ use crate::config::DatabaseSettings;
 const LIFETIME: Duration = Duration::from_mins(30);
 /// Lifetimes differ by up to this, so that connections opened together do not all close together.
 const LIFETIME_JITTER: Duration = Duration::from_mins(5);
+
+/// How long the server may take to hear that a connection closes.
+const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Connections to one database. Cheap to clone; all clones are one pool.
 #[derive(Debug, Clone)]
@@ -112,11 +115,17 @@ impl Pool {
         let places = &self.shared.places;
         let waited = tokio::time::timeout(patience, places.acquire(|open| open.expires_at > Instant::now())).await;
         let Ok(Some((place, found))) = waited else { return Err(DbError::Exhausted(patience)) };
-        let opening = match found {
-            Found::Idle(open) => return Ok(Lease { open, place }),
+        let mut opening = match found {
+            Found::Idle(mut open) => {
+                open.opening.busy(true);
+                return Ok(Lease { open, place });
+            }
             Found::Opening(opening) => opening,
         };
-        let mut connection = connect_with(&self.shared.options).await?;
+        let connected = connect_with(&self.shared.options).await;
+        // Refused: there is no session whose end the server would have to notice.
+        opening.busy(!matches!(connected, Err(DbError::Connect { .. })));
+        let mut connection = connected?;
         notice_lost_clients(&mut connection).await;
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
         let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter, opening };
@@ -135,12 +144,13 @@ impl Pool {
 
     /// Closes idle connections and lends no more; leases out close when they end.
     pub async fn close(&self) {
-        for open in self.shared.places.close() {
-            // The server notices a closed socket too; the message only saves it a log line.
+        let closing = self.shared.places.close().into_iter().map(async |open| {
+            // The server notices a closed socket too, only later.
             let Open { connection, opening, .. } = open;
-            let _ = tokio::time::timeout(Duration::from_millis(500), connection.close()).await;
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, connection.close()).await;
             drop(opening);
-        }
+        });
+        futures_util::future::join_all(closing).await;
     }
 
     /// Changes the size. What is idle beyond it closes at once, what is in use when it comes back.
@@ -168,9 +178,9 @@ impl Pool {
         self.shared.places.take_peak()
     }
 
-    /// Waits until nothing exceeds the size any more after it shrank.
-    pub(crate) async fn drained(&self) {
-        self.shared.places.drained().await;
+    /// Waits until it has shrunk to its size; for ever, when it does not have to.
+    pub(crate) async fn shrunk(&self) {
+        self.shared.places.shrunk().await;
     }
 
     pub(crate) fn most(&self) -> usize {
@@ -182,18 +192,19 @@ impl Pool {
 async fn notice_lost_clients(connection: &mut PgConnection) {
     // Unknown before PostgreSQL 14, and refused where the server's system cannot tell: then the statement's end will do.
     let set = "
-        SELECT set_config(name, '200ms', false)
+        SELECT set_config(name, $1, false)
         FROM pg_settings
         WHERE name = 'client_connection_check_interval'
     ";
-    let setting = sqlx::query(set).persistent(false).execute(connection);
+    let setting = sqlx::query(set).bind(places::CLIENT_CHECK).persistent(false).execute(connection);
     let _ = tokio::time::timeout(super::CONNECT_DEADLINE, setting).await;
 }
 
 impl Lease {
     /// Gives the connection back. Only for a use that ended cleanly: no error, no open transaction.
     pub fn release(self) {
-        let Self { open, place } = self;
+        let Self { mut open, place } = self;
+        open.opening.busy(false);
         place.put_back(open);
     }
 }

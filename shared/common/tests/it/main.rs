@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "the lints spare test functions, not their helpers")]
 
 // The contract.
+mod budget;
 mod command;
 mod event;
 mod ids;

@@ -2,20 +2,34 @@
 //!
 //! A borrower first takes a place, in order of arrival, and then finds an idle connection or may open one. Places are the
 //! permits of a semaphore; a size that shrinks while they are out makes a debt, which the next places to come back pay.
+//!
+//! # Why does a closed connection go on counting?
+//! The server takes a moment to notice, and in the middle of a statement a longer one. When every statement of every
+//! instance runs into its deadline, as behind a lock, each would otherwise have twice its share of sessions.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::PoolStatus;
 
+/// For how long the server may take to notice that the client of an idle session is gone.
+const IDLE_LINGER: Duration = Duration::from_millis(20);
+/// The same in the middle of a statement: it looks every [`CLIENT_CHECK`].
+const BUSY_LINGER: Duration = Duration::from_millis(250);
+/// How often a session looks whether its client is still there.
+pub(super) const CLIENT_CHECK: &str = "100ms";
+
 /// The places of one pool; `C` is what it keeps.
 #[derive(Debug)]
 pub(super) struct Places<C> {
     permits: Arc<Semaphore>,
     state: Mutex<State<C>>,
-    drained: Notify,
+    closing: Notify,
 }
 
 #[derive(Debug)]
@@ -23,8 +37,10 @@ struct State<C> {
     size: usize,
     /// Places that are out and must not come back.
     debt: usize,
-    /// Connections that are open or being opened, idle ones included.
+    /// Connections that are open, being opened or not yet ended by the server; idle ones included.
     open: usize,
+    /// When those that were closed will have ended.
+    ending: BinaryHeap<Reverse<Instant>>,
     idle: Vec<C>,
     in_use: usize,
     waiting: usize,
@@ -41,9 +57,10 @@ pub(super) struct Place<C> {
     places: Arc<Places<C>>,
 }
 
-/// A connection that counts as open, until this is dropped.
+/// A connection that counts as open, until this was dropped and the server has noticed.
 #[derive(Debug)]
 pub(super) struct Opening<C> {
+    linger: Duration,
     places: Arc<Places<C>>,
 }
 
@@ -53,6 +70,16 @@ pub(super) enum Found<C> {
     Idle(C),
     /// Opens one.
     Opening(Opening<C>),
+}
+
+/// What a borrower with a place does when there is nothing for it.
+enum Otherwise<C> {
+    /// Drops this one, outside the lock, and looks again.
+    Drop(C),
+    /// Looks again at this time.
+    Wait(Instant),
+    /// Gives its place back, because the size shrank after it was given, and waits for another.
+    Return,
 }
 
 /// Counts a borrower that waits, and stops counting wherever it is cancelled.
@@ -70,6 +97,7 @@ impl<C> Places<C> {
             size: 0,
             debt: 0,
             open: 0,
+            ending: BinaryHeap::new(),
             idle: Vec::new(),
             in_use: 0,
             waiting: 0,
@@ -78,7 +106,7 @@ impl<C> Places<C> {
             holding: false,
             closed: false,
         };
-        Arc::new(Self { permits: Arc::new(Semaphore::new(0)), state: Mutex::new(state), drained: Notify::new() })
+        Arc::new(Self { permits: Arc::new(Semaphore::new(0)), state: Mutex::new(state), closing: Notify::new() })
     }
 
     /// Takes a place and what goes with it; `None` once the pool is closed. Idle connections that are not `fit` close.
@@ -93,17 +121,17 @@ impl<C> Places<C> {
             let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
             let place = self.place(permit);
             self.expire();
-            while let Some(found) = self.find(&fit) {
-                match found {
+            loop {
+                match self.find(&fit) {
                     Ok(found) => {
                         drop(waiting);
                         return Some((place, found));
                     }
-                    // Here, outside the lock: it stops counting as open when it is dropped.
-                    Err(unfit) => drop(unfit),
+                    Err(Otherwise::Drop(unfit)) => drop(unfit),
+                    Err(Otherwise::Wait(until)) => tokio::time::sleep_until(until).await,
+                    Err(Otherwise::Return) => break,
                 }
             }
-            // The size shrank after the place was given: it pays the debt, and another must be waited for.
         }
     }
 
@@ -112,17 +140,19 @@ impl<C> Places<C> {
         Place { permit: Some(permit), places: Arc::clone(self) }
     }
 
-    /// What a borrower with a place gets, or what it has to drop before it looks again.
-    fn find(self: &Arc<Self>, fit: impl Fn(&C) -> bool) -> Option<Result<Found<C>, C>> {
+    fn find(self: &Arc<Self>, fit: impl Fn(&C) -> bool) -> Result<Found<C>, Otherwise<C>> {
         let mut state = self.lock();
         match state.idle.pop() {
-            Some(idle) if fit(&idle) => Some(Ok(Found::Idle(idle))),
-            Some(unfit) => Some(Err(unfit)),
+            Some(idle) if fit(&idle) => Ok(Found::Idle(idle)),
+            Some(unfit) => Err(Otherwise::Drop(unfit)),
             None if state.open < state.size => {
                 state.open += 1;
-                Some(Ok(Found::Opening(Opening { places: Arc::clone(self) })))
+                Ok(Found::Opening(Opening { linger: BUSY_LINGER, places: Arc::clone(self) }))
             }
-            None => None,
+            None => match state.ending.peek() {
+                Some(Reverse(next)) if state.debt == 0 => Err(Otherwise::Wait(*next)),
+                _ => Err(Otherwise::Return),
+            },
         }
     }
 
@@ -140,7 +170,7 @@ impl<C> Places<C> {
         drop(closing);
     }
 
-    /// Makes what is open the size, and follows it down.
+    /// Makes the size what is open, and follows it down until the next resize.
     pub(super) fn hold(&self) {
         let closing = {
             let mut state = self.lock();
@@ -210,13 +240,43 @@ impl<C> Places<C> {
         std::mem::replace(&mut state.peak, now)
     }
 
-    /// Waits until the last connection beyond the size is closed.
-    pub(super) async fn drained(&self) {
-        self.drained.notified().await;
+    /// Waits until no more connections are open than the size allows; for ever, when that is so already.
+    pub(super) async fn shrunk(&self) {
+        let mut exceeded = false;
+        loop {
+            let closing = self.closing.notified();
+            let end = {
+                let state = self.lock();
+                if state.open <= state.size && exceeded {
+                    return;
+                }
+                exceeded = state.open > state.size;
+                state.ending.peek().copied()
+            };
+            match end {
+                Some(Reverse(end)) if exceeded => tokio::select! {
+                    () = closing => {}
+                    () = tokio::time::sleep_until(end) => {}
+                },
+                _ => closing.await,
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<C>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        while state.ending.peek().is_some_and(|Reverse(end)| *end <= now) {
+            state.ending.pop();
+            state.open -= 1;
+        }
+        if state.holding && state.open < state.size {
+            let size = state.open;
+            // Nothing is idle beyond it: what is idle is open.
+            let beyond = self.set_size(&mut state, size);
+            debug_assert!(beyond.is_empty());
+        }
+        state
     }
 }
 
@@ -252,18 +312,18 @@ impl<C> Drop for Place<C> {
     }
 }
 
+impl<C> Opening<C> {
+    /// Says whether a statement may be under way.
+    pub(super) fn busy(&mut self, busy: bool) {
+        self.linger = if busy { BUSY_LINGER } else { IDLE_LINGER };
+    }
+}
+
 impl<C> Drop for Opening<C> {
     fn drop(&mut self) {
         let mut state = self.places.lock();
-        state.open -= 1;
-        if state.holding && state.open < state.size {
-            let size = state.open;
-            // Nothing is idle beyond it: each of them counts as open.
-            let none = self.places.set_size(&mut state, size);
-            debug_assert!(none.is_empty());
-        }
-        if state.open == state.size && !state.holding {
-            self.places.drained.notify_one();
-        }
+        state.ending.push(Reverse(Instant::now() + self.linger));
+        drop(state);
+        self.places.closing.notify_one();
     }
 }
