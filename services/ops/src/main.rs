@@ -1,5 +1,6 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
+mod budget;
 mod dead_letters;
 mod generate;
 mod health;
@@ -37,6 +38,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Look at commands that could not be applied; replay or discard them
     DeadLetters(dead_letters::Arguments),
+    /// Show which instance has how many of the database's connections
+    Budget(budget::Arguments),
     /// Ask a service whether it is well; for container health checks
     Health(health::Arguments),
     /// Create many users and report how fast that went
@@ -57,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Worker => worker::process::main().await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
+        Command::Budget(arguments) => budget::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,
         Command::Load(arguments) => load::run(arguments).await,
         Command::Torture(arguments) => torture::run(arguments).await,

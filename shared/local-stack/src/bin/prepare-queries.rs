@@ -15,7 +15,7 @@ use rollcall_local_stack::testing::{TestDatabase, shared_stack};
 
 const QUERIES: &str = ".sqlx";
 /// The crates whose queries are checked; touched, so that the compiler looks at every query again.
-const QUERYING: [&str; 2] = ["services/api/src/lib.rs", "services/worker/src/lib.rs"];
+const QUERYING: [&str; 3] = ["services/api/src/lib.rs", "services/ops/src/main.rs", "services/worker/src/lib.rs"];
 
 #[tokio::main]
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command line")]
