@@ -7,7 +7,7 @@
 //! 4. [`health`]: what is well and what is not, as `/readyz` tells it.
 //! 5. [`http`]: the HTTP loop around a poem endpoint, and the probes.
 //! 6. [`db`]: URL, pool, migrations, and the monitor behind readiness.
-//! 7. [`membership`]: which partitions an instance owns, and for how long.
+//! 7. [`membership`]: how many connections an instance may open and which partitions it owns, and for how long.
 //! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher.
 //! 9. [`telemetry`]: logs, traces, metrics.
 //! 10. [`process`]: the order in which a service begins and ends.

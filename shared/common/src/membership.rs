@@ -176,7 +176,9 @@ async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Res
     if known == 0 || known == i64::from(partitions) {
         Ok(())
     } else {
-        Err(MembershipError::Misfit(format!("PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same")))
+        Err(MembershipError::Misfit(format!(
+            "PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same"
+        )))
     }
 }
 

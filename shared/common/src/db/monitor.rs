@@ -250,7 +250,9 @@ impl Watch {
             DatabaseState::Down(reason) => (Err(reason.clone()), Err("the database does not answer".to_owned())),
             DatabaseState::SchemaTooOld { found, needed } => (
                 Ok("answers".to_owned()),
-                Err(format!("version {found} is older than {needed}, which this build needs; run `rollcall migrate run`")),
+                Err(format!(
+                    "version {found} is older than {needed}, which this build needs; run `rollcall migrate run`"
+                )),
             ),
             DatabaseState::Up => (Ok("answers".to_owned()), Ok(format!("has at least version {}", required_version()))),
         };

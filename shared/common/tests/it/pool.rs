@@ -271,3 +271,106 @@ async fn waiters_of_a_pool_that_is_closed_are_told_at_once() {
     soon("an answer", waiting).await.expect_err("closed");
     drop(held);
 }
+
+#[tokio::test]
+async fn a_pool_that_shrinks_closes_what_is_idle_and_drains_what_is_busy() {
+    let database = database().await;
+    let pool = pool(&database, 4);
+    let mut witness = connect(database.url()).await;
+    let mut leases = Vec::new();
+    for _ in 0..4 {
+        leases.push(pool.acquire(PATIENCE).await.expect("a connection"));
+    }
+    let (busy, also_busy) = (leases.remove(0), leases.remove(0));
+    for lease in leases {
+        lease.release();
+    }
+    pool.resize(1);
+    eventually("idle connections are closed", async || sessions(&mut witness).await == 2).await;
+    let end =
+        soon("an answer", pool.acquire(Duration::from_millis(30))).await.expect_err("two are out, and one is allowed");
+    assert!(matches!(end, DbError::Exhausted(_)), "{end}");
+    busy.release();
+    eventually("one is left", async || sessions(&mut witness).await == 1).await;
+    also_busy.release();
+    let again = soon("the place", pool.acquire(PATIENCE)).await.expect("a connection");
+    pool.resize(0);
+    again.release();
+    eventually("nothing is left", async || sessions(&mut witness).await == 0 && pool.status().open == 0).await;
+}
+
+#[tokio::test]
+async fn a_pool_that_grows_serves_those_who_wait_in_order() {
+    let database = database().await;
+    let pool = pool(&database, 3);
+    pool.resize(0);
+    let (first, second) = (pool.acquire(PATIENCE), pool.acquire(PATIENCE));
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    assert!(futures_util::poll!(first.as_mut()).is_pending());
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    assert_eq!(pool.status().waiting, 2);
+    pool.resize(1);
+    assert!(futures_util::poll!(second.as_mut()).is_pending(), "it came second");
+    let held = soon("a connection", first).await.expect("a connection");
+    assert!(futures_util::poll!(second.as_mut()).is_pending(), "there is one place");
+    pool.resize(2);
+    soon("a connection", second).await.expect("a connection").release();
+    held.release();
+    assert_eq!(pool.status(), PoolStatus { size: 2, open: 2, in_use: 0, idle: 2, waiting: 0 });
+}
+
+/// Polls a future so many times at most, each when it asked for it; true when it ended.
+async fn polled(times: usize, future: impl Future<Output = ()>) -> bool {
+    let mut future = std::pin::pin!(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return std::task::Poll::Ready(false);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            std::task::Poll::Ready(()) => std::task::Poll::Ready(true),
+            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(false),
+            std::task::Poll::Pending => std::task::Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_use_that_is_cancelled_at_any_poll_leaves_no_transaction_open_and_no_place_taken() {
+    let database = database().await;
+    let pool = pool(&database, 1);
+    let mut witness = connect(database.url()).await;
+    sqlx::query("CREATE TABLE notes (id int)").execute(&mut witness).await.expect("a table");
+    let mut written = 0_i64;
+    for times in 1.. {
+        let using = async {
+            let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+            let mut tx = lease.begin().await.expect("a transaction");
+            sqlx::query("SELECT 1").execute(&mut *tx).await.expect("a statement");
+            let mut savepoint = tx.begin().await.expect("a savepoint");
+            sqlx::query("SELECT count(*) FROM notes").fetch_one(&mut *savepoint).await.expect("a count");
+            savepoint.rollback().await.expect("an end");
+            sqlx::query("SELECT pg_sleep(0.001)").execute(&mut *tx).await.expect("a nap");
+            tx.rollback().await.expect("an end");
+            lease.release();
+        };
+        let ended = soon("an end", polled(times, using)).await;
+        // Outside a transaction of anybody: a note that is written is there.
+        let mut lease = soon("the place", pool.acquire(PATIENCE)).await.expect("the place is free");
+        sqlx::query("INSERT INTO notes VALUES (1)").execute(&mut *lease).await.expect("a note");
+        lease.release();
+        written += 1;
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut witness).await.expect("a count");
+        assert_eq!(count, written, "cancelled after {times} polls");
+        let PoolStatus { in_use, waiting, .. } = pool.status();
+        assert_eq!((in_use, waiting), (0, 0), "cancelled after {times} polls");
+        if ended {
+            // Every operation took at least one poll of its own.
+            assert!(times > 7, "{times} polls");
+            break;
+        }
+    }
+}

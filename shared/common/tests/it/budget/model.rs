@@ -201,7 +201,8 @@ impl Server {
         let targets: i64 = self.rows.iter().map(|row| row.target).sum();
         let unfair = |row: &Row| {
             row.target > row.floor
-                && (self.kept(row.demand) < row.target || level(row.target, row.weight) > level(me.target + 1, me.weight))
+                && (self.kept(row.demand) < row.target
+                    || level(row.target, row.weight) > level(me.target + 1, me.weight))
         };
         targets < self.places() || self.rows.iter().any(|row| row.instance != me.instance && unfair(row))
     }
@@ -249,13 +250,17 @@ impl Server {
             let highest = if row.settled { row.most } else { lowest };
             let floors = self.fault != Fault::NoFloors;
             for nth in 1..=highest.min(places) {
-                let round = if floors && nth <= lowest { 0 } else if nth <= wish { 1 } else { 2 };
+                let round = if floors && nth <= lowest {
+                    0
+                } else if nth <= wish {
+                    1
+                } else {
+                    2
+                };
                 wanted.push((round, level(nth, row.weight), row.epoch));
             }
         }
-        wanted.sort_by(|a, b| {
-            a.0.cmp(&b.0).then(a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal)).then(a.2.cmp(&b.2))
-        });
+        wanted.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal)).then(a.2.cmp(&b.2)));
         wanted.truncate(usize::try_from(places).unwrap_or_default());
         for row in &mut self.rows {
             let target = count(wanted.iter().filter(|(.., epoch)| *epoch == row.epoch).count());

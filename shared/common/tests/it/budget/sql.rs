@@ -10,7 +10,7 @@ use crate::support::{connect, database};
 
 const INSTANCES: usize = 5;
 const SCHEDULES: u64 = 40;
-const CALLS: usize = 60;
+const CALLS: usize = 80;
 
 /// What a row says, but for its instants.
 type Row = (Uuid, i64, bool, i32, i32, i32);
@@ -90,8 +90,8 @@ impl Stage {
         let i = random.random_range(0..INSTANCES);
         let name = self.names[i];
         let known = self.server.row(i).is_some();
-        match random.random_range(0..20) {
-            0..4 => {
+        match random.random_range(0..40) {
+            0..6 => {
                 // Whoever comes back has a control connection again.
                 let cut = self.server.row(i).is_some_and(|row| !row.connected);
                 if cut {
@@ -100,32 +100,32 @@ impl Stage {
                 self.join(i).await;
                 format!("{i} joins")
             }
-            4..12 => {
+            6..26 => {
                 let granted = self.server.row(i).map_or(0, |row| row.granted);
                 let (held, demand) = (random.random_range(0..=granted), random.random_range(0..16));
                 self.beat(i, held, demand).await;
                 format!("{i} beats with {held}, {demand}")
             }
-            12 => {
+            26 => {
                 if let Some(row) = self.server.row_mut(i) {
                     row.expired = true;
                 }
                 self.run(format!("UPDATE members SET expires_at = '-infinity' WHERE instance = '{name}'")).await;
                 format!("{i} expires")
             }
-            13 if known => {
+            27 if known => {
                 if let Some(row) = self.server.row_mut(i) {
                     row.connected = false;
                 }
                 self.run(format!("INSERT INTO cut VALUES ('{name}')")).await;
                 format!("{i} is cut")
             }
-            14 if known => {
+            28 if known => {
                 self.server.leave(i);
                 sqlx::query("SELECT leave_membership($1)").bind(name).execute(&mut self.conn).await.expect("an end");
                 format!("{i} leaves")
             }
-            15..17 => {
+            29..35 => {
                 if let Some(row) = self.server.row_mut(i) {
                     row.aged = true;
                 }
@@ -133,7 +133,7 @@ impl Stage {
                 format!("{i} comes of age")
             }
             _ => {
-                let sessions = random.random_range(0..6_i64);
+                let sessions = random.random_range(0..=self.server.row(i).map_or(1, |row| row.granted + 1));
                 self.sessions[i] = sessions;
                 self.server.sessions.clone_from(&self.sessions);
                 self.run(format!(

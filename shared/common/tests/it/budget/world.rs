@@ -111,7 +111,11 @@ impl World {
             Event::Join(i) => self.join(i),
             Event::Ask(i) => {
                 let (now, instance) = (self.now, &mut self.instances[i]);
-                if !instance.frozen && instance.epoch.is_some() && instance.asked.is_none() && instance.answered.is_none() {
+                if !instance.frozen
+                    && instance.epoch.is_some()
+                    && instance.asked.is_none()
+                    && instance.answered.is_none()
+                {
                     instance.asked = Some((now, instance.size.max(instance.open)));
                 }
             }
