@@ -11,6 +11,8 @@
 
 mod faults;
 mod load;
+#[cfg(feature = "mutants")]
+mod mutants;
 mod promises;
 mod proxy;
 mod schedule;
@@ -53,6 +55,10 @@ pub(crate) struct Arguments {
     /// Clients, each with up to four commands in flight for a user of its own
     #[arg(long, default_value_t = 16, value_parser = at_least_one())]
     clients: usize,
+    /// A fault that the workers are given, and that must be found: then the run succeeds
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_parser = mutants::parse)]
+    mutant: Option<worker::mutants::Mutant>,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -65,6 +71,10 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = arguments.mutant {
+        return mutants::run(&arguments, mutant).await;
+    }
     let seed = arguments.seed.unwrap_or_else(rand::random);
     say(format_args!(
         "seed {seed}: {} APIs, {} workers, {} clients",
