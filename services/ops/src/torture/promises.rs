@@ -93,6 +93,18 @@ pub(crate) struct Life {
     pub(crate) operations: Vec<Operation>,
 }
 
+impl Life {
+    /// The latest version that was shown; none of a user that is gone.
+    pub(crate) fn shown(&self) -> Option<i64> {
+        let deleted = self.operations.iter().any(|operation| operation.request.kind == Kind::Delete);
+        let shown = self.operations.iter().filter_map(|operation| match operation.shown {
+            Some(Shown::Version(version)) => Some(version),
+            _ => None,
+        });
+        shown.max().filter(|_| !deleted)
+    }
+}
+
 /// What all clients were told.
 #[derive(Debug, Default)]
 pub(crate) struct Promises {

@@ -67,7 +67,12 @@ impl System {
         self.apis.iter().map(Service::base).collect()
     }
 
-    pub(crate) fn services(&mut self) -> impl Iterator<Item = &mut Service> {
+    /// How often a service ended by itself, and was started again.
+    pub(crate) fn ended(&self) -> u32 {
+        self.apis.iter().chain(&self.workers).map(|service| service.ended).sum()
+    }
+
+    fn services(&mut self) -> impl Iterator<Item = &mut Service> {
         self.apis.iter_mut().chain(&mut self.workers)
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct Verdict {
     unknown: u64,
     commands: usize,
     pause: Option<Pause>,
+    /// Services that ended by themselves.
+    ended: u32,
     broken: BTreeMap<Broken, Vec<String>>,
 }
 
@@ -90,6 +92,7 @@ impl fmt::Display for Verdict {
             Some(pause) => writeln!(f, "pause      {pause}")?,
             None => writeln!(f, "pause      none")?,
         }
+        writeln!(f, "ended      {} services by themselves, and started again", self.ended)?;
         for (kind, name) in KINDS {
             let found = self.broken.get(&kind).map(Vec::as_slice).unwrap_or_default();
             writeln!(f, "{name:<10} {}", found.len())?;
@@ -104,7 +107,8 @@ impl fmt::Display for Verdict {
 /// Waits until nothing moves any more, then compares.
 pub(crate) async fn judge(system: &System, promises: &Promises, patience: Duration) -> anyhow::Result<Verdict> {
     let mut connection = system.database().await?;
-    let mut verdict = Verdict { refused: promises.refused, unknown: promises.unknown, ..Verdict::default() };
+    let mut verdict =
+        Verdict { refused: promises.refused, unknown: promises.unknown, ended: system.ended(), ..Verdict::default() };
     settle(&mut connection, &promises.ids(), patience).await?;
     let rows = Rows::read(&mut connection).await?;
     verdict.commands = rows.commands.len();

@@ -76,16 +76,11 @@ impl Client {
         let seeds: Vec<u64> = requests.iter().map(|_| self.random.random()).collect();
         let all = requests.into_iter().zip(seeds).map(|(request, seed)| perform(shared, request, Some(user), seed));
         let done: Vec<_> = join_all(all).await.into_iter().map(|(operation, _)| operation).collect();
-        let shown = done.iter().filter_map(|operation| match operation.shown {
-            Some(Shown::Version(version)) => Some(version),
-            _ => None,
-        });
-        if let Some(least) = shown.max()
-            && !done.iter().any(|operation| operation.request.kind == Kind::Delete)
-        {
-            self.read_back(user, least).await;
-        }
+        let reads = done.iter().any(|operation| matches!(operation.shown, Some(Shown::Version(_))));
         life.operations.extend(done);
+        if reads {
+            self.version(life).await;
+        }
     }
 
     fn request(&mut self, kind: Kind, name: Option<String>) -> Request {
@@ -100,7 +95,7 @@ impl Client {
             2 | 3 => self.request(Kind::Reactivate, None),
             // Often lost, because commands are in flight: that must be said, and nothing changed.
             4..8 => {
-                let if_match = self.version(life.user).await;
+                let if_match = self.version(life).await;
                 Request { if_match, ..self.request(Kind::Update, Some(name.to_owned())) }
             }
             8 => {
@@ -114,25 +109,20 @@ impl Client {
         }
     }
 
-    async fn version(&mut self, user: Uuid) -> Option<i64> {
-        let (_, body) = self.read(user).await?;
-        body["version"].as_i64()
-    }
-
-    async fn read(&mut self, user: Uuid) -> Option<(StatusCode, Value)> {
+    /// Reads the version. Whoever was shown one reads at least that one, through whatever instance.
+    async fn version(&mut self, life: &Life) -> Option<i64> {
         let base = &self.shared.bases[self.random.random_range(0..self.shared.bases.len())];
-        let answer = self.shared.http.get(format!("{base}/v1/users/{user}")).send().await.ok()?;
-        Some((answer.status(), answer.json().await.ok()?))
-    }
-
-    /// Whoever was shown a version reads at least that one, through whatever instance.
-    async fn read_back(&mut self, user: Uuid, least: i64) {
-        let Some((status, body)) = self.read(user).await else { return };
-        let version = body["version"].as_i64();
-        if status == StatusCode::NOT_FOUND || version.is_some_and(|version| version < least) {
+        let answer = self.shared.http.get(format!("{base}/v1/users/{}", life.user)).send().await.ok()?;
+        let status = answer.status();
+        let version = answer.json::<Value>().await.ok()?["version"].as_i64();
+        if let Some(least) = life.shown()
+            && (status == StatusCode::NOT_FOUND || version.is_some_and(|version| version < least))
+        {
+            let user = life.user;
             self.shared
                 .wrong(format!("user {user} was read as {version:?} ({status}) after version {least} was shown"));
         }
+        version
     }
 }
 

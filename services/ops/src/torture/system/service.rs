@@ -24,6 +24,8 @@ pub(crate) struct Service {
     log: PathBuf,
     settings: Vec<(String, String)>,
     child: Option<Child>,
+    /// How often it ended by itself.
+    pub(super) ended: u32,
     /// Between it and PostgreSQL.
     pub(crate) database: Proxy,
     /// Between it and RabbitMQ.
@@ -41,7 +43,7 @@ impl Service {
         database: Proxy,
         broker: Proxy,
     ) -> Self {
-        Self { role, port, log, settings, child: None, database, broker, complaints: Vec::new() }
+        Self { role, port, log, settings, child: None, ended: 0, database, broker, complaints: Vec::new() }
     }
 
     pub(super) fn base(&self) -> String {
@@ -50,10 +52,11 @@ impl Service {
 
     /// Starts it, unless it runs.
     pub(crate) fn start(&mut self, stack: &Stack) -> anyhow::Result<()> {
-        if let Some(child) = &mut self.child
-            && child.try_wait()?.is_none()
-        {
-            return Ok(());
+        if let Some(child) = &mut self.child {
+            if child.try_wait()?.is_none() {
+                return Ok(());
+            }
+            self.ended += 1;
         }
         let output = File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(std::env::current_exe()?)
