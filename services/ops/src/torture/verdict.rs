@@ -4,22 +4,22 @@
 mod audit;
 mod operations;
 mod pauses;
+mod queues;
 mod rows;
 mod users;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use common::command::DEFAULT_PARTITIONS;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
-use lapin::{Connection, ConnectionProperties};
+use common::command::{DEFAULT_PARTITIONS, UserId};
+use uuid::Uuid;
 
 use super::promises::Promises;
 use super::system::System;
 pub(crate) use audit::observe;
 use pauses::Pause;
+use queues::Queues;
 use rows::{Rows, settle};
 
 /// How many broken promises of a kind are shown one by one.
@@ -61,6 +61,8 @@ pub(crate) struct Verdict {
     pause: Option<Pause>,
     /// Services that ended by themselves.
     ended: u32,
+    /// Partitions that still have something to apply.
+    waiting: BTreeSet<u16>,
     broken: BTreeMap<Broken, Vec<String>>,
 }
 
@@ -75,6 +77,14 @@ impl Verdict {
         for complaint in complaints {
             self.found(Broken::Stuck, complaint);
         }
+    }
+
+    /// A promise has no outcome.
+    fn unkept(&mut self, command: Uuid, user: Uuid) {
+        let partition = UserId::try_from(user).map(|user| user.partition(DEFAULT_PARTITIONS));
+        let waits = partition.is_ok_and(|partition| self.waiting.contains(&partition));
+        let broken = if waits { Broken::Stuck } else { Broken::Lost };
+        self.found(broken, format!("command {command} of user {user} has no outcome"));
     }
 
     fn found(&mut self, broken: Broken, what: String) {
@@ -109,7 +119,9 @@ pub(crate) async fn judge(system: &System, promises: &Promises, patience: Durati
     let mut connection = system.database().await?;
     let mut verdict =
         Verdict { refused: promises.refused, unknown: promises.unknown, ended: system.ended(), ..Verdict::default() };
-    settle(&mut connection, &promises.ids(), patience).await?;
+    let queues = Queues::open(system.stack.rabbitmq.url()).await?;
+    settle(&mut connection, &queues, &promises.ids(), patience).await?;
+    queues::judge(&mut verdict, &queues.read().await?);
     let rows = Rows::read(&mut connection).await?;
     verdict.commands = rows.commands.len();
     verdict.pause = pauses::longest(&rows);
@@ -123,26 +135,5 @@ pub(crate) async fn judge(system: &System, promises: &Promises, patience: Durati
     users::judge(&mut verdict, promises, &rows);
     audit::judge(&mut verdict, &mut connection).await?;
     operations::judge_status(&mut verdict, &system.bases(), promises, &rows).await?;
-    judge_queues(&mut verdict, system.stack.rabbitmq.url()).await?;
     Ok(verdict)
-}
-
-/// Every partition is consumed, and nothing waits in any.
-async fn judge_queues(verdict: &mut Verdict, url: &str) -> anyhow::Result<()> {
-    let broker = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = broker.create_channel().await?;
-    for partition in 0..DEFAULT_PARTITIONS {
-        let queue = format!("commands.{partition}");
-        // Passive: only asks.
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let asked = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-        if asked.consumer_count() == 0 {
-            verdict.found(Broken::Stuck, format!("partition {partition} is not consumed"));
-        }
-        if asked.message_count() > 0 {
-            verdict.found(Broken::Stuck, format!("{} messages wait in partition {partition}", asked.message_count()));
-        }
-    }
-    broker.close(200, "judged".into()).await?;
-    Ok(())
 }

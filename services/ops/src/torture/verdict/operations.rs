@@ -44,7 +44,7 @@ fn outcome<'r>(verdict: &mut Verdict, life: &Life, operation: &Operation, rows: 
     let mut first: Option<&Row> = None;
     for promise in &operation.promises {
         let Some(row) = rows.commands.get(&promise.id) else {
-            verdict.found(Broken::Lost, format!("command {} of user {} has no outcome", promise.id, life.user));
+            verdict.unkept(promise.id, life.user);
             continue;
         };
         if row.user_id != life.user || row.kind != operation.request.kind.wire_name() {

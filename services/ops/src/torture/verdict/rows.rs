@@ -8,7 +8,9 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-/// Nothing was applied for so long, and everything is ready: what has no outcome by now gets none.
+use super::queues::Queues;
+
+/// Nothing was applied for so long, and nothing waits in a queue: what has no outcome by now gets none.
 const QUIET: Duration = Duration::from_secs(12);
 
 /// A command's row.
@@ -88,7 +90,12 @@ impl Rows {
 }
 
 /// Waits until each promise has an outcome, or until it is clear that some get none.
-pub(super) async fn settle(connection: &mut PgConnection, ids: &[Uuid], patience: Duration) -> anyhow::Result<()> {
+pub(super) async fn settle(
+    connection: &mut PgConnection,
+    queues: &Queues,
+    ids: &[Uuid],
+    patience: Duration,
+) -> anyhow::Result<()> {
     let deadline = Instant::now() + patience;
     let (mut rows, mut changed_at) = (0, Instant::now());
     while Instant::now() < deadline && changed_at.elapsed() < QUIET {
@@ -100,7 +107,8 @@ pub(super) async fn settle(connection: &mut PgConnection, ids: &[Uuid], patience
         if usize::try_from(decided)? == ids.len() {
             break;
         }
-        if all != rows {
+        let waiting = queues.read().await?.iter().any(|queue| queue.waiting > 0);
+        if all != rows || waiting {
             (rows, changed_at) = (all, Instant::now());
         }
         sleep(Duration::from_millis(300)).await;
