@@ -34,7 +34,8 @@ impl Schedule {
             Fault::Kill(target) => self.kill(system, target).await,
             Fault::Terminate(target) => self.terminate(system, target).await,
             Fault::Freeze(target) => self.freeze(system, target).await,
-            Fault::FreezeBeyondLease => self.freeze_beyond_lease(system).await,
+            Fault::FreezeBeyondLease => self.freeze_beyond_lease(system, false).await,
+            Fault::FreezeAndCut => self.freeze_beyond_lease(system, true).await,
             Fault::StopPostgres => self.stop_postgres(system).await,
             Fault::KillRabbitMq => self.kill_rabbitmq(system).await,
             Fault::CutSessions => cut_sessions(system).await,
@@ -90,19 +91,21 @@ impl Schedule {
         })
     }
 
-    /// A busy worker wakes with commands in its hands that are no longer its own: others were given its partitions, and its
-    /// broker connection is gone, so that they were given its deliveries, too.
-    async fn freeze_beyond_lease(&mut self, system: &mut System) -> anyhow::Result<&'static str> {
+    /// A busy worker wakes with commands in its hands that are no longer its own. As long as its broker connection stands,
+    /// nobody else is given them; once that is cut, somebody else has applied them by then, or is just about to.
+    async fn freeze_beyond_lease(&mut self, system: &mut System, cut: bool) -> anyhow::Result<&'static str> {
         system.heal().await?;
         self.pause(500, 1000).await;
-        let (length, rest) = (self.random.random_range(5500..7000), self.random.random_range(100..500));
+        let (length, rest) = (self.random.random_range(6000..7500), self.random.random_range(1..500));
         let service = self.pick(system, Target::Worker);
         service.signal(Signal::STOP)?;
         sleep(Duration::from_millis(length)).await;
-        service.broker.cut();
-        sleep(Duration::from_millis(rest)).await;
+        if cut {
+            service.broker.cut();
+            sleep(Duration::from_millis(rest)).await;
+        }
         service.signal(Signal::CONT)?;
-        Ok("worker frozen beyond its lease")
+        Ok(if cut { "worker frozen beyond its lease and cut off" } else { "worker frozen beyond its lease" })
     }
 
     async fn stop_postgres(&mut self, system: &System) -> anyhow::Result<&'static str> {

@@ -18,8 +18,10 @@ pub(super) enum Fault {
     Terminate(Target),
     /// For less than the time to live of a lease.
     Freeze(Target),
-    /// A worker, for longer than that; what it had been delivered goes to others meanwhile.
+    /// A worker, for longer than that: others are given its partitions.
     FreezeBeyondLease,
+    /// And its deliveries, because the broker's connection is cut before it wakes.
+    FreezeAndCut,
     StopPostgres,
     KillRabbitMq,
     CutSessions,
@@ -39,7 +41,7 @@ pub(super) enum Target {
 }
 
 /// Each kind of fault, and how often it is in the deck.
-const DECK: [(Fault, usize); 15] = [
+const DECK: [(Fault, usize); 16] = [
     (Fault::Kill(Target::Worker), 3),
     (Fault::Kill(Target::Api), 2),
     (Fault::Terminate(Target::Worker), 2),
@@ -47,6 +49,7 @@ const DECK: [(Fault, usize); 15] = [
     (Fault::Freeze(Target::Worker), 1),
     (Fault::Freeze(Target::Api), 1),
     (Fault::FreezeBeyondLease, 1),
+    (Fault::FreezeAndCut, 1),
     (Fault::StopPostgres, 2),
     (Fault::KillRabbitMq, 1),
     (Fault::CutSessions, 1),
