@@ -59,6 +59,7 @@ impl System {
         let workers = services.split_off(apis);
         let mut system = Self { stack, apis: services, workers, folder };
         system.heal().await?;
+        super::verdict::subscribe(system.stack.rabbitmq.url()).await?;
         Ok(system)
     }
 

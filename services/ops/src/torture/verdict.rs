@@ -2,6 +2,7 @@
 //! each operation for itself and against its neighbours, then each user's versions as a whole.
 
 mod audit;
+mod events;
 mod operations;
 mod pauses;
 mod queues;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 use super::promises::Promises;
 use super::system::System;
 pub(crate) use audit::observe;
+pub(crate) use events::subscribe;
 use pauses::Pause;
 use queues::Queues;
 use rows::{Rows, settle};
@@ -58,6 +60,9 @@ pub(crate) struct Verdict {
     refused: u64,
     unknown: u64,
     commands: usize,
+    /// Change events that were recorded, and messages that a subscriber received of them.
+    events: usize,
+    received: usize,
     pause: Option<Pause>,
     /// Services that ended by themselves.
     ended: u32,
@@ -98,6 +103,7 @@ impl fmt::Display for Verdict {
         writeln!(f, "refused    {} (503, nothing promised)", self.refused)?;
         writeln!(f, "unknown    {} (504 or no answer, nothing promised)", self.unknown)?;
         writeln!(f, "applied    {} commands, retries and those of unknown fate included", self.commands)?;
+        writeln!(f, "events     {}, received in {} messages", self.events, self.received)?;
         match &self.pause {
             Some(pause) => writeln!(f, "pause      {pause}")?,
             None => writeln!(f, "pause      none")?,
@@ -133,6 +139,7 @@ pub(crate) async fn judge(system: &System, promises: &Promises, patience: Durati
         operations::judge(&mut verdict, life, &rows);
     }
     users::judge(&mut verdict, promises, &rows);
+    events::judge(&mut verdict, &mut connection, system.stack.rabbitmq.url(), &rows, patience).await?;
     audit::judge(&mut verdict, &mut connection).await?;
     operations::judge_status(&mut verdict, &system.bases(), promises, &rows).await?;
     Ok(verdict)
