@@ -20,6 +20,8 @@ use super::system::System;
 
 /// The age at which a quorum queue survives a kill of its broker.
 const SETTLED: Duration = Duration::from_secs(10);
+/// For partitions to change hands.
+const SHARED_OUT: Duration = Duration::from_secs(5);
 /// For a partition to be drained once nobody sends.
 const DRAINED: Duration = Duration::from_secs(10);
 
@@ -95,6 +97,7 @@ impl Schedule {
     /// nobody else is given them; once that is cut, somebody else has applied them by then, or is just about to.
     async fn freeze_beyond_lease(&mut self, system: &mut System, cut: bool) -> anyhow::Result<&'static str> {
         system.heal().await?;
+        shared_out(system).await?;
         self.pause(500, 1000).await;
         let (length, rest) = (self.random.random_range(6000..7500), self.random.random_range(1..500));
         let service = self.pick(system, Target::Worker);
@@ -190,6 +193,23 @@ impl Schedule {
         broker.close(200, "deleted".into()).await?;
         Ok(if drained { "queue deleted" } else { "queue spared" })
     }
+}
+
+/// Waits until each worker has its share of the partitions.
+async fn shared_out(system: &System) -> anyhow::Result<()> {
+    let mut database = system.database().await?;
+    let deadline = Instant::now() + SHARED_OUT;
+    while Instant::now() < deadline {
+        let (owners, moving): (i64, bool) =
+            sqlx::query_as("SELECT count(DISTINCT owner), bool_or(owner IS NULL OR heir IS NOT NULL) FROM partitions")
+                .fetch_one(&mut database)
+                .await?;
+        if !moving && usize::try_from(owners)? == system.workers.len() {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Waits until nothing is in the queue, nor in a worker's hands.
