@@ -49,6 +49,8 @@ impl System {
                 ("DATABASE_URL".to_owned(), database_proxy.url(&database).to_string()),
                 ("AMQP_URL".to_owned(), broker_proxy.url(&broker).to_string()),
                 ("DRAIN_DELAY_MS".to_owned(), "200".to_owned()),
+                // A machine that is busy with all of this may take longer than a deployment should.
+                ("STOP_DEADLINE_MS".to_owned(), "20000".to_owned()),
                 ("PORT".to_owned(), port.to_string()),
                 ("WORKER_LISTEN".to_owned(), format!("127.0.0.1:{port}")),
             ];
