@@ -150,6 +150,8 @@ impl Applier {
         traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        #[cfg(feature = "mutants")]
+        crate::mutants::forget_sessions(&self.pool);
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
         let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
         let days: HashSet<Date> = commands.iter().map(|c| c.id.minted_at().date()).collect();
@@ -182,6 +184,8 @@ impl Applier {
         let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
         let origin = Origin { partition, traces };
         let fresh = deduplicate(conn, commands).await?;
+        #[cfg(feature = "mutants")]
+        let fresh = crate::mutants::ordered(fresh);
         let mut letters = Letters::new(dead_letters::held_users(conn, &fresh).await?);
         let (behind, free): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|envelope| letters.behind(envelope));
         // A retry of a parked command is of the same user, so it waits too, and claims its key when its turn comes.
@@ -211,6 +215,10 @@ enum Mode {
 
 /// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that.
 async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<(), ApplyError> {
+    #[cfg(feature = "mutants")]
+    if crate::mutants::unfenced() {
+        return Ok(());
+    }
     let Some(Fence { instance, partition, epoch }) = fence else { return Err(ApplyError::Fenced) };
     let held = sqlx::query_scalar!(
         r#"

@@ -42,6 +42,8 @@ pub(crate) async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) 
     .await?
     .into_iter()
     .collect();
+    #[cfg(feature = "mutants")]
+    let inserted = crate::mutants::fresh(inserted, &ids);
     Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
 }
 

@@ -24,6 +24,8 @@ pub mod events;
 pub mod flood;
 pub mod idempotency;
 mod instruments;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod partition;
 pub mod process;
 mod pruning;

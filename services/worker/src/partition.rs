@@ -329,6 +329,8 @@ impl Partition {
                 }
             }
         }
+        #[cfg(feature = "mutants")]
+        let acknowledged = crate::mutants::acknowledged(&last).await?;
         if !commands.is_empty() {
             let spans = BatchSpans::open(&decoded, &commands);
             let transactions = spans.transactions();
@@ -341,6 +343,10 @@ impl Partition {
             drop(transactions);
             spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
             self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
+        }
+        #[cfg(feature = "mutants")]
+        if acknowledged {
+            return Ok(());
         }
         // All at once: the deliveries of a channel are settled in order.
         if !last.ack(BasicAckOptions { multiple: true }).await? {

@@ -32,9 +32,19 @@ fn the_help_of_each_service_documents_each_of_its_variables() {
 
 #[test]
 fn every_command_has_help() {
-    for command in
-        ["up", "api", "worker", "migrate", "dead-letters", "budget", "health", "load", "generate", "settings"]
-    {
+    for command in [
+        "up",
+        "api",
+        "worker",
+        "migrate",
+        "dead-letters",
+        "budget",
+        "health",
+        "load",
+        "torture",
+        "generate",
+        "settings",
+    ] {
         let output = rollcall(&[command, "--help"], &[]);
         assert!(output.status.success() && !output.stdout.is_empty(), "{command}");
     }

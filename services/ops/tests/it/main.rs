@@ -20,6 +20,7 @@ mod membership;
 mod outages;
 mod stalls;
 mod stopping;
+mod torture;
 mod traces;
 mod unroutable;
 mod up;
