@@ -34,6 +34,10 @@ pub(crate) enum Lock {
 
 /// One row of `members`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "as in the table, or what the database would find out of its columns"
+)]
 pub(crate) struct Row {
     pub(crate) instance: usize,
     pub(crate) epoch: i64,

@@ -214,14 +214,13 @@ impl World {
             return;
         }
         let Some((asked_at, answer)) = instance.answered.take() else { return };
-        match answer {
-            Some((granted, target)) => {
-                (instance.size, instance.until) = (granted.min(target), asked_at + LEASE);
-                if self.now >= instance.until && self.fault != Fault::IgnoresItsOwnClock {
-                    instance.size = 0;
-                }
+        if let Some((granted, target)) = answer {
+            (instance.size, instance.until) = (granted.min(target), asked_at + LEASE);
+            if self.now >= instance.until && self.fault != Fault::IgnoresItsOwnClock {
+                instance.size = 0;
             }
-            None => (instance.size, instance.epoch) = (0, None),
+        } else {
+            (instance.size, instance.epoch) = (0, None);
         }
         // Idle connections close at once; here every other one is idle.
         while self.instances[i].open > self.instances[i].size && self.instances[i].open % 2 == 0 {
