@@ -10,6 +10,7 @@
 //! nothing and opens no connection more. Those that it has it may use until its lease runs out.
 
 mod demand;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,26 +24,12 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::demand::Demand;
+pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
 use crate::db::{DbError, Pool, PoolStatus};
 
 /// Between the end of a lease by this process's clock and by the server's.
 const MARGIN: Duration = Duration::from_secs(1);
-
-/// What instances of a service ask of the connection budget.
-#[derive(Debug, Clone, Copy)]
-pub struct Claim {
-    service: &'static str,
-    /// Shares are in proportion to it where connections are scarce.
-    weight: i32,
-    /// Below this an instance is not ready.
-    floor: i32,
-}
-
-/// Reads, which are batched: few connections serve many.
-pub const API: Claim = Claim { service: "api", weight: 1, floor: 1 };
-/// Each of its partitions can use a connection.
-pub const WORKER: Claim = Claim { service: "worker", weight: 2, floor: 1 };
 
 /// A partition that this instance owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,30 +51,6 @@ pub struct Holdings {
     /// What it owns now.
     pub ownership: watch::Receiver<Ownership>,
     letting_go: mpsc::UnboundedSender<u16>,
-}
-
-/// How this instance stands with the connection budget.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// It does not take part: it has not joined yet, or was reaped, or lost its control connection.
-    Outside,
-    /// The budget feeds no more instances.
-    TurnedAway(String),
-    /// It may open as many connections as it was granted.
-    Member(Share),
-}
-
-/// The part of one instance in the budget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
-    /// What it may have open.
-    pub granted: i32,
-    /// What it shall have.
-    pub target: i32,
-    /// What all instances together may have open, control connections included.
-    pub budget: i32,
-    /// How many instances share it.
-    pub instances: i32,
 }
 
 /// The heartbeat's side. It lives in the database monitor, on the control connection.
@@ -233,6 +196,11 @@ impl Member {
         &self.pool
     }
 
+    /// Reports the share as metrics, for the life of the process.
+    pub(crate) fn observe(&self) {
+        share::observe(&self.standing);
+    }
+
     /// How it stands with the budget.
     pub(crate) fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -373,8 +341,8 @@ impl Member {
 
     /// Stops everything: somebody else may own it by now.
     pub(crate) fn lost(&mut self) {
+        self.stand(Standing::Outside);
         if self.joined.take().is_some() {
-            self.stand(Standing::Outside);
             self.pool.hold();
         }
         self.awaiting = true;
@@ -388,26 +356,6 @@ impl Member {
             sqlx::query("SELECT leave_membership($1)").bind(self.instance).execute(connection).await?;
         }
         Ok(())
-    }
-
-    /// Reports the share as metrics, for the life of the process.
-    pub(crate) fn observe(&self) {
-        let standing = Arc::clone(&self.standing);
-        crate::telemetry::meter()
-            .i64_observable_gauge("rollcall.budget.connections")
-            .with_description("The connection budget, this instance's part of it, and how many instances share it")
-            .with_callback(move |observer| {
-                let Standing::Member(share) = *standing.lock().unwrap_or_else(PoisonError::into_inner) else { return };
-                for (what, number) in [
-                    ("total", share.budget),
-                    ("granted", share.granted),
-                    ("target", share.target),
-                    ("instances", share.instances),
-                ] {
-                    observer.observe(number.into(), &[opentelemetry::KeyValue::new("what", what)]);
-                }
-            })
-            .build();
     }
 
     fn stand(&self, standing: Standing) {

@@ -18,7 +18,7 @@ use super::migrations::{current_version, required_version};
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
-use crate::membership::{Beat, Member, MembershipError, Share, Standing};
+use crate::membership::{Beat, Member, MembershipError};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 /// Between two looks, each with a heartbeat.
@@ -259,22 +259,7 @@ impl Watch {
         self.health.set("database", database);
         self.health.set("schema", schema);
         if let Some(member) = self.role.member() {
-            self.health.set("budget", budget(member.standing(), away));
-        }
-    }
-}
-
-fn budget(standing: Standing, away: Option<Duration>) -> Result<String, String> {
-    match standing {
-        Standing::Outside => Err("takes no part in the connection budget at the moment".to_owned()),
-        Standing::TurnedAway(reason) => {
-            Err(format!("{reason}; asks again in {:.1} s", away.unwrap_or_default().as_secs_f64()))
-        }
-        Standing::Member(Share { granted: 0, budget, instances, .. }) => {
-            Err(format!("waits until others have closed connections: {instances} instances share {budget}"))
-        }
-        Standing::Member(Share { granted, budget, instances, .. }) => {
-            Ok(format!("may have {granted} connections besides this one, of {budget} for {instances} instances"))
+            self.health.set("budget", member.standing().check(away));
         }
     }
 }

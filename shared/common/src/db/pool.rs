@@ -81,6 +81,13 @@ struct Open {
     opening: Opening<Open>,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // What is idle holds the places, which hold what is idle.
+        drop(self.places.close());
+    }
+}
+
 impl Pool {
     /// A pool of a fixed size that opens its connections when they are first needed, each with these session settings.
     ///

@@ -368,8 +368,6 @@ async fn a_use_that_is_cancelled_at_any_poll_leaves_no_transaction_open_and_no_p
         let PoolStatus { in_use, waiting, .. } = pool.status();
         assert_eq!((in_use, waiting), (0, 0), "cancelled after {times} polls");
         if ended {
-            // Every operation took at least one poll of its own.
-            assert!(times > 7, "{times} polls");
             break;
         }
     }
