@@ -4,7 +4,7 @@
 //! A probe that waits for a busy pool reports a busy service as a dead one.
 
 //!
-//! # Why ask for a turn ten times a second instead of listening?
+//! # Why ask for a turn twenty times a second instead of listening?
 //! sqlx hands out notifications only through a listener with a pool of its own, which connects again in silence, and tries
 //! a server that refuses again and again. The question costs the server less than 0.1 ms.
 
@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// While something is on its way.
 const SOON: Duration = Duration::from_millis(50);
 /// Between two questions whether there was a redistribution.
-const TURN_INTERVAL: Duration = Duration::from_millis(75);
+const TURN_INTERVAL: Duration = Duration::from_millis(50);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// Below the time to live of a heartbeat.
 const BEAT_DEADLINE: Duration = Duration::from_secs(3);
