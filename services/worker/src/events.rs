@@ -52,9 +52,9 @@ pub(crate) async fn record(
                     'name', users.name,
                     'status', users.status,
                     'version', users.version,
-                    'created_at', users.created_at,
-                    'updated_at', users.updated_at,
-                    'suspended_at', users.suspended_at
+                    'created_at', utc_text(users.created_at),
+                    'updated_at', utc_text(users.updated_at),
+                    'suspended_at', utc_text(users.suspended_at)
                 ))
             END,
             input.traceparent, input.tracestate
@@ -80,12 +80,17 @@ pub(crate) async fn record(
 /// # Errors
 /// As the statement gives them.
 pub async fn prune(conn: &mut PgConnection, kept: Duration) -> Result<u64, sqlx::Error> {
-    // The oldest rows only, which the primary key finds: no index on times has to be kept for this.
     let deleted = sqlx::query!(
         r#"
         DELETE FROM events
-        WHERE position = ANY(ARRAY(SELECT position FROM events ORDER BY position LIMIT $1))
-            AND published_at < now() - make_interval(secs => $2)
+        WHERE position = ANY(ARRAY(
+            SELECT position
+            FROM events
+            WHERE published_at < now() - make_interval(secs => $2)
+            ORDER BY published_at
+            LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ))
         "#,
         PRUNED_AT_ONCE.cast_signed(),
         kept.as_secs_f64(),

@@ -24,6 +24,8 @@ use crate::replies::Replies;
 use crate::settings::WorkerSettings;
 use crate::suspects::Suspects;
 
+/// Whoever holds a user for longer, an operator for instance, is in the way: the batch says so and tries again.
+const LOCK_TIMEOUT: &str = "5s";
 /// Side by side, a user's events always through the same one.
 const EVENT_PUBLISHERS: u16 = 4;
 
@@ -45,7 +47,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let topology = Topology::new(&service.broker);
     let (member, holdings) = Member::new("worker", topology.partitions());
     // Under this name the others end its sessions when they reap it.
-    let pool = Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[])?;
+    let pool =
+        Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[("lock_timeout", LOCK_TIMEOUT)])?;
     let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);

@@ -147,9 +147,8 @@ impl ServiceSettings {
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let database = DatabaseSettings::read(reader);
         let broker = BrokerSettings::read(reader);
-        let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
+        let retention = Retention::read(reader);
         let window = IdempotencyWindow::read(reader);
-        let retention = days.map(|days| Retention(Duration::from_hours(days * 24)));
         if let (Some(retention), Some(window)) = (retention, window)
             && window.0 > retention.0
         {
@@ -170,6 +169,14 @@ impl ServiceSettings {
             graces: Graces { drain: drain?, finish: finish? },
             telemetry: telemetry?,
         })
+    }
+}
+
+impl Retention {
+    /// Reads it; `None` when it is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64)?;
+        Some(Self(Duration::from_hours(days * 24)))
     }
 }
 
