@@ -4,6 +4,7 @@ mod connector;
 mod migrations;
 mod monitor;
 mod pool;
+pub mod roles;
 
 use std::time::Duration;
 
