@@ -16,6 +16,7 @@ mod kills;
 mod lifecycle;
 mod membership;
 mod outages;
+mod roles;
 mod stalls;
 mod stopping;
 mod traces;
