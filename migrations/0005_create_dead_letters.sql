@@ -52,6 +52,9 @@ CREATE UNIQUE INDEX dead_letters_content_hash_key ON dead_letters (content_hash)
 -- A user's open letters in order, and the count of all.
 CREATE INDEX dead_letters_open_idx ON dead_letters (user_id, id) WHERE state = 'open';
 
+-- Closed ones, to be pruned.
+CREATE INDEX dead_letters_closed_at_idx ON dead_letters (closed_at) WHERE closed_at IS NOT NULL;
+
 -- Commands that came again and are being tried alone. Written before the try and removed after it, so that a row which is
 -- found belongs to a try that ended with its worker.
 CREATE TABLE suspects (

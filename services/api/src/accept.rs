@@ -181,6 +181,8 @@ impl Acceptor {
             id: envelope.id.to_string(),
             properties,
             body: envelope.encode(),
+            // What no queue takes would be promised and never applied.
+            mandatory: true,
         };
         let published = self.publishers.of(partition).publish(message).instrument(span.clone()).await;
         published.map_err(|error| {

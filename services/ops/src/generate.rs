@@ -1,4 +1,4 @@
-//! `rollcall generate`: the contract and the sample settings, written from the code, and whether they are current.
+//! `rollcall generate`: the contracts and the sample settings, written from the code, and whether they are current.
 //!
 //! The query cache is not written here: `cargo prepare-queries` does it without compiling the queries first.
 
@@ -11,10 +11,12 @@ use api::app::Api;
 use api::contract;
 use common::config::{SHARED, sample as sample_of};
 use common::shutdown::Shutdown;
+use serde_json::Value;
 
 use crate::say;
 
 const CONTRACT: &str = "openapi/rollcall.json";
+const EVENTS: &str = "openapi/rollcall-events.json";
 const SAMPLE: &str = ".env.example";
 
 /// Run it at the top of the repository.
@@ -31,6 +33,13 @@ pub(crate) fn contract() -> anyhow::Result<String> {
     Ok(contract::document(&contract::service(&api)))
 }
 
+/// The contract of the events as text.
+fn events(contract: &str) -> anyhow::Result<String> {
+    let contract: Value = serde_json::from_str(contract)?;
+    let schemas = &contract["components"]["schemas"];
+    Ok(worker::contract::document(&schemas["User"], &schemas["UserStatus"]))
+}
+
 /// The sample environment file as text.
 pub(crate) fn sample() -> String {
     sample_of(&[SHARED, api::settings::OWN, worker::settings::OWN].concat())
@@ -39,7 +48,9 @@ pub(crate) fn sample() -> String {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     ensure!(Path::new(CONTRACT).parent().is_some_and(Path::exists), "run this at the top of the repository");
     let mut stale = Vec::new();
-    for (path, text) in [(CONTRACT, contract()?), (SAMPLE, sample())] {
+    let contract = contract()?;
+    let events = events(&contract)?;
+    for (path, text) in [(CONTRACT, contract), (EVENTS, events), (SAMPLE, sample())] {
         if fs::read_to_string(path).unwrap_or_default() != text {
             stale.push(path);
             if !arguments.check {

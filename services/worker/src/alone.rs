@@ -5,6 +5,7 @@ use sqlx::{Acquire, PgConnection};
 use tracing::warn;
 
 use crate::blame::ApplyError;
+use crate::events::Origin;
 use crate::users::{self, Outcome};
 
 /// What became of a command that was tried alone.
@@ -25,9 +26,13 @@ pub(crate) enum Tried {
 ///
 /// # Errors
 /// Every kind but [`ApplyError::Command`]; then the transaction has to be given up.
-pub(crate) async fn try_alone(conn: &mut PgConnection, envelope: &Envelope) -> Result<Tried, ApplyError> {
+pub(crate) async fn try_alone(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+    origin: Origin<'_>,
+) -> Result<Tried, ApplyError> {
     let mut savepoint = conn.begin().await?;
-    match users::apply_wave(&mut savepoint, &[envelope]).await {
+    match users::apply_wave(&mut savepoint, &[envelope], origin).await {
         Ok(mut outcomes) => {
             savepoint.commit().await?;
             outcomes.remove(&envelope.id).map(Tried::Decided).ok_or(ApplyError::Contention(None))

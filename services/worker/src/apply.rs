@@ -1,4 +1,5 @@
-//! One batch in one transaction: fence, deduplicate, park what is held, claim idempotency keys, waves, outcomes, commit.
+//! One batch in one transaction: fence, deduplicate, park what is held, claim idempotency keys,
+//! waves with their events, outcomes, commit.
 //!
 //! # Why insert the command rows first?
 //! The insert is the deduplication: a row that does not come back was decided before. If another worker is deciding the
@@ -24,6 +25,7 @@ use crate::blame::ApplyError;
 use crate::commands::{decide, deduplicate};
 use crate::dead_letters::{self, Letters, Traces};
 use crate::delivery::kept;
+use crate::events::Origin;
 use crate::flood::FloodGuard;
 use crate::idempotency;
 use crate::suspects::MOST_ATTEMPTS;
@@ -148,6 +150,8 @@ impl Applier {
         traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        #[cfg(feature = "mutants")]
+        crate::mutants::forget_sessions(&self.pool);
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
         let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
         let days: HashSet<Date> = commands.iter().map(|c| c.id.minted_at().date()).collect();
@@ -177,14 +181,18 @@ impl Applier {
         traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
+        let origin = Origin { partition, traces };
         let fresh = deduplicate(conn, commands).await?;
+        #[cfg(feature = "mutants")]
+        let fresh = crate::mutants::ordered(fresh);
         let mut letters = Letters::new(dead_letters::held_users(conn, &fresh).await?);
         let (behind, free): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|envelope| letters.behind(envelope));
         // A retry of a parked command is of the same user, so it waits too, and claims its key when its turn comes.
         let (first, retries) = idempotency::claim(conn, free, self.window).await?;
         let mut outcomes = match mode {
-            Mode::Together => together(conn, &first).await?,
-            Mode::OneByOne => one_by_one(conn, &first, &mut letters).await?,
+            Mode::Together => together(conn, &first, origin).await?,
+            Mode::OneByOne => one_by_one(conn, &first, &mut letters, origin).await?,
             Mode::GiveUp => give_up(&first, &mut letters),
         };
         outcomes.extend(behind.iter().map(|envelope| (envelope.id, Outcome::Behind)));
@@ -207,6 +215,10 @@ enum Mode {
 
 /// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that.
 async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<(), ApplyError> {
+    #[cfg(feature = "mutants")]
+    if crate::mutants::unfenced() {
+        return Ok(());
+    }
     let Some(Fence { instance, partition, epoch }) = fence else { return Err(ApplyError::Fenced) };
     let held = sqlx::query_scalar!(
         r#"
@@ -224,10 +236,14 @@ async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<(), Apply
     held.map(|_| ()).ok_or(ApplyError::Fenced)
 }
 
-async fn together(conn: &mut PgConnection, commands: &[Envelope]) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+async fn together(
+    conn: &mut PgConnection,
+    commands: &[Envelope],
+    origin: Origin<'_>,
+) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let mut outcomes = HashMap::with_capacity(commands.len());
     for wave in waves(commands) {
-        outcomes.extend(users::apply_wave(conn, &wave).await?);
+        outcomes.extend(users::apply_wave(conn, &wave, origin).await?);
     }
     Ok(outcomes)
 }
@@ -236,13 +252,14 @@ async fn one_by_one(
     conn: &mut PgConnection,
     commands: &[Envelope],
     letters: &mut Letters,
+    origin: Origin<'_>,
 ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let mut outcomes = HashMap::with_capacity(commands.len());
     for envelope in commands {
         let outcome = if letters.behind(envelope) {
             Outcome::Behind
         } else {
-            match try_alone(conn, envelope).await? {
+            match try_alone(conn, envelope, origin).await? {
                 Tried::Decided(outcome) => outcome,
                 Tried::Guilty { sqlstate, reason } => {
                     letters.guilty(envelope, Some(sqlstate.clone()), &reason, 1);

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use common::command::{CommandId, Envelope};
+use common::config::Retention;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -41,6 +42,8 @@ pub(crate) async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) 
     .await?
     .into_iter()
     .collect();
+    #[cfg(feature = "mutants")]
+    let inserted = crate::mutants::fresh(inserted, &ids);
     Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
 }
 
@@ -80,4 +83,14 @@ pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Drops the tables of days that are no longer kept; gives how many. What a worker still decides is younger by a day at
+/// least.
+///
+/// # Errors
+/// As the statement gives them; SQLSTATE 55P03 when batches are under way for too long.
+pub async fn drop_days(conn: &mut PgConnection, retention: Retention) -> Result<i32, sqlx::Error> {
+    let before = (OffsetDateTime::now_utc() - retention.0).date() - time::Duration::days(1);
+    sqlx::query_scalar!(r#"SELECT drop_command_days($1) AS "dropped!""#, before).fetch_one(conn).await
 }

@@ -21,7 +21,7 @@ use common::telemetry::TraceHeaders;
 pub use browse::{Filter, Letter, behind, find, list, open_letters};
 pub use collect::collect_one;
 pub(crate) use collect::{Collector, observe_open};
-pub(crate) use record::{Letters, held_users};
+pub(crate) use record::{Letters, held_users, prune};
 pub use record::{RawMessage, record_raw, record_undelivered};
 pub use replay::{ReplayError, Step, Verdict, discard, discard_raw, replay, replay_raw};
 

@@ -13,27 +13,17 @@ use std::time::Duration;
 
 use common::command::{CommandId, Digest, Envelope, Rejection};
 use common::config::IdempotencyWindow;
-use common::db::{DbError, Pool};
-use common::shutdown::{Phase, Shutdown, Tier, chain};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
-use tracing::debug;
 use uuid::Uuid;
 
 use crate::blame::ApplyError;
 use crate::dead_letters::Letters;
+use crate::pruning::PRUNED_AT_ONCE;
 use crate::users::Outcome;
 
 /// For how long after the window a key is still kept.
 pub const BACKLOG: Duration = Duration::from_hours(24);
-/// Keys of one DELETE: a few milliseconds.
-const PRUNED_AT_ONCE: i64 = 1000;
-/// Between looks for keys to prune.
-const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
-/// Between two batches while there is more: the partitions come first.
-const PRUNE_PAUSE: Duration = Duration::from_millis(200);
-/// For a connection, and again for the DELETE.
-const PRUNE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A command that is not applied, because its key was there before.
 #[derive(Debug)]
@@ -221,41 +211,13 @@ async fn decided(conn: &mut PgConnection, ids: Vec<Uuid>) -> Result<HashMap<Uuid
     Ok(rows.into_iter().filter_map(|row| Some((row.id, outcome(&row.status, row.reason, row.user_version)?))).collect())
 }
 
-/// Prunes keys for the life of the process.
-pub(crate) fn start_pruning(shutdown: &Shutdown, pool: Pool, window: IdempotencyWindow) {
-    let stopping = shutdown.clone();
-    shutdown.supervise("pruning idempotency keys", Tier::Back, async move {
-        let pruning = async {
-            let mut pause = PRUNE_INTERVAL;
-            loop {
-                // Jittered, so that workers that started together do not come together.
-                tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
-                pause = match prune(&pool, window).await {
-                    Ok(pruned) if pruned == PRUNED_AT_ONCE.unsigned_abs() => PRUNE_PAUSE,
-                    Ok(_) => PRUNE_INTERVAL,
-                    Err(error) => {
-                        // The checks tell of a database that is away, and keys that stay a while longer do no harm.
-                        debug!(error = chain(&error), "failed to prune idempotency keys");
-                        PRUNE_INTERVAL
-                    }
-                };
-            }
-        };
-        tokio::select! {
-            () = stopping.reached(Phase::Closing) => Ok(()),
-            () = pruning => Ok(()),
-        }
-    });
-}
-
 /// Deletes some of the keys that no longer count; gives how many.
 ///
 /// # Errors
-/// As the pool and the statement give them.
-pub async fn prune(pool: &Pool, window: IdempotencyWindow) -> Result<u64, DbError> {
-    let mut lease = pool.acquire(PRUNE_PATIENCE).await?;
+/// As the statement gives them.
+pub async fn prune(conn: &mut PgConnection, window: IdempotencyWindow) -> Result<u64, sqlx::Error> {
     // What a claim or another worker has locked is left to them: nobody waits for anybody here.
-    let deleting = sqlx::query!(
+    let deleted = sqlx::query!(
         r#"
         DELETE FROM idempotency_keys
         WHERE ctid = ANY(ARRAY(
@@ -268,11 +230,9 @@ pub async fn prune(pool: &Pool, window: IdempotencyWindow) -> Result<u64, DbErro
         ))
         "#,
         (window.0 + BACKLOG).as_secs_f64(),
-        PRUNED_AT_ONCE,
+        PRUNED_AT_ONCE.cast_signed(),
     )
-    .execute(&mut *lease);
-    let deleted =
-        tokio::time::timeout(PRUNE_PATIENCE, deleting).await.map_err(|_| DbError::Deadline(PRUNE_PATIENCE))??;
-    lease.release();
+    .execute(conn)
+    .await?;
     Ok(deleted.rows_affected())
 }

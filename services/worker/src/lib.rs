@@ -3,25 +3,33 @@
 //! 1. [`settings`]: what it reads from the environment.
 //! 2. [`process`]: how the parts are put together, and how they end.
 //! 3. `partition`: the loop over one partition's queue: receive, apply, acknowledge, reply.
-//! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes; [`idempotency`]: what is a retry in it.
+//! 4. [`apply`]: one batch in one transaction: deduplicate, waves, outcomes; [`commands`]: their rows;
+//!    [`idempotency`]: what is a retry in it.
 //! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
 //! 7. [`dead_letters`]: what could not be applied, and what waits behind it, until an operator decides.
 //! 8. [`suspects`] and [`flood`]: commands that end the worker, and faults that are no command's.
-//! 9. `replies`: what the worker publishes.
+//! 9. [`events`] and `relay`: what changed, for subscribers; [`contract`]: how that is described; `replies`: hints for clients that wait.
+//! 10. `pruning`: what is no longer kept.
 
 mod alone;
 pub mod apply;
 pub mod blame;
-mod commands;
+pub mod commands;
 mod consumption;
+pub mod contract;
 pub mod dead_letters;
 mod delivery;
+pub mod events;
 pub mod flood;
 pub mod idempotency;
 mod instruments;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod partition;
 pub mod process;
+mod pruning;
+mod relay;
 mod replies;
 pub mod settings;
 pub mod suspects;

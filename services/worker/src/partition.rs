@@ -23,7 +23,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
@@ -63,6 +63,8 @@ pub(crate) struct Partition {
     pub(crate) suspects: Suspects,
     pub(crate) pool: Pool,
     pub(crate) replies: Replies,
+    /// Whom a commit interests: the relay of the events.
+    pub(crate) committed: Arc<Notify>,
     pub(crate) instruments: Instruments,
     pub(crate) consumption: Consumption,
     pub(crate) applying: Applying,
@@ -327,6 +329,8 @@ impl Partition {
                 }
             }
         }
+        #[cfg(feature = "mutants")]
+        let acknowledged = crate::mutants::acknowledged(&last).await?;
         if !commands.is_empty() {
             let spans = BatchSpans::open(&decoded, &commands);
             let transactions = spans.transactions();
@@ -335,9 +339,14 @@ impl Partition {
             let traces = decoded.iter().zip(&commands);
             let traces = traces.map(|(d, c)| (c.id, amqp_trace_headers(d.properties.headers().as_ref()))).collect();
             let outcomes = self.apply(&commands, &traces, alone).instrument(spans.batch.clone()).await?;
+            self.committed.notify_one();
             drop(transactions);
             spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
             self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
+        }
+        #[cfg(feature = "mutants")]
+        if acknowledged {
+            return Ok(());
         }
         // All at once: the deliveries of a channel are settled in order.
         if !last.ack(BasicAckOptions { multiple: true }).await? {

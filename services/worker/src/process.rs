@@ -1,6 +1,8 @@
 //! How the worker's parts are put together.
 
-use common::broker::{Topology, supervise};
+use std::sync::Arc;
+
+use common::broker::{PublisherPool, Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, Role, monitor};
 use common::health::{Ability, Health, ReadyWhen};
@@ -14,12 +16,16 @@ use crate::apply::Applier;
 use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::{Collector, observe_open};
 use crate::flood::FloodGuard;
-use crate::idempotency;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
+use crate::pruning::Pruning;
+use crate::relay::Relay;
 use crate::replies::Replies;
 use crate::settings::WorkerSettings;
 use crate::suspects::Suspects;
+
+/// Side by side, a user's events always through the same one.
+const EVENT_PUBLISHERS: u16 = 4;
 
 /// Runs the worker until a signal or a failure.
 ///
@@ -44,14 +50,33 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
-    let replies = Replies::start(shutdown, publishing);
+    let replies = Replies::start(shutdown, publishing.clone());
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
     http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
 
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     let applying = Applying::new(&health);
-    idempotency::start_pruning(shutdown, pool.clone(), service.idempotency_window);
+    let relay = Relay {
+        instance: holdings.instance,
+        exchange: topology.events_exchange(),
+        source: settings.event_source,
+        pool: pool.clone(),
+        database: database.clone(),
+        publishers: PublisherPool::start(shutdown, &publishing, EVENT_PUBLISHERS),
+        committed: Arc::default(),
+        shutdown: shutdown.clone(),
+    };
+    let committed = Arc::clone(&relay.committed);
+    relay.start();
+    Pruning {
+        pool: pool.clone(),
+        window: service.idempotency_window,
+        events: settings.event_retention,
+        retention: service.retention,
+        shutdown: shutdown.clone(),
+    }
+    .start();
     let instruments = Instruments::new(&pool);
     let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
     observe_open(shutdown, pool.clone(), database.clone());
@@ -78,6 +103,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             suspects: suspects.clone(),
             pool: pool.clone(),
             replies: replies.clone(),
+            committed: Arc::clone(&committed),
             instruments: instruments.clone(),
             applying: applying.clone(),
             consumption: consumption.clone(),

@@ -19,9 +19,19 @@ const WORKER_STALL_MS: Variable = Variable::with_default(
     "How long messages may wait in an owned partition with none delivered before its channel is opened anew, then its \
      connection, then the process ends, in milliseconds.",
 );
+const EVENT_SOURCE: Variable = Variable::with_default(
+    "EVENT_SOURCE",
+    "/rollcall",
+    "The source of the change events, a URI reference: with an event's id it is unique among all that a subscriber sees.",
+);
+const EVENT_RETENTION_HOURS: Variable = Variable::with_default(
+    "EVENT_RETENTION_HOURS",
+    "24",
+    "How long a change event's row is kept after it was published.",
+);
 
 /// The worker's own variables.
-pub const OWN: &[&Variable] = &[&WORKER_LISTEN, &WORKER_BATCH, &WORKER_STALL_MS];
+pub const OWN: &[&Variable] = &[&WORKER_LISTEN, &WORKER_BATCH, &WORKER_STALL_MS, &EVENT_SOURCE, &EVENT_RETENTION_HOURS];
 
 /// Everything the worker can be told.
 #[derive(Debug, Clone)]
@@ -34,6 +44,10 @@ pub struct WorkerSettings {
     pub batch: u16,
     /// How long a partition may be without a delivery while messages wait.
     pub stall: Duration,
+    /// The source of the change events.
+    pub event_source: String,
+    /// How long published events are kept.
+    pub event_retention: Duration,
 }
 
 impl WorkerSettings {
@@ -47,7 +61,21 @@ impl WorkerSettings {
             .parse(&WORKER_LISTEN, |text| text.parse().map_err(|_| format!("{text:?} is no address; write IP:PORT")));
         let batch = reader.number(&WORKER_BATCH, 1..=2000);
         let stall = reader.millis(&WORKER_STALL_MS, 100..=3_600_000);
-        let settings = || Some(Self { service: service?, listen: listen?, batch: batch?, stall: stall? });
+        let event_source = reader.parse(&EVENT_SOURCE, |text| match text.parse::<http::Uri>() {
+            Ok(_) => Ok(text.to_owned()),
+            Err(_) => Err(format!("{text:?} is no URI; write one like /rollcall or https://directory.example.org")),
+        });
+        let hours = reader.number(&EVENT_RETENTION_HOURS, 1..=8760_u64);
+        let settings = || {
+            Some(Self {
+                service: service?,
+                listen: listen?,
+                batch: batch?,
+                stall: stall?,
+                event_source: event_source?,
+                event_retention: Duration::from_hours(hours?),
+            })
+        };
         let settings = settings();
         reader.finish(settings)
     }

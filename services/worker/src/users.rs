@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::blame::ApplyError;
+use crate::events::{self, Origin};
 
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +35,14 @@ struct Judged {
     version: Option<i64>,
 }
 
-/// Applies one wave. Deletes and updates come before creates: they can set free an address that a create claims.
+/// Applies one wave and records its events. Deletes and updates come before creates: they can set free an address that a create claims.
 ///
 /// # Errors
 /// As the statements give them; then nothing of the wave is applied once the transaction is rolled back.
-pub async fn apply_wave(
+pub async fn apply_wave<'w>(
     conn: &mut PgConnection,
-    wave: &[&Envelope],
+    wave: &[&'w Envelope],
+    origin: Origin<'_>,
 ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
     let (mut creates, mut updates) = (Vec::new(), Vec::new());
     let (mut deletes, mut suspends, mut reactivates) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,7 +71,16 @@ pub async fn apply_wave(
     if !creates.is_empty() {
         judged.extend(create(conn, &creates).await?);
     }
-    outcomes(wave, judged)
+    let versions: HashMap<Uuid, i64> =
+        judged.iter().filter(|j| j.reason.is_none()).filter_map(|j| Some((j.id, j.version?))).collect();
+    let outcomes = outcomes(wave, judged)?;
+    let change = |envelope: &&'w Envelope| {
+        let version = versions.get(&envelope.command.user_id().into())?;
+        Some((*envelope, version + i64::from(matches!(envelope.command, Command::DeleteUser(_)))))
+    };
+    let changes: Vec<(&Envelope, i64)> = wave.iter().filter_map(change).collect();
+    events::record(conn, &changes, origin).await?;
+    Ok(outcomes)
 }
 
 async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Result<Vec<Judged>, sqlx::Error> {

@@ -1,6 +1,7 @@
 //! What both services share, in reading order:
 //!
 //! 1. [`command`]: the contract. What travels over the queue and what comes of it.
+//!    [`event`]: what subscribers are told.
 //! 2. [`config`]: the only place where the environment is read.
 //! 3. [`shutdown`]: the phases in which a process ends, and the tracker that every task belongs to.
 //! 4. [`health`]: what is well and what is not, as `/readyz` tells it.
@@ -17,6 +18,7 @@ pub mod broker;
 pub mod command;
 pub mod config;
 pub mod db;
+pub mod event;
 pub mod health;
 pub mod http;
 pub mod membership;

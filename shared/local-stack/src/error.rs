@@ -63,6 +63,16 @@ pub enum Error {
         /// The directory of the stack.
         dir: PathBuf,
     },
+    /// A folder of programs was chosen that does not have them.
+    #[error("{variable} names {}, which has no {program}", folder.display())]
+    NoProgram {
+        /// The variable that chooses it.
+        variable: &'static str,
+        /// What it says.
+        folder: PathBuf,
+        /// What should be there.
+        program: &'static str,
+    },
     /// The operating system refused.
     #[error("{step}")]
     Io {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::options::Options;
 
-/// The folder with `postgres` and `initdb`, of this major version if one is given, else the newest.
+/// The folder with `postgres` and `initdb`, of this major version if one is given, else the newest. A folder that was
+/// chosen is the only one.
 pub(crate) fn postgres(options: &Options, major: Option<&str>) -> Option<PathBuf> {
     let mut folders = versions("/usr/lib/postgresql", "", "bin");
     folders.extend(versions("/usr", "pgsql-", "bin"));
@@ -17,6 +18,9 @@ pub(crate) fn postgres(options: &Options, major: Option<&str>) -> Option<PathBuf
     }
     folders.push("/Applications/Postgres.app/Contents/Versions/latest/bin".into());
     folders.push("/usr/local/pgsql/bin".into());
+    if let Some(chosen) = &options.postgres_bin {
+        folders = vec![chosen.clone()];
+    }
     let complete = |folder: &PathBuf| folder.join("postgres").is_file() && folder.join("initdb").is_file();
     let mut installed = folders.into_iter().filter(complete);
     match major {
@@ -34,13 +38,16 @@ pub(crate) fn postgres_major(bin: &Path) -> Option<String> {
     Some(major.to_owned())
 }
 
-/// The folder with `rabbitmq-server` and its companions.
+/// The folder with `rabbitmq-server` and its companions. A folder that was chosen is the only one.
 pub(crate) fn rabbitmq(options: &Options) -> Option<PathBuf> {
     let mut folders = vec![PathBuf::from("/usr/lib/rabbitmq/bin")];
     folders.extend(versions("/usr/lib/rabbitmq/lib", "rabbitmq_server-", "sbin"));
     folders.extend(["/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin"].map(PathBuf::from));
     folders.extend(["/opt/rabbitmq/sbin", "/usr/local/sbin"].map(PathBuf::from));
     folders.extend(env::split_paths(&options.search_path()));
+    if let Some(chosen) = &options.rabbitmq_bin {
+        folders = vec![chosen.clone()];
+    }
     // The wrapper has no `rabbitmq-env` beside it; a link in a folder of the PATH is followed to the real place.
     folders.into_iter().filter_map(|folder| folder.join("rabbitmq-server").canonicalize().ok()).find_map(|script| {
         let folder = script.parent()?;

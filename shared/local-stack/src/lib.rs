@@ -57,7 +57,7 @@ pub mod testing;
 
 pub use ending::erase;
 pub use error::Error;
-pub use options::{Options, Progress};
+pub use options::{Options, POSTGRES_BIN, Progress, RABBITMQ_BIN};
 pub use postgres::{Postgres, StopMode};
 pub use rabbitmq::RabbitMq;
 pub use stack::Stack;

@@ -6,6 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Names in the environment a folder with `postgres` and `initdb`.
+pub const POSTGRES_BIN: &str = "ROLLCALL_POSTGRES_BIN";
+/// Names in the environment a folder with `rabbitmq-server` and `rabbitmq-env`.
+pub const RABBITMQ_BIN: &str = "ROLLCALL_RABBITMQ_BIN";
+
 /// Receives one line when a step begins and one, with the elapsed time, when it ends.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -32,6 +37,10 @@ pub struct Options {
     pub linger: Duration,
     /// Where programs are looked for, as in `PATH`.
     pub path: OsString,
+    /// The folder of PostgreSQL's programs, instead of the newest that is found; [`POSTGRES_BIN`] unless it is set here.
+    pub postgres_bin: Option<PathBuf>,
+    /// The folder of RabbitMQ's scripts, instead of the first that is found; [`RABBITMQ_BIN`] unless it is set here.
+    pub rabbitmq_bin: Option<PathBuf>,
     /// Where the steps are told.
     pub progress: Progress,
 }
@@ -39,7 +48,7 @@ pub struct Options {
 impl Options {
     /// Private servers in `dir`, nothing installed, nothing told.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        let path = std::env::vars_os().find(|(name, _)| name == "PATH").map(|(_, value)| value);
+        let variable = |wanted: &str| std::env::vars_os().find(|(name, _)| name == wanted).map(|(_, value)| value);
         Self {
             dir: dir.into(),
             database_url: None,
@@ -50,7 +59,9 @@ impl Options {
             rabbitmq_settings: Vec::new(),
             start_timeout: Duration::from_mins(1),
             linger: Duration::from_secs(30),
-            path: path.unwrap_or_default(),
+            path: variable("PATH").unwrap_or_default(),
+            postgres_bin: variable(POSTGRES_BIN).map(PathBuf::from),
+            rabbitmq_bin: variable(RABBITMQ_BIN).map(PathBuf::from),
             progress: Arc::new(|_| {}),
         }
     }

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::find;
 use crate::home::Home;
 use crate::install;
-use crate::options::Options;
+use crate::options::{Options, POSTGRES_BIN, RABBITMQ_BIN};
 use crate::process::POLL;
 
 /// How often a start chooses other ports when somebody took one of the chosen in the meantime.
@@ -46,6 +46,20 @@ impl Wanted {
         }
     }
 
+    /// A folder that was chosen and is of no use must not lead to an installation, or to another version.
+    fn check_choice(self, options: &Options) -> Result<(), Error> {
+        let (variable, folder, program) = match self {
+            Self::Postgres => (POSTGRES_BIN, &options.postgres_bin, "postgres and initdb"),
+            Self::RabbitMq => (RABBITMQ_BIN, &options.rabbitmq_bin, "rabbitmq-server and rabbitmq-env"),
+        };
+        match folder {
+            Some(folder) if self.missing(options) => {
+                Err(Error::NoProgram { variable, folder: folder.clone(), program })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn missing(self, options: &Options) -> bool {
         match self {
             Self::Postgres => options.database_url.is_none() && find::postgres(options, None).is_none(),
@@ -56,6 +70,7 @@ impl Wanted {
 
 /// Sees to it that every wanted server can be started; installs what is missing if that is allowed.
 pub(crate) fn provide(home: &Home, wanted: &[Wanted]) -> Result<(), Error> {
+    wanted.iter().try_for_each(|server| server.check_choice(&home.options))?;
     let missing = || wanted.iter().copied().filter(|server| server.missing(&home.options)).collect::<Vec<_>>();
     if missing().is_empty() {
         return Ok(());

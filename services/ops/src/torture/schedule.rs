@@ -1,37 +1,77 @@
-//! Which fault comes next, and for how long.
+//! Which fault comes next: a deck of cards that the seed shuffles, so that even a short run sees nearly all of them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use local_stack::StopMode;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rustix::process::Signal;
+use rand::seq::SliceRandom;
 use tokio::time::sleep;
 
 use super::load::Load;
 use super::system::{Service, System};
 
-/// The age at which a quorum queue survives a kill of its broker.
-const SETTLED: Duration = Duration::from_secs(10);
-
-/// A seeded stream of faults.
-pub(crate) struct Schedule {
-    random: StdRng,
-    began: Instant,
-    done: BTreeMap<&'static str, u32>,
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    Kill(Target),
+    Terminate(Target),
+    /// For less than the time to live of a lease.
+    Freeze(Target),
+    /// A worker, for longer than that: others are given its partitions.
+    FreezeBeyondLease,
+    /// And its deliveries, because the broker's connection is cut before it wakes.
+    FreezeAndCut,
+    StopPostgres,
+    KillRabbitMq,
+    CutSessions,
+    /// One service's connections to one server are reset.
+    CutConnections,
+    /// They stay open and carry nothing.
+    Blackhole,
+    SlowNetwork,
+    DeleteQueue,
+    RepeatMessages,
 }
 
-#[derive(Clone, Copy)]
-enum Target {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Target {
     Api,
     Worker,
 }
 
+/// Each kind of fault, and how often it is in the deck.
+const DECK: [(Fault, usize); 16] = [
+    (Fault::Kill(Target::Worker), 3),
+    (Fault::Kill(Target::Api), 2),
+    (Fault::Terminate(Target::Worker), 2),
+    (Fault::Terminate(Target::Api), 1),
+    (Fault::Freeze(Target::Worker), 1),
+    (Fault::Freeze(Target::Api), 1),
+    (Fault::FreezeBeyondLease, 1),
+    (Fault::FreezeAndCut, 1),
+    (Fault::StopPostgres, 2),
+    (Fault::KillRabbitMq, 1),
+    (Fault::CutSessions, 1),
+    (Fault::CutConnections, 3),
+    (Fault::Blackhole, 2),
+    (Fault::SlowNetwork, 1),
+    (Fault::DeleteQueue, 1),
+    (Fault::RepeatMessages, 2),
+];
+
+/// A seeded stream of faults.
+pub(crate) struct Schedule {
+    pub(super) random: StdRng,
+    deck: Vec<Fault>,
+    /// When a queue was last created.
+    pub(super) created_at: Instant,
+    done: BTreeMap<&'static str, u32>,
+}
+
 impl Schedule {
     pub(crate) fn new(random: StdRng) -> Self {
-        Self { random, began: Instant::now(), done: BTreeMap::new() }
+        Self { random, deck: Vec::new(), created_at: Instant::now(), done: BTreeMap::new() }
     }
 
     /// How many faults there were.
@@ -47,30 +87,21 @@ impl Schedule {
     /// Makes one fault and mends it; the load goes on meanwhile.
     pub(crate) async fn next(&mut self, system: &mut System, load: &Load) -> anyhow::Result<&'static str> {
         self.pause(100, 700).await;
-        let fault = match self.random.random_range(0..100) {
-            0..22 => self.kill(system, Target::Worker).await?,
-            22..38 => self.kill(system, Target::Api).await?,
-            38..50 => self.terminate(system, Target::Worker).await?,
-            50..60 => self.terminate(system, Target::Api).await?,
-            60..72 => self.freeze(system, Target::Worker).await?,
-            72..78 => self.freeze(system, Target::Api).await?,
-            78..84 => self.postgres(system).await?,
-            84..88 => self.rabbitmq(system).await?,
-            88..93 => self.cut_sessions(system).await?,
-            _ => {
-                load.repeat_some(system.stack.rabbitmq.url()).await?;
-                "messages repeated"
-            }
-        };
-        *self.done.entry(fault).or_default() += 1;
-        Ok(fault)
+        if self.deck.is_empty() {
+            self.deck = DECK.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
+            self.deck.shuffle(&mut self.random);
+        }
+        let Some(fault) = self.deck.pop() else { return Ok("nothing") };
+        let name = self.make(fault, system, load).await?;
+        *self.done.entry(name).or_default() += 1;
+        Ok(name)
     }
 
-    async fn pause(&mut self, from: u64, to: u64) {
+    pub(super) async fn pause(&mut self, from: u64, to: u64) {
         sleep(Duration::from_millis(self.random.random_range(from..to))).await;
     }
 
-    fn pick<'s>(&mut self, system: &'s mut System, target: Target) -> &'s mut Service {
+    pub(super) fn pick<'s>(&mut self, system: &'s mut System, target: Target) -> &'s mut Service {
         let services = match target {
             Target::Api => &mut system.apis,
             Target::Worker => &mut system.workers,
@@ -79,76 +110,8 @@ impl Schedule {
         &mut services[number]
     }
 
-    async fn kill(&mut self, system: &mut System, target: Target) -> anyhow::Result<&'static str> {
-        let stack = Arc::clone(&system.stack);
-        let away = self.random.random_range(0..800);
-        let service = self.pick(system, target);
-        service.kill(&stack).await?;
-        sleep(Duration::from_millis(away)).await;
-        service.start(&stack)?;
-        Ok(match target {
-            Target::Api => "API killed",
-            Target::Worker => "worker killed",
-        })
-    }
-
-    async fn terminate(&mut self, system: &mut System, target: Target) -> anyhow::Result<&'static str> {
-        let stack = Arc::clone(&system.stack);
-        // One that just came up has its handlers set, so that SIGTERM means what it should.
-        system.heal().await?;
-        let service = self.pick(system, target);
-        service.terminate(&stack).await?;
-        service.start(&stack)?;
-        Ok(match target {
-            Target::Api => "API terminated",
-            Target::Worker => "worker terminated",
-        })
-    }
-
-    async fn freeze(&mut self, system: &mut System, target: Target) -> anyhow::Result<&'static str> {
-        let long = self.random.random_bool(0.3);
-        let length = if long { self.random.random_range(5500..7500) } else { self.random.random_range(300..2500) };
-        let stack = Arc::clone(&system.stack);
-        let service = self.pick(system, target);
-        // One that ended by itself is started again.
-        service.start(&stack)?;
-        service.signal(Signal::STOP)?;
-        sleep(Duration::from_millis(length)).await;
-        service.signal(Signal::CONT)?;
-        Ok(match target {
-            Target::Api => "API frozen",
-            Target::Worker => "worker frozen",
-        })
-    }
-
-    async fn postgres(&mut self, system: &System) -> anyhow::Result<&'static str> {
-        let stack = Arc::clone(&system.stack);
-        tokio::task::spawn_blocking(move || stack.postgres.stop(StopMode::Immediate)).await??;
-        self.pause(100, 2000).await;
-        let stack = Arc::clone(&system.stack);
-        tokio::task::spawn_blocking(move || stack.postgres.start()).await??;
-        Ok("PostgreSQL stopped")
-    }
-
-    async fn rabbitmq(&mut self, system: &System) -> anyhow::Result<&'static str> {
-        let stack = Arc::clone(&system.stack);
-        // A broker that is killed within seconds of the birth of a quorum queue can come back with that queue for ever without
-        // a leader (seen with RabbitMQ 3.10.8): no fault of the services, and nothing that they could mend.
-        let settled = self.began.elapsed() > SETTLED;
-        let end = move || if settled { stack.rabbitmq.kill() } else { stack.rabbitmq.stop() };
-        tokio::task::spawn_blocking(end).await??;
-        self.pause(100, 1000).await;
-        let stack = Arc::clone(&system.stack);
-        tokio::task::spawn_blocking(move || stack.rabbitmq.start()).await??;
-        Ok(if settled { "RabbitMQ killed" } else { "RabbitMQ stopped" })
-    }
-
-    /// Ends every session of the services in the database, control connections included.
-    async fn cut_sessions(&mut self, system: &System) -> anyhow::Result<&'static str> {
-        let mut connection = system.database().await?;
-        sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'rollcall%' AND pid <> pg_backend_pid()")
-            .execute(&mut connection)
-            .await?;
-        Ok("sessions cut")
+    pub(super) fn any<'s>(&mut self, system: &'s mut System) -> &'s mut Service {
+        let target = if self.random.random_bool(0.6) { Target::Worker } else { Target::Api };
+        self.pick(system, target)
     }
 }

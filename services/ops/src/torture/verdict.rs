@@ -1,18 +1,57 @@
-//! Reads every promise and every row afterwards, and decides.
+//! Reads every promise and every row afterwards, and decides. What the clients were told is compared with the rows: first
+//! each operation for itself and against its neighbours, then each user's versions as a whole.
 
-use std::collections::HashMap;
+mod audit;
+mod events;
+mod operations;
+mod pauses;
+mod queues;
+mod rows;
+mod users;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sqlx::PgConnection;
-use time::OffsetDateTime;
+use common::command::{DEFAULT_PARTITIONS, UserId};
 use uuid::Uuid;
 
-use super::load::{Life, Promises};
+use super::promises::Promises;
 use super::system::System;
+pub(crate) use audit::observe;
+pub(crate) use events::subscribe;
+use pauses::Pause;
+use queues::Queues;
+use rows::{Rows, settle};
 
-/// How many broken promises are shown one by one.
-const SHOWN: usize = 20;
+/// How many broken promises of a kind are shown one by one.
+const SHOWN: usize = 10;
+
+/// How a promise can be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Broken {
+    /// Promised, and it has no outcome, though nothing is left to apply.
+    Lost,
+    /// It took effect more than once.
+    Twice,
+    /// It was applied before one that was promised before it was asked for.
+    Reordered,
+    /// An outcome that the state of the user does not explain, or that differs from what a client was told.
+    Wrong,
+    /// Applied by a worker that no longer owned the partition.
+    Unfenced,
+    /// Something does not move, is not ready or does not end.
+    Stuck,
+}
+
+const KINDS: [(Broken, &str); 6] = [
+    (Broken::Lost, "lost"),
+    (Broken::Twice, "twice"),
+    (Broken::Reordered, "reordered"),
+    (Broken::Wrong, "wrong"),
+    (Broken::Unfenced, "unfenced"),
+    (Broken::Stuck, "stuck"),
+];
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -20,23 +59,41 @@ pub(crate) struct Verdict {
     accepted: usize,
     refused: u64,
     unknown: u64,
-    lost: Vec<String>,
-    twice: Vec<String>,
-    reordered: Vec<String>,
-    wrong: Vec<String>,
-}
-
-/// A command's row.
-struct Outcome {
-    status: String,
-    version: Option<i64>,
-    applied_at: OffsetDateTime,
+    commands: usize,
+    /// Change events that were recorded, and messages that a subscriber received of them.
+    events: usize,
+    received: usize,
+    pause: Option<Pause>,
+    /// Services that ended by themselves.
+    ended: u32,
+    /// Partitions that still have something to apply.
+    waiting: BTreeSet<u16>,
+    broken: BTreeMap<Broken, Vec<String>>,
 }
 
 impl Verdict {
     /// Whether every promise was kept.
     pub(crate) fn kept(&self) -> bool {
-        [&self.lost, &self.twice, &self.reordered, &self.wrong].into_iter().all(Vec::is_empty)
+        self.broken.is_empty()
+    }
+
+    /// Adds what was wrong with processes.
+    pub(crate) fn add_stuck(&mut self, complaints: Vec<String>) {
+        for complaint in complaints {
+            self.found(Broken::Stuck, complaint);
+        }
+    }
+
+    /// A promise has no outcome.
+    fn unkept(&mut self, command: Uuid, user: Uuid) {
+        let partition = UserId::try_from(user).map(|user| user.partition(DEFAULT_PARTITIONS));
+        let waits = partition.is_ok_and(|partition| self.waiting.contains(&partition));
+        let broken = if waits { Broken::Stuck } else { Broken::Lost };
+        self.found(broken, format!("command {command} of user {user} has no outcome"));
+    }
+
+    fn found(&mut self, broken: Broken, what: String) {
+        self.broken.entry(broken).or_default().push(what);
     }
 }
 
@@ -45,10 +102,16 @@ impl fmt::Display for Verdict {
         writeln!(f, "accepted   {}", self.accepted)?;
         writeln!(f, "refused    {} (503, nothing promised)", self.refused)?;
         writeln!(f, "unknown    {} (504 or no answer, nothing promised)", self.unknown)?;
-        let kinds =
-            [("lost", &self.lost), ("twice", &self.twice), ("reordered", &self.reordered), ("wrong", &self.wrong)];
-        for (kind, found) in kinds {
-            writeln!(f, "{kind:<10} {}", found.len())?;
+        writeln!(f, "applied    {} commands, retries and those of unknown fate included", self.commands)?;
+        writeln!(f, "events     {}, received in {} messages", self.events, self.received)?;
+        match &self.pause {
+            Some(pause) => writeln!(f, "pause      {pause}")?,
+            None => writeln!(f, "pause      none")?,
+        }
+        writeln!(f, "ended      {} services by themselves, and started again", self.ended)?;
+        for (kind, name) in KINDS {
+            let found = self.broken.get(&kind).map(Vec::as_slice).unwrap_or_default();
+            writeln!(f, "{name:<10} {}", found.len())?;
             for one in found.iter().take(SHOWN) {
                 writeln!(f, "  {one}")?;
             }
@@ -60,91 +123,24 @@ impl fmt::Display for Verdict {
 /// Waits until nothing moves any more, then compares.
 pub(crate) async fn judge(system: &System, promises: &Promises, patience: Duration) -> anyhow::Result<Verdict> {
     let mut connection = system.database().await?;
-    let ids: Vec<Uuid> = promises.lives.iter().flat_map(|life| &life.promises).map(|promise| promise.id).collect();
-    let outcomes = settle(&mut connection, &ids, patience).await?;
-    let mut verdict = Verdict {
-        accepted: ids.len(),
-        refused: promises.refused,
-        unknown: promises.unknown,
-        wrong: promises.wrong.clone(),
-        ..Verdict::default()
-    };
+    let mut verdict =
+        Verdict { refused: promises.refused, unknown: promises.unknown, ended: system.ended(), ..Verdict::default() };
+    let queues = Queues::open(system.stack.rabbitmq.url()).await?;
+    settle(&mut connection, &queues, &promises.ids(), patience).await?;
+    queues::judge(&mut verdict, &queues.read().await?);
+    let rows = Rows::read(&mut connection).await?;
+    verdict.commands = rows.commands.len();
+    verdict.pause = pauses::longest(&rows);
+    for wrong in &promises.wrong {
+        verdict.found(Broken::Wrong, wrong.clone());
+    }
     for life in &promises.lives {
-        judge_order(&mut verdict, life, &outcomes);
+        verdict.accepted += life.operations.iter().filter(|operation| operation.accepted.is_some()).count();
+        operations::judge(&mut verdict, life, &rows);
     }
-    judge_versions(&mut verdict, &mut connection).await?;
+    users::judge(&mut verdict, promises, &rows);
+    events::judge(&mut verdict, &mut connection, system.stack.rabbitmq.url(), &rows, patience).await?;
+    audit::judge(&mut verdict, &mut connection).await?;
+    operations::judge_status(&mut verdict, &system.bases(), promises, &rows).await?;
     Ok(verdict)
-}
-
-async fn settle(
-    connection: &mut PgConnection,
-    ids: &[Uuid],
-    patience: Duration,
-) -> anyhow::Result<HashMap<Uuid, Outcome>> {
-    let deadline = Instant::now() + patience;
-    loop {
-        let rows: Vec<(Uuid, String, Option<i64>, OffsetDateTime)> =
-            sqlx::query_as("SELECT id, status, user_version, applied_at FROM commands WHERE id = ANY($1)")
-                .bind(ids)
-                .fetch_all(&mut *connection)
-                .await?;
-        if rows.len() == ids.len() || Instant::now() > deadline {
-            return Ok(rows
-                .into_iter()
-                .map(|(id, status, version, applied_at)| (id, Outcome { status, version, applied_at }))
-                .collect());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// A later promise has a later version; a conditional one came right after the version that it named.
-fn judge_order(verdict: &mut Verdict, life: &Life, outcomes: &HashMap<Uuid, Outcome>) {
-    let mut last = 0;
-    let mut last_at = OffsetDateTime::UNIX_EPOCH;
-    for promise in &life.promises {
-        let Some(outcome) = outcomes.get(&promise.id) else {
-            verdict.lost.push(format!("command {} of user {} has no outcome", promise.id, life.user));
-            continue;
-        };
-        match (outcome.status.as_str(), outcome.version) {
-            ("succeeded", Some(version)) => {
-                if version <= last {
-                    verdict.reordered.push(format!(
-                        "command {} of user {}: version {version} at {} after version {last} at {last_at}",
-                        promise.id, life.user, outcome.applied_at
-                    ));
-                }
-                if promise.if_match.is_some_and(|expected| expected + 1 != version) {
-                    verdict.wrong.push(format!("command {} was conditional, and not on this version", promise.id));
-                }
-                last = version;
-                last_at = outcome.applied_at;
-            }
-            // A version that was lost, or a state that was there already.
-            ("rejected", _) => {}
-            (status, _) => verdict.wrong.push(format!("command {} ended as {status}", promise.id)),
-        }
-    }
-}
-
-/// The versions that the commands of a user gave are 1, 2, 3 … up to the user's own: none twice, none without a command.
-async fn judge_versions(verdict: &mut Verdict, connection: &mut PgConnection) -> anyhow::Result<()> {
-    let odd: Vec<(Uuid, i64, i64, i64)> = sqlx::query_as(
-        "SELECT users.id, users.version, count(*), count(DISTINCT commands.user_version)
-         FROM users
-         LEFT JOIN commands ON commands.user_id = users.id AND commands.status = 'succeeded'
-         GROUP BY users.id, users.version
-         HAVING count(*) <> users.version
-             OR count(DISTINCT commands.user_version) <> users.version
-             OR max(commands.user_version) <> users.version",
-    )
-    .fetch_all(connection)
-    .await?;
-    for (user, version, commands, distinct) in odd {
-        verdict
-            .twice
-            .push(format!("user {user} has version {version} after {commands} commands with {distinct} versions"));
-    }
-    Ok(())
 }

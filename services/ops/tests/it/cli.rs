@@ -32,7 +32,8 @@ fn the_help_of_each_service_documents_each_of_its_variables() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["up", "api", "worker", "migrate", "roles", "dead-letters", "health", "load", "generate", "settings"]
+    for command in
+        ["up", "api", "worker", "migrate", "roles", "dead-letters", "health", "load", "torture", "generate", "settings"]
     {
         let output = rollcall(&[command, "--help"], &[]);
         assert!(output.status.success() && !output.stdout.is_empty(), "{command}");

@@ -10,6 +10,7 @@ mod harness;
 
 mod cli;
 mod dead_letters;
+mod events;
 mod faults;
 mod idempotency;
 mod kills;
@@ -19,6 +20,7 @@ mod outages;
 mod roles;
 mod stalls;
 mod stopping;
+mod torture;
 mod traces;
 mod unroutable;
 mod up;

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 
 use common::command::{CommandId, Envelope, UserId};
+use common::config::Retention;
 use common::telemetry::TraceHeaders;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{BEHIND, Traces};
+use crate::pruning::PRUNED_AT_ONCE;
 
 /// Longer reasons are cut: a row is no place for a stack trace.
 const LONGEST_REASON: usize = 1000;
@@ -217,6 +219,30 @@ async fn insert(conn: &mut PgConnection, letters: &[NewLetter], traces: &Traces)
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Deletes some of the letters that were closed longer ago than commands are kept; gives how many.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn prune(conn: &mut PgConnection, retention: Retention) -> Result<u64, sqlx::Error> {
+    let deleted = sqlx::query!(
+        "
+        DELETE FROM dead_letters
+        WHERE ctid = ANY(ARRAY(
+            SELECT ctid
+            FROM dead_letters
+            WHERE closed_at < now() - make_interval(secs => $1)
+            LIMIT $2
+            FOR UPDATE SKIP LOCKED
+        ))
+        ",
+        retention.0.as_secs_f64(),
+        PRUNED_AT_ONCE.cast_signed(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(deleted.rows_affected())
 }
 
 /// As much of a reason as a row takes; PostgreSQL stores no NUL.

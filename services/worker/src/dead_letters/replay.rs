@@ -12,10 +12,11 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::record::{cut, record_undelivered};
-use super::{DELIVERY_LIMIT, DISCARDED, Letters};
+use super::{DELIVERY_LIMIT, DISCARDED, Letters, Traces};
 use crate::alone::{Tried, try_alone};
 use crate::blame::ApplyError;
 use crate::commands::decide;
+use crate::events::Origin;
 use crate::idempotency;
 use crate::users::Outcome;
 
@@ -146,6 +147,8 @@ struct Open {
     command_id: Uuid,
     kind: String,
     payload: Vec<u8>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
 }
 
 async fn work(
@@ -168,7 +171,7 @@ async fn work(
     let open = sqlx::query_as!(
         Open,
         r#"
-        SELECT id, command_id AS "command_id!", type AS "kind!", payload
+        SELECT id, command_id AS "command_id!", type AS "kind!", payload, traceparent, tracestate
         FROM dead_letters
         WHERE user_id = $1 AND state = 'open'
         ORDER BY id
@@ -184,6 +187,9 @@ async fn work(
             _ => return Err(ReplayError::NotOpen),
         }
     }
+    // What the services work with; whoever owns the user's publishes the events.
+    let partitions = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM partitions"#).fetch_one(&mut *tx).await?;
+    let partitions = u16::try_from(partitions).unwrap_or(u16::MAX);
     let mut steps: Vec<Step> = Vec::with_capacity(open.len());
     let mut failed = false;
     for letter in &open {
@@ -196,7 +202,7 @@ async fn work(
                 .await?;
             Verdict::Discarded
         } else {
-            again(&mut tx, letter, window).await?
+            again(&mut tx, letter, window, partitions).await?
         };
         if let Verdict::Failed(..) = verdict {
             failed = true;
@@ -218,10 +224,15 @@ async fn work(
 }
 
 /// Tries one letter's command; what comes of it is written.
-async fn again(conn: &mut PgConnection, letter: &Open, window: IdempotencyWindow) -> Result<Verdict, ReplayError> {
+async fn again(
+    conn: &mut PgConnection,
+    letter: &Open,
+    window: IdempotencyWindow,
+    partitions: u16,
+) -> Result<Verdict, ReplayError> {
     let (sqlstate, reason) = match Envelope::decode(&letter.payload) {
         Err(fault) => (None, format!("undecodable: {fault}")),
-        Ok(envelope) => match once(conn, &envelope, window).await? {
+        Ok(envelope) => match once(conn, &envelope, letter, window, partitions).await? {
             Tried::Decided(outcome) => {
                 close(conn, letter, "replayed").await?;
                 sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id)
@@ -254,10 +265,19 @@ async fn again(conn: &mut PgConnection, letter: &Open, window: IdempotencyWindow
 }
 
 /// Tries a command, unless it repeats one that has an outcome.
-async fn once(conn: &mut PgConnection, envelope: &Envelope, window: IdempotencyWindow) -> Result<Tried, ApplyError> {
+async fn once(
+    conn: &mut PgConnection,
+    envelope: &Envelope,
+    letter: &Open,
+    window: IdempotencyWindow,
+    partitions: u16,
+) -> Result<Tried, ApplyError> {
     let (first, retries) = idempotency::claim(conn, vec![envelope.clone()], window).await?;
     if !first.is_empty() {
-        return try_alone(conn, envelope).await;
+        let trace = TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
+        let traces = Traces::from([(envelope.id, trace)]);
+        let partition = envelope.command.user_id().partition(partitions);
+        return try_alone(conn, envelope, Origin { partition, traces: &traces }).await;
     }
     let mut outcomes = HashMap::new();
     idempotency::repeat(retries, &mut outcomes, &mut Letters::new(HashSet::new()));

@@ -9,6 +9,7 @@
 mod apply;
 mod blame;
 mod dead_letters;
+mod events;
 mod flood;
 mod idempotency;
 mod poison;

@@ -13,6 +13,8 @@ use common::db::{self, Pool};
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use rollcall_worker::apply::{Applier, Fence};
+use rollcall_worker::dead_letters::Traces;
+use rollcall_worker::events::Origin;
 use rollcall_worker::flood::FloodGuard;
 use rollcall_worker::users::{Outcome, apply_wave};
 use sqlx::PgConnection;
@@ -52,7 +54,9 @@ impl Database {
     /// Applies one wave and gives the outcomes in its order.
     pub(crate) async fn wave(&mut self, wave: &[Envelope]) -> Vec<Outcome> {
         let envelopes: Vec<&Envelope> = wave.iter().collect();
-        let mut outcomes = apply_wave(&mut self.conn, &envelopes).await.expect("outcomes");
+        let mut outcomes = apply_wave(&mut self.conn, &envelopes, Origin { partition: 0, traces: &Traces::new() })
+            .await
+            .expect("outcomes");
         let outcomes = in_order(wave, &mut outcomes);
         outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
     }
@@ -82,6 +86,18 @@ impl Database {
         ";
         let line = sqlx::query_scalar(line).bind(uuid::Uuid::from(id));
         line.fetch_optional(&mut self.conn).await.expect("a row")
+    }
+
+    /// A user's events in order, each as its type, version and data without times.
+    pub(crate) async fn events(&mut self, user: UserId) -> Vec<String> {
+        let rows = "
+            SELECT concat_ws(' ', type, 'v' || user_version, data - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
+            FROM events
+            WHERE user_id = $1 AND data ->> 'id' = user_id::text AND (data ->> 'version')::bigint = user_version
+            ORDER BY position
+        ";
+        let rows = sqlx::query_scalar(rows).bind(uuid::Uuid::from(user));
+        rows.fetch_all(&mut self.conn).await.expect("rows")
     }
 
     pub(crate) async fn count(&mut self, table: &str) -> i64 {

@@ -37,7 +37,7 @@ const LARGEST_BATCH: usize = 32;
 const BLOCKED_PATIENCE: Duration = Duration::from_millis(500);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A message to publish. Always mandatory: what no queue takes is refused.
+/// A message to publish.
 #[derive(Debug)]
 pub struct Message {
     /// The exchange.
@@ -50,6 +50,8 @@ pub struct Message {
     pub properties: BasicProperties,
     /// The body.
     pub body: Vec<u8>,
+    /// Whether a message that no queue takes is refused, instead of confirmed and forgotten.
+    pub mandatory: bool,
 }
 
 /// Why a message was not accepted.
@@ -289,10 +291,9 @@ impl Sent {
 }
 
 async fn send(channel: &Channel, batch: &[Request]) -> Vec<Sent> {
-    // Mandatory: the broker returns what no queue takes instead of confirming it silently.
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let mut sends = Vec::with_capacity(batch.len());
     for Request { message, .. } in batch {
+        let options = BasicPublishOptions { mandatory: message.mandatory, ..BasicPublishOptions::default() };
         let properties = message.properties.clone().with_message_id(message.id.as_str().into());
         let exchange = message.exchange.as_str().into();
         let routing_key = message.routing_key.as_str().into();

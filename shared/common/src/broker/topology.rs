@@ -70,6 +70,12 @@ impl Topology {
         format!("{}commands.{partition}", self.prefix)
     }
 
+    /// The topic exchange that change events are published to, with the event's type as routing key. Subscribers bind
+    /// queues of their own.
+    pub fn events_exchange(&self) -> String {
+        format!("{}events", self.prefix)
+    }
+
     /// The fanout exchange and the queue (of the same name) of messages that the broker gave up; workers collect them.
     pub fn dead_letters(&self) -> String {
         format!("{}dead-letters", self.prefix)
@@ -86,6 +92,7 @@ impl Topology {
         };
         let channel = open().await?;
         self.declare_exchange(&channel, &self.commands_exchange(), ExchangeKind::Direct).await?;
+        self.declare_exchange(&channel, &self.events_exchange(), ExchangeKind::Topic).await?;
         self.declare_exchange(&channel, &self.dead_letters(), ExchangeKind::Fanout).await?;
         self.declare_queue(&channel, &self.dead_letters(), &self.dead_letters(), "", dead_letter_arguments()).await?;
         for partition in 0..self.partitions {

@@ -4,6 +4,7 @@
 
 // The contract.
 mod command;
+mod event;
 mod ids;
 mod text;
 

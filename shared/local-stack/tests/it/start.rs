@@ -110,6 +110,24 @@ fn a_directory_that_the_server_cannot_enter_is_linked_to_one_that_it_can() {
 }
 
 #[test]
+fn a_chosen_folder_of_programs_is_the_only_one() {
+    let dir = Dir::new("chosen");
+    let chosen = dir.0.join("bin");
+    fs::create_dir_all(&chosen).expect("a folder");
+    let options = || Options { postgres_bin: Some(chosen.clone()), ..dir.options() };
+    let refused = Postgres::start_alone(options()).err().expect("a refusal");
+    assert!(matches!(refused, Error::NoProgram { variable: "ROLLCALL_POSTGRES_BIN", .. }), "{refused}");
+
+    let installed = Postgres::start_alone(Dir::new("installed").options()).expect("a server").bin_dir();
+    for program in ["postgres", "initdb"] {
+        let target = installed.as_ref().expect("installed programs").join(program);
+        std::os::unix::fs::symlink(target, chosen.join(program)).expect("a link");
+    }
+    let postgres = Postgres::start_alone(options()).expect("a server");
+    assert_eq!(postgres.bin_dir(), Some(chosen));
+}
+
+#[test]
 fn a_server_given_by_its_url_is_used_and_never_touched() {
     let dir = Dir::new("given");
     let url = "postgres://somebody@127.0.0.1:1/else";

@@ -100,7 +100,7 @@ fn nobody_but_the_worker_and_the_owner_writes_anything() {
             assert!(!privileges.contains(&"TRUNCATE"), "{role:?} truncates {table}");
         }
     }
-    let of_users = TABLES.iter().filter(|(table, _)| ["users", "commands", "dead_letters"].contains(table));
+    let of_users = TABLES.iter().filter(|(table, _)| ["users", "commands", "dead_letters", "events"].contains(table));
     let readers: BTreeSet<ServerRole> = of_users.flat_map(|(_, grants)| *grants).map(|(role, _)| *role).collect();
     assert_eq!(readers, BTreeSet::from([ServerRole::Api, ServerRole::Worker]));
 }

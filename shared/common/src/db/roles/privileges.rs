@@ -12,7 +12,8 @@ pub const TABLES: &[(&str, &[Grant])] = &[
     ("idempotency_keys", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     // Who lets users go again is an operator, as the migrator.
     ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
-    ("dead_letters", &[(Worker, &["SELECT", "INSERT", "UPDATE"])]),
+    ("dead_letters", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
+    ("events", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     ("suspects", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     ("membership", &[(Monitor, &["SELECT"])]),
     ("members", &[(Monitor, &["SELECT"])]),
@@ -32,6 +33,7 @@ pub const TABLES: &[(&str, &[Grant])] = &[
 /// Who may call each function; one that nobody may call is called by others of them.
 pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("ensure_command_day", &[Worker]),
+    ("drop_command_days", &[Worker]),
     ("command_day_bound", &[]),
     ("join_membership", &[Control]),
     ("beat_membership", &[Control]),

@@ -1,0 +1,56 @@
+-- What changed, for whoever subscribes: one row per change, written in the transaction that makes it, and published by the
+-- worker that owns the partition. Published rows are pruned after EVENT_RETENTION_HOURS.
+CREATE TABLE events (
+    -- Numbers a user's events in the order of its changes: each is written under the lock that the change holds. Across
+    -- users it is no order of commits, so nothing may read on from a last position.
+    position bigint GENERATED ALWAYS AS IDENTITY,
+    -- The command's id: a command makes at most one change. Subscribers tell repeated messages by it.
+    id uuid NOT NULL,
+    -- Which worker publishes it.
+    partition integer NOT NULL,
+    type text NOT NULL,
+    user_id uuid NOT NULL,
+    -- After the change; a deletion counts as one more.
+    user_version bigint NOT NULL,
+    -- The user after the change.
+    data jsonb NOT NULL,
+    occurred_at timestamptz NOT NULL DEFAULT now(),
+    -- W3C trace context of the command's message.
+    traceparent text,
+    tracestate text,
+    -- When the broker confirmed it.
+    published_at timestamptz,
+    CONSTRAINT events_pkey PRIMARY KEY (position)
+);
+
+-- What is still to be published, in order.
+CREATE INDEX events_pending_idx ON events (position) INCLUDE (partition) WHERE published_at IS NULL;
+
+-- Drops the tables of days before this one and gives how many. Waits only briefly for the lock: a batch that is under way
+-- comes first, and a drop that waited longer would hold up those behind it. Runs as the tables' owner.
+CREATE FUNCTION drop_command_days(before date) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+DECLARE
+    name text;
+    dropped integer := 0;
+BEGIN
+    PERFORM set_config('lock_timeout', '200ms', true);
+    FOR name IN
+        SELECT pg_class.relname
+        FROM pg_inherits
+        JOIN pg_class ON pg_class.oid = pg_inherits.inhrelid
+        WHERE pg_inherits.inhparent = 'commands'::regclass
+            AND pg_class.relname < 'commands_' || to_char(before, 'YYYYMMDD')
+        ORDER BY pg_class.relname
+    LOOP
+        -- The parent first, as every statement on commands takes its locks.
+        LOCK TABLE commands IN ACCESS EXCLUSIVE MODE;
+        EXECUTE format('DROP TABLE %I', name);
+        dropped := dropped + 1;
+    END LOOP;
+    RETURN dropped;
+END
+$$;
+
+REVOKE EXECUTE ON FUNCTION drop_command_days(date) FROM PUBLIC;

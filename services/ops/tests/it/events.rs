@@ -1,0 +1,158 @@
+//! Change events as a subscriber sees them: as the contract says, in order, and none missing whatever dies.
+
+use std::collections::{BTreeMap, HashSet};
+
+use common::event::{CONTENT_TYPE, CloudEvent};
+use lapin::message::Delivery;
+use lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionProperties};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{System, Writers, eventually};
+
+const KILLS: usize = 8;
+
+/// A queue that is bound to the events of one system.
+struct Subscriber {
+    // The channel ends with it.
+    _connection: Connection,
+    channel: Channel,
+    queue: String,
+}
+
+impl Subscriber {
+    /// Binds a queue to the exchange, which exists once a service runs.
+    async fn bind(system: &System, pattern: &str) -> Self {
+        let connection = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let (queue, exchange) = (format!("{}subscriber", system.prefix), format!("{}events", system.prefix));
+        let declared = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.as_str().into(), declared, FieldTable::default()).await.unwrap();
+        let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(queue.as_str().into(), exchange.into(), pattern.into(), bind, none).await.unwrap();
+        Self { _connection: connection, channel, queue }
+    }
+
+    async fn next(&self) -> Delivery {
+        eventually("an event", async || self.waiting().await).await
+    }
+
+    async fn waiting(&self) -> Option<Delivery> {
+        let options = BasicGetOptions { no_ack: true };
+        self.channel.basic_get(self.queue.as_str().into(), options).await.unwrap().map(|got| got.delivery)
+    }
+}
+
+/// Validates bodies by what the contract says of their type.
+fn validator(kind: &str) -> jsonschema::Validator {
+    let mut contract: Value = serde_json::from_str(include_str!("../../../../openapi/rollcall-events.json")).unwrap();
+    let mut schema = contract["components"]["messages"][kind.replace('.', "_")]["payload"].take();
+    schema["components"] = contract["components"].take();
+    // Stricter than the contract asks of subscribers: nothing that it does not describe is sent either.
+    let data = if kind == "users.deleted" { "DeletedUser" } else { "User" };
+    schema["components"]["schemas"][data]["additionalProperties"] = json!(false);
+    schema["additionalProperties"] = json!(false);
+    jsonschema::options().should_validate_formats(true).build(&schema).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_sees_each_change_in_order_and_as_the_contract_says() {
+    let mut system = System::prepare().await;
+    system.set("EVENT_SOURCE", "https://directory.example.org/");
+    // Without an endpoint there are no traces; nobody has to listen there.
+    system.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let subscriber = Subscriber::bind(&system, "users.#").await;
+    let user = system.create(&api, "ada@example.org").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let writes = [
+        (Method::PATCH, path.clone(), r#"{"name":"Ada King"}"#),
+        (Method::POST, format!("{path}/suspend"), ""),
+        (Method::POST, format!("{path}/suspend"), ""),
+        (Method::POST, format!("{path}/reactivate"), ""),
+        (Method::DELETE, path.clone(), ""),
+    ];
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let mut states = vec![user.clone()];
+    for (method, path, body) in writes {
+        let request = system.client.request(method, api.url(&path)).header("traceparent", traceparent);
+        let request = request.header("prefer", "wait=20").header("content-type", "application/merge-patch+json");
+        let answer = request.body(body).send().await.unwrap();
+        if answer.status() == StatusCode::OK {
+            states.push(answer.json().await.unwrap());
+        }
+    }
+    states.push(json!({"id": user["id"], "version": 5}));
+
+    let kinds = ["users.created", "users.updated", "users.suspended", "users.reactivated", "users.deleted"];
+    for (number, (kind, state)) in kinds.into_iter().zip(&states).enumerate() {
+        let delivery = subscriber.next().await;
+        assert_eq!(delivery.routing_key.as_str(), kind);
+        let body: Value = serde_json::from_slice(&delivery.data).unwrap();
+        let faults: Vec<_> = validator(kind).iter_errors(&body).map(|fault| fault.to_string()).collect();
+        assert!(faults.is_empty(), "{kind}: {faults:?} in {body:#}");
+        let event: CloudEvent = serde_json::from_value(body).unwrap();
+        assert_eq!(event.source, "https://directory.example.org/");
+        assert_eq!(Some(event.subject.to_string().as_str()), user["id"].as_str());
+        let plain = |state: &Value| {
+            let mut members = state.as_object().unwrap().clone();
+            // Written with other numbers of digits.
+            members.retain(|name, _| !name.ends_with("_at"));
+            members
+        };
+        assert_eq!(plain(&event.data), plain(state), "what the API answered");
+        let properties = &delivery.properties;
+        assert_eq!(properties.content_type().as_ref().map(ToString::to_string).as_deref(), Some(CONTENT_TYPE));
+        assert_eq!(properties.message_id().as_ref().map(ToString::to_string), Some(event.id.to_string()));
+        assert_eq!(properties.delivery_mode(), &Some(2));
+        let headers = properties.headers().as_ref().unwrap().inner();
+        assert_eq!(
+            headers.get("traceparent"),
+            Some(&AMQPValue::LongString(event.traceparent.as_deref().unwrap().into()))
+        );
+        if number > 0 {
+            assert_eq!(&event.traceparent.unwrap()[..35], &traceparent[..35], "the trace of the request");
+        }
+        let command: Value = system.get(&api, &format!("/v1/commands/{}", event.id)).await.json().await.unwrap();
+        assert_eq!(command["user_id"], user["id"]);
+    }
+    assert!(subscriber.waiting().await.is_none(), "the second suspension changed nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_killed_neither_lose_nor_reorder_events() {
+    let system = System::prepare().await;
+    let (api, mut first) = tokio::join!(system.api(), system.worker());
+    let mut second = system.worker().await;
+    let subscriber = Subscriber::bind(&system, "users.*").await;
+    let writers = Writers::start(8, &[api.url("")]);
+    for _ in 0..KILLS {
+        writers.progress(50).await;
+        first.kill();
+        writers.progress(20).await;
+        first = std::mem::replace(&mut second, system.worker_unready());
+    }
+    writers.finish().await.kept(&system).await;
+    eventually("every event is published", async || {
+        (system.count("SELECT count(*) FROM events WHERE published_at IS NULL").await == 0).then_some(())
+    })
+    .await;
+
+    let (mut ids, mut versions) = (HashSet::new(), BTreeMap::<Uuid, i64>::new());
+    while let Some(delivery) = subscriber.waiting().await {
+        let event: CloudEvent = serde_json::from_slice(&delivery.data).unwrap();
+        if ids.insert(event.id) {
+            let last = versions.entry(event.subject).or_default();
+            *last += 1;
+            assert_eq!(event.data["version"], *last, "{event:?}");
+        }
+    }
+    let mut database = system.database().await;
+    let succeeded = "SELECT id FROM commands WHERE status = 'succeeded'";
+    let succeeded: Vec<Uuid> = sqlx::query_scalar(succeeded).fetch_all(&mut database).await.unwrap();
+    assert_eq!(ids, succeeded.into_iter().collect::<HashSet<_>>());
+    drop((first, second));
+}

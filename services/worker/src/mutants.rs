@@ -1,0 +1,104 @@
+//! Faults that can be switched on, to prove that `rollcall torture` finds them. Compiled only with the feature `mutants`,
+//! which no release build can have.
+//!
+//! Some make the moment longer in which the fault shows, so that a run of less than a minute meets it.
+
+use std::collections::HashSet;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use common::command::Envelope;
+use common::db::Pool;
+use lapin::Acker;
+use lapin::options::BasicAckOptions;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+#[cfg(not(debug_assertions))]
+compile_error!("the feature `mutants` breaks what the worker promises: it is for debug builds only");
+
+/// Names the mutant in the environment of a worker.
+pub const VARIABLE: &str = "ROLLCALL_MUTANT";
+/// Between an early acknowledgement and the transaction.
+const UNCOMMITTED: Duration = Duration::from_millis(50);
+/// For which a worker without a fence holds commands in its hands, so that a freeze finds it so.
+const UNFENCED: Duration = Duration::from_millis(300);
+
+/// What a worker can do wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Applies what was applied before.
+    Deduplication,
+    /// Applies what is no longer its own.
+    Fence,
+    /// Acknowledges before the commit.
+    EarlyAck,
+    /// Applies a batch backwards.
+    Order,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Deduplication, Self::Fence, Self::EarlyAck, Self::Order];
+
+    /// As it is written in the environment.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deduplication => "deduplication",
+            Self::Fence => "fence",
+            Self::EarlyAck => "early-ack",
+            Self::Order => "order",
+        }
+    }
+
+    /// The mutant of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mutant| mutant.name() == name)
+    }
+}
+
+fn active(mutant: Mutant) -> bool {
+    static CHOSEN: OnceLock<Option<Mutant>> = OnceLock::new();
+    #[expect(clippy::disallowed_methods, reason = "no setting of the worker: a release build knows nothing of it")]
+    let chosen = CHOSEN.get_or_init(|| std::env::var(VARIABLE).ok().and_then(|name| Mutant::from_name(&name)));
+    *chosen == Some(mutant)
+}
+
+/// Whether the fence is left out.
+pub(crate) fn unfenced() -> bool {
+    active(Mutant::Fence)
+}
+
+/// Whoever takes a partition over ends the sessions of the last owner, which stops most of what a fence has to stop. So a
+/// worker without one opens a session for each batch.
+pub(crate) fn forget_sessions(pool: &Pool) {
+    if active(Mutant::Fence) {
+        pool.discard_idle();
+    }
+}
+
+/// The commands that count as not applied before.
+pub(crate) fn fresh(inserted: HashSet<Uuid>, all: &[Uuid]) -> HashSet<Uuid> {
+    if active(Mutant::Deduplication) { all.iter().copied().collect() } else { inserted }
+}
+
+/// The commands in the order in which they are applied.
+pub(crate) fn ordered(mut commands: Vec<Envelope>) -> Vec<Envelope> {
+    if active(Mutant::Order) {
+        commands.reverse();
+    }
+    commands
+}
+
+/// Between the receipt of a batch and its transaction; says whether the batch is acknowledged now.
+pub(crate) async fn acknowledged(last: &Acker) -> lapin::Result<bool> {
+    if active(Mutant::Fence) {
+        sleep(UNFENCED).await;
+    }
+    let early = active(Mutant::EarlyAck);
+    if early {
+        last.ack(BasicAckOptions { multiple: true }).await?;
+        sleep(UNCOMMITTED).await;
+    }
+    Ok(early)
+}

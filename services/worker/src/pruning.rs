@@ -1,0 +1,75 @@
+//! Takes away what is no longer kept: idempotency keys, published events, closed dead letters, the commands of old days.
+
+use std::time::Duration;
+
+use common::config::{IdempotencyWindow, Retention};
+use common::db::{DbError, Pool, within};
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use sqlx::PgConnection;
+use tracing::{debug, info};
+
+use crate::{commands, dead_letters, events, idempotency};
+
+/// Rows of one DELETE: a few milliseconds.
+pub(crate) const PRUNED_AT_ONCE: u64 = 1000;
+/// Between looks.
+const INTERVAL: Duration = Duration::from_mins(1);
+/// Between two batches while there is more: the partitions come first.
+const PAUSE: Duration = Duration::from_millis(200);
+/// For a connection, and again for each statement.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is kept for how long.
+pub(crate) struct Pruning {
+    pub(crate) pool: Pool,
+    pub(crate) window: IdempotencyWindow,
+    pub(crate) events: Duration,
+    pub(crate) retention: Retention,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Pruning {
+    /// Starts the task; it ends when the process closes.
+    pub(crate) fn start(self) {
+        let shutdown = self.shutdown.clone();
+        shutdown.supervise("pruning", Tier::Back, self.run());
+    }
+
+    async fn run(self) -> TaskResult {
+        let pruning = async {
+            let mut pause = INTERVAL;
+            loop {
+                // Jittered, so that workers that started together do not come together.
+                tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
+                pause = match self.prune().await {
+                    Ok(true) => PAUSE,
+                    Ok(false) => INTERVAL,
+                    Err(error) => {
+                        // The checks tell of a database that is away, and what stays a while longer does no harm.
+                        debug!(error = chain(&error), "failed to prune");
+                        INTERVAL
+                    }
+                };
+            }
+        };
+        tokio::select! {
+            () = self.shutdown.reached(Phase::Closing) => Ok(()),
+            () = pruning => Ok(()),
+        }
+    }
+
+    /// One batch of each; says whether there may be more.
+    async fn prune(&self) -> Result<bool, DbError> {
+        let mut lease = self.pool.acquire(PATIENCE).await?;
+        let conn: &mut PgConnection = &mut lease;
+        let keys = within(PATIENCE, idempotency::prune(conn, self.window)).await?;
+        let events = within(PATIENCE, events::prune(conn, self.events)).await?;
+        let letters = within(PATIENCE, dead_letters::prune(conn, self.retention)).await?;
+        let days = within(PATIENCE, commands::drop_days(conn, self.retention)).await?;
+        lease.release();
+        if days > 0 {
+            info!(days, "dropped the commands of days that are no longer kept");
+        }
+        Ok(keys >= PRUNED_AT_ONCE || events >= PRUNED_AT_ONCE || letters >= PRUNED_AT_ONCE)
+    }
+}

@@ -1,0 +1,243 @@
+//! Publishes the change events of the partitions that this worker owns: at least once, each user's in order.
+//!
+//! # Why are a user's events published one after the other?
+//! A broker can refuse one message of a batch and take the next. So the next event of a user is not sent before the one
+//! before was confirmed: whatever is repeated, each event's first message comes after those of the user's earlier events.
+//!
+//! # Why is the ownership read with the events?
+//! The rows are the truth, so no lease has to be watched here. When a partition changes hands in the middle, both owners
+//! may publish the same events, each in order: repetitions, which subscribers tell by their ids.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::broker::{Message, PublishError, PublisherPool};
+use common::db::{DatabaseState, DbError, Pool, within};
+use common::event::{self, CloudEvent};
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use common::telemetry::meter;
+use futures_util::future::join_all;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use opentelemetry::metrics::{Counter, Gauge};
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+use tracing::warn;
+use uuid::Uuid;
+
+/// Events that are read at once.
+const BATCH: i64 = 500;
+/// Between looks for events that nobody told of: of an earlier owner, or of a replay.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// For a connection, and again for the statement.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// AMQP delivery mode: kept over a restart of the broker.
+const PERSISTENT: u8 = 2;
+
+/// The relay's parts.
+pub(crate) struct Relay {
+    pub(crate) instance: Uuid,
+    pub(crate) exchange: String,
+    pub(crate) source: String,
+    pub(crate) pool: Pool,
+    pub(crate) database: watch::Receiver<DatabaseState>,
+    pub(crate) publishers: PublisherPool,
+    /// Told of after each commit.
+    pub(crate) committed: Arc<Notify>,
+    pub(crate) shutdown: Shutdown,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("failed to read or mark events")]
+    Database(#[from] DbError),
+    #[error("failed to publish an event")]
+    Publish(#[from] PublishError),
+}
+
+struct Event {
+    position: i64,
+    id: Uuid,
+    partition: i32,
+    kind: String,
+    user_id: Uuid,
+    data: serde_json::Value,
+    occurred_at: OffsetDateTime,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+}
+
+struct Instruments {
+    published: Counter<u64>,
+    oldest_age: Gauge<f64>,
+}
+
+impl Relay {
+    /// Starts the task; it ends when the process stops, and what is left is the next owner's.
+    pub(crate) fn start(self) {
+        let shutdown = self.shutdown.clone();
+        shutdown.supervise("events", Tier::Front, self.run());
+    }
+
+    async fn run(mut self) -> TaskResult {
+        let stopping = self.shutdown.clone();
+        let instruments = Instruments::new();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::select! {
+                () = stopping.reached(Phase::Stopping) => return Ok(()),
+                // The sender lives as long as the process: the wait cannot fail.
+                _ = self.database.wait_for(|state| *state == DatabaseState::Up) => {}
+            }
+            let wait = match self.publish_some(&instruments).await {
+                Ok(more) => {
+                    pause = FIRST_PAUSE;
+                    if more { Duration::ZERO } else { POLL_INTERVAL }
+                }
+                Err(failure) => {
+                    warn!(reason = chain(&failure), "events wait");
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+                }
+            };
+            let failing = wait > POLL_INTERVAL;
+            tokio::select! {
+                () = stopping.reached(Phase::Stopping) => return Ok(()),
+                () = tokio::time::sleep(wait) => {}
+                () = self.committed.notified(), if !failing => {}
+            }
+        }
+    }
+
+    /// Publishes what is waiting, up to a batch; says whether there may be more.
+    async fn publish_some(&self, instruments: &Instruments) -> Result<bool, Failure> {
+        let events = self.pending().await?;
+        let oldest = events.iter().map(|event| event.occurred_at).min();
+        instruments.oldest_age.record(oldest.map_or(0.0, |at| (OffsetDateTime::now_utc() - at).as_seconds_f64()), &[]);
+        let full = i64::try_from(events.len()).is_ok_and(|number| number == BATCH);
+        let mut failure = None;
+        for wave in waves(events) {
+            let answers = join_all(wave.iter().map(|event| self.publish(event))).await;
+            let mut confirmed = Vec::with_capacity(wave.len());
+            for (event, answer) in wave.into_iter().zip(answers) {
+                match answer {
+                    Ok(()) => confirmed.push(event.position),
+                    Err(error) => failure = Some(error),
+                }
+            }
+            instruments.published.add(u64::try_from(confirmed.len()).unwrap_or_default(), &[]);
+            self.mark(&confirmed).await?;
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
+        }
+        Ok(full)
+    }
+
+    async fn pending(&self) -> Result<Vec<Event>, DbError> {
+        let mut lease = self.pool.acquire(PATIENCE).await?;
+        let reading = sqlx::query_as!(
+            Event,
+            r#"
+            SELECT
+                events.position, events.id, events.partition, events.type AS kind, events.user_id, events.data,
+                events.occurred_at, events.traceparent, events.tracestate
+            FROM events
+            JOIN partitions ON partitions.number = events.partition
+            WHERE partitions.owner = $1 AND events.published_at IS NULL
+            ORDER BY events.position
+            LIMIT $2
+            "#,
+            self.instance,
+            BATCH,
+        );
+        let events = within(PATIENCE, reading.fetch_all(&mut *lease)).await?;
+        lease.release();
+        Ok(events)
+    }
+
+    async fn publish(&self, event: &Event) -> Result<(), PublishError> {
+        let partition = u16::try_from(event.partition).unwrap_or_default();
+        self.publishers.of(partition).publish(self.message(event)).await
+    }
+
+    fn message(&self, event: &Event) -> Message {
+        let mut headers = FieldTable::default();
+        for (name, value) in [("traceparent", &event.traceparent), ("tracestate", &event.tracestate)] {
+            if let Some(value) = value {
+                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+            }
+        }
+        let kind = event.kind.clone();
+        let cloud = CloudEvent {
+            time: event.occurred_at,
+            traceparent: event.traceparent.clone(),
+            tracestate: event.tracestate.clone(),
+            ..CloudEvent::new(event.id, self.source.clone(), kind.clone(), event.user_id, event.data.clone())
+        };
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(event::CONTENT_TYPE.into())
+            .with_type(kind.as_str().into())
+            .with_app_id("rollcall-worker".into())
+            .with_timestamp(u64::try_from(event.occurred_at.unix_timestamp()).unwrap_or_default())
+            .with_headers(headers);
+        Message {
+            exchange: self.exchange.clone(),
+            routing_key: kind,
+            id: event.id.to_string(),
+            properties,
+            body: cloud.encode(),
+            // Nobody has to subscribe.
+            mandatory: false,
+        }
+    }
+
+    async fn mark(&self, positions: &[i64]) -> Result<(), DbError> {
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let mut lease = self.pool.acquire(PATIENCE).await?;
+        let marking = sqlx::query!("UPDATE events SET published_at = now() WHERE position = ANY($1)", positions);
+        within(PATIENCE, marking.execute(&mut *lease)).await?;
+        lease.release();
+        Ok(())
+    }
+}
+
+/// The n-th event of each user in the n-th wave.
+fn waves(events: Vec<Event>) -> Vec<Vec<Event>> {
+    let mut next_of_user: HashMap<Uuid, usize> = HashMap::new();
+    let mut waves: Vec<Vec<Event>> = Vec::new();
+    for event in events {
+        let wave = next_of_user.entry(event.user_id).or_default();
+        if waves.len() == *wave {
+            waves.push(Vec::new());
+        }
+        waves[*wave].push(event);
+        *wave += 1;
+    }
+    waves
+}
+
+impl Instruments {
+    fn new() -> Self {
+        let meter = meter();
+        Self {
+            published: meter
+                .u64_counter("rollcall.worker.events.published")
+                .with_description("Change events that the broker confirmed")
+                .build(),
+            oldest_age: meter
+                .f64_gauge("rollcall.worker.events.oldest.age")
+                .with_unit("s")
+                .with_description(
+                    "Age of the oldest change event of this worker's partitions that is not published yet",
+                )
+                .build(),
+        }
+    }
+}
