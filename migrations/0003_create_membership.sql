@@ -1,4 +1,7 @@
 -- Who takes part, and which worker owns which partition. Every change of either happens under one lock.
+--
+-- What instances call runs as its owner, who may end the sessions of every service's role; no service may by itself, nor
+-- write these tables. The functions that they call in turn are nobody else's.
 
 -- The row whose lock makes redistributions take turns. Lock order, always: this row first, members and partitions second.
 CREATE TABLE membership (
@@ -133,8 +136,12 @@ BEGIN
     LOOP
         PERFORM pg_terminate_backend(pid)
         FROM pg_stat_activity
-        WHERE application_name = 'rollcall/' || gone.instance
-            OR (pid = gone.control_pid AND backend_start = gone.control_started_at);
+        WHERE (
+                application_name = 'rollcall/' || gone.instance
+                OR (pid = gone.control_pid AND backend_start = gone.control_started_at)
+            )
+            -- Anybody can call a session so; one that may not be ended must not keep the rest from it.
+            AND pg_has_role(usesysid, 'USAGE');
         DELETE FROM members WHERE instance = gone.instance;
         reaped := true;
     END LOOP;
@@ -144,7 +151,7 @@ $$;
 
 -- Takes part. A deployment has one number of partitions for ever: another one is refused.
 CREATE FUNCTION join_membership(instance uuid, service text, partition_count integer) RETURNS bigint
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     known bigint;
@@ -177,7 +184,7 @@ $$;
 
 -- A heartbeat. Looks after the others, too: whoever beats reaps. False when this instance was reaped itself.
 CREATE FUNCTION beat_membership(instance uuid, epoch bigint) RETURNS boolean
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     IF EXISTS (
@@ -202,7 +209,7 @@ $$;
 
 -- Lets partitions go, after their channels were closed: each passes to its heir.
 CREATE FUNCTION release_partitions(instance uuid, numbers integer[]) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
@@ -215,7 +222,7 @@ $$;
 
 -- Leaves, after every channel was closed.
 CREATE FUNCTION leave_membership(instance uuid) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
@@ -223,3 +230,8 @@ BEGIN
     PERFORM redistribute_partitions();
 END
 $$;
+
+REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;

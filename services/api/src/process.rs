@@ -30,7 +30,7 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     // The API never writes to the database, and its sessions could not.
     let pool = Pool::new(&service.database, "rollcall-api", &[("default_transaction_read_only", "on")])?;
     observe_pool(&pool);
-    monitor(shutdown, &health, Ability::Read, service.database.clone(), Role::Publisher(service.broker.partitions));
+    monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Publisher(service.broker.partitions));
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
     let listener = http::bind(settings.listen).await?;

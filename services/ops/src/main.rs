@@ -5,6 +5,7 @@ mod generate;
 mod health;
 mod load;
 mod migrate;
+mod roles;
 mod torture;
 mod up;
 
@@ -35,6 +36,8 @@ enum Command {
     Worker,
     /// Bring the database's schema up to this version
     Migrate(migrate::Arguments),
+    /// Give each part of the system a database role of its own, with no more rights and connections than it needs
+    Roles(roles::Arguments),
     /// Look at commands that could not be applied; replay or discard them
     DeadLetters(dead_letters::Arguments),
     /// Ask a service whether it is well; for container health checks
@@ -56,6 +59,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Api => api::process::main().await,
         Command::Worker => worker::process::main().await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Roles(arguments) => roles::run(arguments).await,
         Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,
         Command::Load(arguments) => load::run(arguments).await,

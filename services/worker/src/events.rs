@@ -38,7 +38,8 @@ pub(crate) async fn record(
     let trace = |envelope: &Envelope| origin.traces.get(&envelope.id);
     let parents: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.traceparent.as_deref()).collect();
     let states: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.tracestate.as_deref()).collect();
-    // A user that is not there was deleted just now. The members are those of the API's representation.
+    // A user that is not there was deleted just now. The members are those of the API's representation,
+    // and instants are written as it writes them.
     sqlx::query!(
         r#"
         INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
@@ -52,9 +53,9 @@ pub(crate) async fn record(
                     'name', users.name,
                     'status', users.status,
                     'version', users.version,
-                    'created_at', utc_text(users.created_at),
-                    'updated_at', utc_text(users.updated_at),
-                    'suspended_at', utc_text(users.suspended_at)
+                    'created_at', to_jsonb(users.created_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+                    'updated_at', to_jsonb(users.updated_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+                    'suspended_at', to_jsonb(users.suspended_at AT TIME ZONE 'UTC') #>> '{}' || 'Z'
                 ))
             END,
             input.traceparent, input.tracestate

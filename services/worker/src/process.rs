@@ -49,7 +49,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     // Under this name the others end its sessions when they reap it.
     let pool =
         Pool::new(&service.database, &format!("rollcall/{}", holdings.instance), &[("lock_timeout", LOCK_TIMEOUT)])?;
-    let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Role::Member(Box::new(member)));
+    let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);

@@ -17,6 +17,7 @@ mod kills;
 mod lifecycle;
 mod membership;
 mod outages;
+mod roles;
 mod stalls;
 mod stopping;
 mod torture;

@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use tokio::sync::watch;
 
 use super::migrations::{current_version, required_version};
+use super::roles::tell_wall;
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
@@ -162,7 +163,7 @@ async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings
     let probed = match connection.take() {
         Some(open) => probe(open).await,
         None => match connect(settings, name).await {
-            Ok(open) => probe(open).await,
+            Ok(open) => first_probe(open).await,
             Err(error) => Err(error),
         },
     };
@@ -174,6 +175,11 @@ async fn look(connection: &mut Option<PgConnection>, settings: &DatabaseSettings
             if found < needed { DatabaseState::SchemaTooOld { found, needed } } else { DatabaseState::Up }
         }
     }
+}
+
+async fn first_probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {
+    within(PROBE_DEADLINE, tell_wall(&mut connection)).await?;
+    probe(connection).await
 }
 
 async fn probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {

@@ -14,11 +14,11 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{DbError, connect_with, options};
+use super::DbError;
+use super::connector::Connector;
 use crate::config::DatabaseSettings;
 
 /// The age at which a connection is replaced, so that changed DNS, roles and settings take hold.
@@ -54,7 +54,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Shared {
-    options: PgConnectOptions,
+    connector: Connector,
     size: usize,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Open>>,
@@ -72,10 +72,8 @@ impl Pool {
     /// # Errors
     /// [`DbError::Connect`] when sqlx cannot read the URL.
     pub fn new(settings: &DatabaseSettings, application_name: &str, session: &[(&str, &str)]) -> Result<Self, DbError> {
-        let options = options(settings, application_name)?;
-        let options = if session.is_empty() { options } else { options.options(session.iter().copied()) };
         let shared = Shared {
-            options,
+            connector: Connector::new(settings, application_name, session)?,
             size: settings.connections,
             permits: Arc::new(Semaphore::new(settings.connections)),
             idle: Mutex::default(),
@@ -96,7 +94,7 @@ impl Pool {
                 return Ok(Lease { open, permit, shared });
             }
         }
-        let connection = connect_with(&shared.options).await?;
+        let connection = shared.connector.connect().await?;
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
         let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter };
         Ok(Lease { open, permit, shared })
