@@ -27,9 +27,9 @@ CREATE FUNCTION command_day_bound(day date) RETURNS uuid
     $$;
 
 -- Makes sure that the commands of a day have a table. Attaching takes a lock that lets reads and writes go on, which
--- creating a partition in place would not. Concurrent callers take turns.
+-- creating a partition in place would not. Concurrent callers take turns. Runs as its owner: the worker makes no tables.
 CREATE FUNCTION ensure_command_day(day date) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     partition text := 'commands_' || to_char(day, 'YYYYMMDD');
@@ -55,3 +55,5 @@ BEGIN
     );
 END
 $$;
+
+REVOKE EXECUTE ON FUNCTION ensure_command_day(date) FROM PUBLIC;

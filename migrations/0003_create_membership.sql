@@ -1,5 +1,8 @@
 -- Who takes part, how many connections each instance may open, and which worker owns which partition. Every change of any
 -- of these happens under one lock.
+--
+-- What instances call runs as its owner, who may end the sessions of every service's role; no service may by itself, nor
+-- write these tables. The functions that they call in turn are nobody else's.
 
 -- The row whose lock makes redistributions take turns. Lock order, always: this row first, members and partitions second.
 CREATE TABLE membership (
@@ -65,15 +68,18 @@ CREATE TABLE partitions (
 
 -- Instances whose control session ended, or whose heartbeat is too old. Known by name and pid, which every role sees of
 -- every session.
-CREATE VIEW gone_members AS
-SELECT instance
-FROM members
-WHERE expires_at <= clock_timestamp()
-    OR (control_pid, 'rollcall-control/' || instance) NOT IN (
-        SELECT pid, application_name
-        FROM pg_stat_activity
-        WHERE application_name IS NOT NULL
-    );
+CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
+    LANGUAGE sql
+    AS $$
+        SELECT members.instance
+        FROM members
+        WHERE expires_at <= clock_timestamp()
+            OR (control_pid, 'rollcall-control/' || members.instance) NOT IN (
+                SELECT pid, application_name
+                FROM pg_stat_activity
+                WHERE application_name IS NOT NULL
+            )
+    $$;
 
 -- Hands the partitions out: sticky, and to each worker as many as to the next or one more. A partition without an owner
 -- changes hands at once; another gets an heir and changes hands when its owner lets go. The caller holds the lock.
@@ -143,12 +149,13 @@ BEGIN
 END
 $$;
 
--- What the server gives this role, and what of it stays free for migrations, backups and people.
+-- What the server gives a role, and what of it stays free for migrations, backups and people.
 CREATE FUNCTION connection_limits(
+    pool_role text,
     OUT most integer, OUT reserved integer, OUT of_database integer, OUT of_role integer,
     OUT usable integer, OUT headroom integer
 )
-    LANGUAGE sql STABLE
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
         WITH given AS (
             SELECT
@@ -157,7 +164,7 @@ CREATE FUNCTION connection_limits(
                     -- Since PostgreSQL 16.
                     + coalesce(current_setting('reserved_connections', true), '0')::integer AS reserved,
                 (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS of_database,
-                (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS of_role
+                (SELECT rolconnlimit FROM pg_roles WHERE rolname = pool_role) AS of_role
         ),
         usable AS (
             SELECT
@@ -176,7 +183,7 @@ CREATE FUNCTION connection_limits(
 
 -- The places of a budget that no share takes, so that an instance which arrives finds room for its control connection.
 CREATE FUNCTION arrival_places(budget integer) RETURNS integer
-    LANGUAGE sql IMMUTABLE
+    LANGUAGE sql IMMUTABLE SECURITY DEFINER SET search_path FROM CURRENT
     AS $$ SELECT least(8, greatest(2, budget / 16)) $$;
 
 -- What a share keeps when others could use a part of it: a quarter more than it had use for, and at least one.
@@ -185,11 +192,14 @@ CREATE FUNCTION kept_connections(demand integer) RETURNS integer
     AS $$ SELECT demand + greatest(1, demand / 4) $$;
 
 -- The sessions of each pool as the server sees them, whether or not its instance takes part.
-CREATE VIEW pool_sessions AS
-SELECT application_name AS pool, count(*)::integer AS sessions
-FROM pg_stat_activity
-WHERE datname = current_database() AND application_name LIKE 'rollcall/%'
-GROUP BY application_name;
+CREATE FUNCTION pool_sessions() RETURNS TABLE (pool text, sessions integer)
+    LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+        SELECT application_name, count(*)::integer
+        FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'rollcall/%'
+        GROUP BY application_name
+    $$;
 
 -- Sets the targets. First everybody gets its floor, then what it has use for, then an equal part of the rest; each time
 -- whoever has least for its weight comes next. The caller holds the lock.
@@ -241,19 +251,19 @@ $$;
 
 -- What of the budget is taken, whether or not it should be. The caller holds the lock.
 CREATE FUNCTION taken_connections() RETURNS bigint
-    LANGUAGE sql
+    LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
         SELECT
             -- Each member's control connection, and what it may have open or, longer than it should, has.
             (
                 SELECT coalesce(sum(1 + greatest(granted, coalesce(sessions, 0))), 0)
                 FROM members
-                LEFT JOIN pool_sessions ON pool = 'rollcall/' || instance
+                LEFT JOIN pool_sessions() ON pool = 'rollcall/' || instance
             )
             -- What those who are gone have left behind.
             + (
                 SELECT coalesce(sum(sessions), 0)
-                FROM pool_sessions
+                FROM pool_sessions()
                 WHERE pool NOT IN (SELECT 'rollcall/' || instance FROM members)
             )
     $$;
@@ -320,13 +330,15 @@ DECLARE
     reaped boolean := false;
 BEGIN
     FOR gone IN
-        SELECT instance FROM gone_members
+        SELECT instance FROM gone_members()
     LOOP
         PERFORM pg_terminate_backend(pid)
         FROM pg_stat_activity
         WHERE application_name IN ('rollcall/' || gone.instance, 'rollcall-control/' || gone.instance)
             -- It may be the caller itself, who learns of it by the answer.
-            AND pid <> pg_backend_pid();
+            AND pid <> pg_backend_pid()
+            -- Anybody can call a session so; one that may not be ended must not keep the rest from it.
+            AND pg_has_role(usesysid, 'USAGE');
         DELETE FROM members WHERE instance = gone.instance;
         reaped := true;
     END LOOP;
@@ -338,10 +350,10 @@ $$;
 -- cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking again.
 CREATE FUNCTION join_membership(
     instance uuid, service text, version text, partition_count integer,
-    weight integer, floor integer, most integer, wished_budget integer,
+    weight integer, floor integer, most integer, wished_budget integer, pool_role text,
     OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
 )
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     known bigint;
@@ -350,7 +362,8 @@ DECLARE
     total integer;
     taken integer;
 BEGIN
-    SELECT server.most, reserved, of_database, of_role, usable, headroom INTO limits FROM connection_limits() AS server;
+    SELECT server.most, reserved, of_database, of_role, usable, headroom INTO limits
+    FROM connection_limits(coalesce(pool_role, session_user)) AS server;
     arithmetic := format('max_connections %s - %s reserved', limits.most, limits.reserved)
         || CASE WHEN limits.of_database >= 0 THEN format(', database limit %s', limits.of_database) ELSE '' END
         || CASE WHEN limits.of_role >= 0 THEN format(', role limit %s', limits.of_role) ELSE '' END
@@ -437,7 +450,7 @@ CREATE FUNCTION beat_membership(
     OUT alive boolean, OUT granted integer, OUT target integer, OUT soon boolean,
     OUT budget integer, OUT instances integer, OUT turn bigint
 )
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     reaped boolean;
@@ -448,8 +461,8 @@ BEGIN
     SELECT
         EXISTS (
             SELECT
-            FROM gone_members
-            WHERE gone_members.instance <> beat_membership.instance
+            FROM gone_members() AS gone
+            WHERE gone.instance <> beat_membership.instance
         ),
         NOT me.settled AND me.joined_at <= clock_timestamp() - interval '1 second',
         -- It waits, and there is something for it: what nobody shall have, what another has no use for, or more than its due.
@@ -522,7 +535,7 @@ $$;
 
 -- Lets partitions go, after their channels were closed: each passes to its heir.
 CREATE FUNCTION release_partitions(instance uuid, numbers integer[]) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
@@ -535,7 +548,7 @@ $$;
 
 -- Leaves, after every channel and every connection of the pool was closed.
 CREATE FUNCTION leave_membership(instance uuid) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
@@ -544,3 +557,12 @@ BEGIN
     PERFORM redistribute();
 END
 $$;
+
+REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION connection_limits(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION arrival_places(integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION pool_sessions() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION taken_connections() FROM PUBLIC;

@@ -23,13 +23,15 @@ CREATE TABLE events (
     CONSTRAINT events_pkey PRIMARY KEY (position)
 );
 
--- What is still to be published, in order.
-CREATE INDEX events_pending_idx ON events (position) INCLUDE (partition) WHERE published_at IS NULL;
+-- What is still to be published of a partition, in order.
+CREATE INDEX events_pending_idx ON events (partition, position) WHERE published_at IS NULL;
+-- What can be pruned.
+CREATE INDEX events_published_at_idx ON events (published_at) WHERE published_at IS NOT NULL;
 
 -- Drops the tables of days before this one and gives how many. Waits only briefly for the lock: a batch that is under way
--- comes first, and a drop that waited longer would hold up those behind it.
+-- comes first, and a drop that waited longer would hold up those behind it. Runs as the tables' owner.
 CREATE FUNCTION drop_command_days(before date) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     name text;
@@ -52,3 +54,5 @@ BEGIN
     RETURN dropped;
 END
 $$;
+
+REVOKE EXECUTE ON FUNCTION drop_command_days(date) FROM PUBLIC;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::broker::{Link, LinkState, PublisherPool, Topology};
 use common::command::DEFAULT_PARTITIONS;
-use common::config::{BrokerSettings, DatabaseSettings, Retention};
+use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::Pool;
 use common::health::Health;
 use common::http::probes;
@@ -47,8 +47,9 @@ impl Api {
     /// # Errors
     /// None in practice; the placeholder URL is valid.
     pub fn unconnected(shutdown: &Shutdown) -> anyhow::Result<Self> {
-        let url = SecretString::from("postgres://nobody@127.0.0.1:1/nothing");
-        let database = DatabaseSettings { url: url.clone(), connections: 1 };
+        let url = database_url("postgres://nobody@127.0.0.1:1/nothing").map_err(anyhow::Error::msg)?;
+        let database = DatabaseSettings { url, connections: 1 };
+        let url = SecretString::from("amqp://nobody@127.0.0.1:1/");
         let broker = BrokerSettings { url, prefix: String::new(), partitions: DEFAULT_PARTITIONS };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;

@@ -31,7 +31,7 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     // The API never writes to the database, and its sessions could not.
     let (member, _, pool) = Member::new(API, &service, &[("default_transaction_read_only", "on")])?;
     observe_pool(&pool);
-    monitor(shutdown, &health, Ability::Read, service.database.clone(), Role::Member(Box::new(member)));
+    monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
     let listener = http::bind(settings.listen).await?;

@@ -79,7 +79,7 @@ async fn total(conn: &mut PgConnection) -> Result<Total, sqlx::Error> {
                 FROM pg_stat_activity
                 WHERE datname = current_database() AND application_name ~ '^rollcall(-control)?/'
             ) AS "sessions!",
-            (SELECT usable FROM connection_limits()) AS "usable!"
+            (SELECT usable FROM connection_limits(session_user)) AS "usable!"
         FROM membership
         "#
     )
@@ -96,7 +96,7 @@ async fn members(conn: &mut PgConnection) -> Result<Vec<Member>, sqlx::Error> {
             coalesce(sessions, 0) AS "sessions!",
             extract(epoch FROM clock_timestamp() - beat_at)::double precision AS "heartbeat_age!"
         FROM members
-        LEFT JOIN pool_sessions ON pool = 'rollcall/' || instance
+        LEFT JOIN pool_sessions() ON pool = 'rollcall/' || instance
         ORDER BY service, epoch
         "#
     )

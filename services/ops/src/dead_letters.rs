@@ -7,20 +7,23 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
-use common::config::{DatabaseSettings, IdempotencyWindow, Reader};
+use common::config::{DatabaseSettings, IdempotencyWindow, Reader, Retention};
 use common::db;
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
-use worker::dead_letters::{Filter, Letter, behind, find, list};
+use worker::dead_letters::{Filter, Letter, Terms, behind, find, list};
 
 use crate::say;
 
+/// Limits of the session; the server ends it beyond them.
+const SESSION: &str =
+    "SET lock_timeout = '5s'; SET statement_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'";
 /// The most letters that one call replays or discards; the next call takes the next.
 const MOST: i64 = 10_000;
 
-/// Reads `DATABASE_URL` and `IDEMPOTENCY_WINDOW_HOURS`.
+/// Reads `DATABASE_URL`, `IDEMPOTENCY_WINDOW_HOURS` and `COMMAND_RETENTION_DAYS`.
 ///
 /// A command that could not be applied is a dead letter. The later commands of its user are parked behind it, in order,
 /// until the letter is replayed or discarded; then they follow. A message that is no command at all is kept as it came.
@@ -53,8 +56,14 @@ enum Command {
     },
     /// Apply letters again, each with what waits behind it, in order, until one fails; exit with 1 when one did
     Replay(Chosen),
-    /// Give letters up for good; what waits behind them follows
-    Discard(Chosen),
+    /// Give letters up for good, and apply what waits behind them
+    Discard {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Give up what waits behind them too, instead of applying it
+        #[arg(long)]
+        with_followers: bool,
+    },
 }
 
 #[derive(clap::Args, Default)]
@@ -80,14 +89,17 @@ struct Filters {
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Chosen {
     /// Numbers of letters, or ids of their commands
-    #[arg(required_unless_present_any = ["all", "user", "kind", "reason", "sqlstate", "since"])]
+    #[arg(
+        required_unless_present_any = ["all", "user", "kind", "reason", "sqlstate", "since"],
+        conflicts_with_all = ["user", "kind", "reason", "sqlstate", "since"]
+    )]
     ids: Vec<Id>,
     /// Every open letter
     #[arg(long, conflicts_with = "ids")]
     all: bool,
     #[command(flatten)]
     filter: Filters,
-    /// Say what would come of it, and change nothing
+    /// Try it, say what would come of it, and change nothing; of a user with many letters the first hundred are tried
     #[arg(long)]
     dry_run: bool,
     /// Do not ask
@@ -129,9 +141,11 @@ impl Filters {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let database = DatabaseSettings::read(&mut reader);
-    let window = IdempotencyWindow::read(&mut reader);
-    let (settings, window) = reader.finish(database.zip(window))?;
+    let kept = IdempotencyWindow::read(&mut reader).zip(Retention::read(&mut reader));
+    let (settings, (window, retention)) = reader.finish(database.zip(kept))?;
     let mut conn = db::connect(&settings, "rollcall-dead-letters").await?;
+    // Workers wait for whoever replays: not for one that was put to sleep.
+    sqlx::raw_sql(SESSION).execute(&mut conn).await?;
     match arguments.command {
         Command::List { filter, limit, json } => {
             let letters = list(&mut conn, &filter.filter(), limit).await?;
@@ -150,18 +164,21 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Replay(chosen) => {
             let letters = chosen.letters(&mut conn).await?;
             // Named letters are deliberate; a filter can fit more than one thought.
-            if chosen.ids.is_empty() && !chosen.agreed("Replay", &letters)? {
+            if chosen.ids.is_empty() && !chosen.agreed("Apply", "apply", &letters)? {
                 bail!("nothing was replayed");
             }
-            let failed = act::replay(&mut conn, &letters, window, chosen.dry_run, chosen.json).await?;
+            let terms = Terms { window, retention, dry_run: chosen.dry_run };
+            let failed = act::replay(&mut conn, &letters, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) failed again");
         }
-        Command::Discard(chosen) => {
+        Command::Discard { chosen, with_followers } => {
             let letters = chosen.letters(&mut conn).await?;
-            if !chosen.agreed("Discard", &letters)? {
+            let behind = if with_followers { "give up" } else { "APPLY" };
+            if !chosen.agreed("Give up", behind, &letters)? {
                 bail!("nothing was discarded");
             }
-            let failed = act::discard(&mut conn, &letters, window, chosen.dry_run, chosen.json).await?;
+            let terms = Terms { window, retention, dry_run: chosen.dry_run };
+            let failed = act::discard(&mut conn, &letters, with_followers, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) were not discarded, or what waited behind them failed");
         }
     }
@@ -182,18 +199,30 @@ impl Chosen {
     }
 
     /// Whether the operator agrees, or does not have to be asked.
-    fn agreed(&self, verb: &str, letters: &[Letter]) -> anyhow::Result<bool> {
+    fn agreed(&self, verb: &str, of_others: &str, letters: &[Letter]) -> anyhow::Result<bool> {
         if self.yes || self.dry_run || letters.is_empty() {
             return Ok(true);
         }
         ensure!(std::io::stdin().is_terminal(), "nobody can be asked here; say --yes, or --dry-run to look first");
-        let behind: i64 = letters.iter().map(|letter| letter.behind).sum();
-        say(format_args!("{verb} {} letter(s), {behind} command(s) behind them? [y/N]", letters.len()));
-        std::io::stdout().flush()?;
+        let behind: i64 = act::by_user(letters).iter().map(|(_, letters)| waiting(letters)).sum();
+        let question = format!(
+            "{verb} {} letter(s), and {of_others} the {behind} command(s) that wait behind? [y/N] ",
+            letters.len()
+        );
+        // Not to the output, which may be JSON.
+        let mut terminal = std::io::stderr();
+        terminal.write_all(question.as_bytes())?;
+        terminal.flush()?;
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// How many of a user's letters wait behind the first of these and are none of them.
+fn waiting(letters: &[&Letter]) -> i64 {
+    let behind = letters.first().map_or(0, |first| first.behind);
+    behind - i64::try_from(letters.len().saturating_sub(1)).unwrap_or_default()
 }
 
 async fn named(conn: &mut PgConnection, id: &Id) -> anyhow::Result<Letter> {

@@ -6,6 +6,7 @@ mod generate;
 mod health;
 mod load;
 mod migrate;
+mod roles;
 mod torture;
 mod up;
 
@@ -36,6 +37,8 @@ enum Command {
     Worker,
     /// Bring the database's schema up to this version
     Migrate(migrate::Arguments),
+    /// Give each part of the system a database role of its own, with no more rights and connections than it needs
+    Roles(roles::Arguments),
     /// Look at commands that could not be applied; replay or discard them
     DeadLetters(dead_letters::Arguments),
     /// Show which instance has how many of the database's connections
@@ -59,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Api => api::process::main().await,
         Command::Worker => worker::process::main().await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Roles(arguments) => roles::run(arguments).await,
         Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
         Command::Budget(arguments) => budget::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,

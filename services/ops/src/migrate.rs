@@ -39,6 +39,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             for migration in &migrated.applied {
                 say(format_args!("applied {migration}"));
             }
+            if migrated.granted > 0 {
+                say(format_args!("brought the roles' privileges in line with {} statement(s)", migrated.granted));
+            }
             say(format_args!("the schema is at version {}", migrated.version));
         }
         Command::Status => {

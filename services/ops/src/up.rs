@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::config::{DatabaseSettings, Reader, amqp_url, database_url};
+use common::config::{DatabaseSettings, Reader, database_url, given_amqp_url, given_database_url};
 use common::db;
 use local_stack::{Options, Stack};
 use rustix::process::{Pid, Signal, kill_process};
+use secrecy::ExposeSecret;
 use sqlx::Connection;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
@@ -54,19 +55,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         say(format_args!("Removed {}", folder.display()));
     }
     let mut interrupts = Interrupts::listen()?;
-    let reader = Reader::from_process();
-    let given = |name| reader.raw(name).map(str::to_owned);
-    let (database, amqp) = (given("DATABASE_URL"), given("AMQP_URL"));
     // Before anything is started for nothing.
-    if let Some(Err(fault)) = database.as_deref().map(database_url) {
-        bail!("DATABASE_URL {fault}");
-    }
-    if let Some(Err(fault)) = amqp.as_deref().map(amqp_url) {
-        bail!("AMQP_URL {fault}");
-    }
+    let mut reader = Reader::from_process();
+    let (database, amqp) = (given_database_url(&mut reader), given_amqp_url(&mut reader));
+    reader.finish(Some(()))?;
     let options = Options {
-        database_url: database,
-        amqp_url: amqp,
+        database_url: database.map(|url| url.expose().to_owned()),
+        amqp_url: amqp.map(|url| url.expose_secret().to_owned()),
         install: true,
         progress: Arc::new(|line| say(line)),
         ..Options::new(&folder)
@@ -165,6 +160,10 @@ fn start(
         .arg(name)
         .env("DATABASE_URL", stack.postgres.url())
         .env("AMQP_URL", stack.rabbitmq.url())
+        .env_remove("DATABASE_URL_FILE")
+        .env_remove("DATABASE_CONTROL_URL")
+        .env_remove("DATABASE_CONTROL_URL_FILE")
+        .env_remove("AMQP_URL_FILE")
         .env("DRAIN_DELAY_MS", "0")
         // The announcement and the probes go to loopback.
         .env_remove("HOST")
@@ -235,7 +234,9 @@ Ctrl-C stops everything.",
 
 /// The URL of a server; not of one that was given, whose password is not this program's to show.
 fn shown<'u>(url: &'u str, variable: &'static str) -> &'u str {
-    if Reader::from_process().raw(variable).is_some() { variable } else { url }
+    let reader = Reader::from_process();
+    let given = [variable, &format!("{variable}_FILE")].iter().any(|name| reader.raw(name).is_some());
+    if given { variable } else { url }
 }
 
 async fn stop(stack: &Stack, mut service: Service) -> anyhow::Result<()> {

@@ -161,14 +161,14 @@ impl Applier {
             }
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
-            let outcomes = self.work(&mut tx, commands, traces, mode).await?;
+            let applied = self.work(&mut tx, commands, traces, mode).await?;
             tx.commit().await?;
-            Ok::<_, ApplyError>(outcomes)
+            Ok::<_, ApplyError>(applied)
         };
-        let outcomes =
+        let Applied { outcomes, tried, dead } =
             tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
         lease.release();
-        self.guard.note(commands.iter().filter_map(|c| outcomes.get(&c.id)));
+        self.guard.note(tried, dead);
         self.ensured_days.extend(days);
         Ok(outcomes)
     }
@@ -180,7 +180,7 @@ impl Applier {
         commands: &[Envelope],
         traces: &Traces,
         mode: Mode,
-    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    ) -> Result<Applied, ApplyError> {
         let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
         let origin = Origin { partition, traces };
         let fresh = deduplicate(conn, commands).await?;
@@ -197,13 +197,23 @@ impl Applier {
         };
         outcomes.extend(behind.iter().map(|envelope| (envelope.id, Outcome::Behind)));
         idempotency::repeat(retries, &mut outcomes, &mut letters);
-        if let Some(dead) = self.guard.flood(commands.iter().filter_map(|c| outcomes.get(&c.id))) {
+        let (tried, dead) = (first.len(), letters.dead());
+        if let Some(dead) = self.guard.flood(tried, dead) {
             return Err(ApplyError::Flood(dead));
         }
         letters.record(conn, traces).await?;
         decide(conn, &outcomes).await?;
-        Ok(outcomes)
+        Ok(Applied { outcomes, tried, dead })
     }
+}
+
+/// What came of the work of a transaction.
+struct Applied {
+    outcomes: HashMap<CommandId, Outcome>,
+    /// Commands that were neither parked behind another nor retries.
+    tried: usize,
+    /// Those of them that became dead letters.
+    dead: usize,
 }
 
 #[derive(Clone, Copy)]

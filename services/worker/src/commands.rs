@@ -90,7 +90,15 @@ pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId
 ///
 /// # Errors
 /// As the statement gives them; SQLSTATE 55P03 when batches are under way for too long.
-pub async fn drop_days(conn: &mut PgConnection, retention: Retention) -> Result<i32, sqlx::Error> {
-    let before = (OffsetDateTime::now_utc() - retention.0).date() - time::Duration::days(1);
-    sqlx::query_scalar!(r#"SELECT drop_command_days($1) AS "dropped!""#, before).fetch_one(conn).await
+pub async fn drop_days(conn: &mut PgConnection, retention: Retention) -> Result<u64, sqlx::Error> {
+    // The server's clock decides, as it does for everything that is pruned.
+    let dropped = sqlx::query_scalar!(
+        r#"
+        SELECT drop_command_days(((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC')::date - 1) AS "dropped!"
+        "#,
+        retention.0.as_secs_f64(),
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(u64::try_from(dropped).unwrap_or_default())
 }

@@ -20,7 +20,8 @@ pub fn document(user: &Value, status: &Value) -> String {
                 topic exchange. Bind a queue of your own to the exchange `events` (with BROKER_PREFIX in front, if the \
                 deployment has one), with `users.#` or single types as routing keys. Messages come at least once; tell \
                 repetitions by `id`. The first messages of one user's events come in the order of its changes; \
-                `data.version` grows by one with each. What is published while no queue is bound is not kept.",
+                `data.version` grows by one with each. Let no queue refuse messages when it is full (`x-overflow` \
+                `reject-publish`): the worker would try again without end, and the other subscribers would see repetitions. What is published while no queue is bound is not kept.",
             "license": { "name": "MIT OR Apache-2.0" },
         },
         "defaultContentType": CONTENT_TYPE,

@@ -1,7 +1,11 @@
 //! Dead letters: commands that could not be applied, the later commands of their users, and messages that are no commands.
 //!
+//! # The words
+//! A *letter* is a row of `dead_letters`. A command is *guilty* when it could not be applied itself, and *behind* when an
+//! earlier one of its user is open; both are `parked` in the status resource. A user with an open letter is *held*.
+//!
 //! # Why are a user's later commands parked too?
-//! They were accepted behind the guilty one and may depend on it. A user with an open letter is *held*: its commands are
+//! They were accepted behind the guilty one and may depend on it. So the commands of a held user are
 //! recorded in order, and follow in order once an operator has replayed or discarded the first.
 //!
 //! # What keeps an operator and a batch from overtaking each other?
@@ -23,7 +27,7 @@ pub use collect::collect_one;
 pub(crate) use collect::{Collector, observe_open};
 pub(crate) use record::{Letters, held_users, prune};
 pub use record::{RawMessage, record_raw, record_undelivered};
-pub use replay::{ReplayError, Step, Verdict, discard, discard_raw, replay, replay_raw};
+pub use replay::{Discarded, ReplayError, Step, Terms, Verdict, discard, discard_raw, replay, replay_raw};
 
 /// `commands.reason` of a command that waits behind another of its user.
 pub const BEHIND: &str = "behind-another";

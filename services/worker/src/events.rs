@@ -38,7 +38,8 @@ pub(crate) async fn record(
     let trace = |envelope: &Envelope| origin.traces.get(&envelope.id);
     let parents: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.traceparent.as_deref()).collect();
     let states: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.tracestate.as_deref()).collect();
-    // A user that is not there was deleted just now. The members are those of the API's representation.
+    // A user that is not there was deleted just now. The members are those of the API's representation,
+    // and instants are written as it writes them.
     sqlx::query!(
         r#"
         INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
@@ -52,9 +53,9 @@ pub(crate) async fn record(
                     'name', users.name,
                     'status', users.status,
                     'version', users.version,
-                    'created_at', users.created_at,
-                    'updated_at', users.updated_at,
-                    'suspended_at', users.suspended_at
+                    'created_at', to_jsonb(users.created_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+                    'updated_at', to_jsonb(users.updated_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
+                    'suspended_at', to_jsonb(users.suspended_at AT TIME ZONE 'UTC') #>> '{}' || 'Z'
                 ))
             END,
             input.traceparent, input.tracestate
@@ -80,12 +81,17 @@ pub(crate) async fn record(
 /// # Errors
 /// As the statement gives them.
 pub async fn prune(conn: &mut PgConnection, kept: Duration) -> Result<u64, sqlx::Error> {
-    // The oldest rows only, which the primary key finds: no index on times has to be kept for this.
     let deleted = sqlx::query!(
         r#"
         DELETE FROM events
-        WHERE position = ANY(ARRAY(SELECT position FROM events ORDER BY position LIMIT $1))
-            AND published_at < now() - make_interval(secs => $2)
+        WHERE position = ANY(ARRAY(
+            SELECT position
+            FROM events
+            WHERE published_at < now() - make_interval(secs => $2)
+            ORDER BY published_at
+            LIMIT $1
+            FOR UPDATE SKIP LOCKED
+        ))
         "#,
         PRUNED_AT_ONCE.cast_signed(),
         kept.as_secs_f64(),

@@ -1,52 +1,49 @@
 //! The flood guard: when most of the recent commands would become dead letters, the fault is hardly theirs.
 //!
-//! It judges a batch before its commit, so that what is refused is neither applied nor recorded and stays in its queue.
+//! It judges a batch before its commit, so that what is refused is neither applied nor recorded and stays in its queue. What
+//! counts as recent ends with time too: a guard that has refused everything for [`MEMORY`] lets the next letters through,
+//! up to its limit, so that nothing stands still for ever for commands that really are to blame.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::users::Outcome;
+use tokio::time::Instant;
 
-/// How many decided commands of this worker count as recent.
+/// How many decided commands of this worker count as recent, at most.
 const RECENT: usize = 200;
 /// More new dead letters among them than this are a flood.
 const MOST: usize = RECENT / 2;
+/// For how long a command counts as recent.
+const MEMORY: Duration = Duration::from_mins(10);
 
 /// What became of the recent commands of this worker. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
 pub struct FloodGuard {
-    /// Whether each became a dead letter, newest last.
-    recent: Arc<Mutex<VecDeque<bool>>>,
+    /// When each was decided, and whether it became a dead letter; newest last.
+    recent: Arc<Mutex<VecDeque<(Instant, bool)>>>,
 }
 
 impl FloodGuard {
-    /// The number of dead letters among the recent commands if these outcomes came to pass, when it is a flood and one of
-    /// these would add to it.
-    pub fn flood<'a>(&self, outcomes: impl Iterator<Item = &'a Outcome>) -> Option<usize> {
-        let fresh: Vec<bool> = outcomes.filter_map(guilty).collect();
-        if !fresh.contains(&true) {
+    /// The number of dead letters among the recent commands if a transaction came to pass, when it is a flood and this
+    /// transaction would add to it. `decided` commands were tried in it, and `dead` of them became dead letters.
+    pub fn flood(&self, decided: usize, dead: usize) -> Option<usize> {
+        if dead == 0 {
             return None;
         }
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = recent.iter().chain(&fresh).rev().take(RECENT);
-        let dead = newest.filter(|dead| **dead).count();
-        (dead > MOST).then_some(dead)
+        let room = RECENT.saturating_sub(decided);
+        let young = recent.iter().rev().take(room).take_while(|(at, _)| at.elapsed() < MEMORY);
+        let total = dead + young.filter(|(_, dead)| *dead).count();
+        (total > MOST).then_some(total)
     }
 
-    /// Notes outcomes that came to pass.
-    pub fn note<'a>(&self, outcomes: impl Iterator<Item = &'a Outcome>) {
+    /// Notes what came to pass.
+    pub fn note(&self, decided: usize, dead: usize) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.extend(outcomes.filter_map(guilty));
+        let now = Instant::now();
+        recent.extend((0..decided).map(|number| (now, number < dead)));
         let surplus = recent.len().saturating_sub(RECENT);
         recent.drain(..surplus);
-    }
-}
-
-/// Whether it became a dead letter; nothing for one that never was tried.
-fn guilty(outcome: &Outcome) -> Option<bool> {
-    match outcome {
-        Outcome::Succeeded(_) | Outcome::Rejected(_) => Some(false),
-        Outcome::Parked(_) => Some(true),
-        Outcome::Behind => None,
     }
 }

@@ -24,6 +24,8 @@ use crate::replies::Replies;
 use crate::settings::WorkerSettings;
 use crate::suspects::Suspects;
 
+/// Whoever holds a user for longer, an operator for instance, is in the way: the batch says so and tries again.
+const LOCK_TIMEOUT: &str = "5s";
 /// Side by side, a user's events always through the same one.
 const EVENT_PUBLISHERS: u16 = 4;
 
@@ -43,8 +45,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
-    let (member, holdings, pool) = Member::new(WORKER, &service, &[])?;
-    let database = monitor(shutdown, &health, Ability::Write, service.database.clone(), Role::Member(Box::new(member)));
+    let (member, holdings, pool) = Member::new(WORKER, &service, &[("lock_timeout", LOCK_TIMEOUT)])?;
+    let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);

@@ -6,7 +6,7 @@ use common::config::{IdempotencyWindow, Retention};
 use common::db::{DbError, Pool, within};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use sqlx::PgConnection;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use crate::{commands, dead_letters, events, idempotency};
 
@@ -41,15 +41,7 @@ impl Pruning {
             loop {
                 // Jittered, so that workers that started together do not come together.
                 tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
-                pause = match self.prune().await {
-                    Ok(true) => PAUSE,
-                    Ok(false) => INTERVAL,
-                    Err(error) => {
-                        // The checks tell of a database that is away, and what stays a while longer does no harm.
-                        debug!(error = chain(&error), "failed to prune");
-                        INTERVAL
-                    }
-                };
+                pause = if self.prune().await { PAUSE } else { INTERVAL };
             }
         };
         tokio::select! {
@@ -59,17 +51,30 @@ impl Pruning {
     }
 
     /// One batch of each; says whether there may be more.
-    async fn prune(&self) -> Result<bool, DbError> {
-        let mut lease = self.pool.acquire(PATIENCE).await?;
-        let conn: &mut PgConnection = &mut lease;
-        let keys = within(PATIENCE, idempotency::prune(conn, self.window)).await?;
-        let events = within(PATIENCE, events::prune(conn, self.events)).await?;
-        let letters = within(PATIENCE, dead_letters::prune(conn, self.retention)).await?;
-        let days = within(PATIENCE, commands::drop_days(conn, self.retention)).await?;
-        lease.release();
+    async fn prune(&self) -> bool {
+        let rows = [
+            self.each("idempotency keys", async |conn| idempotency::prune(conn, self.window).await).await,
+            self.each("events", async |conn| events::prune(conn, self.events).await).await,
+            self.each("dead letters", async |conn| dead_letters::prune(conn, self.retention).await).await,
+        ];
+        let days = self.each("commands", async |conn| commands::drop_days(conn, self.retention).await).await;
         if days > 0 {
             info!(days, "dropped the commands of days that are no longer kept");
         }
-        Ok(keys >= PRUNED_AT_ONCE || events >= PRUNED_AT_ONCE || letters >= PRUNED_AT_ONCE)
+        rows.into_iter().any(|deleted| deleted >= PRUNED_AT_ONCE)
+    }
+
+    /// One of them; what fails is said, and stays for the next time.
+    async fn each(&self, what: &str, prune: impl AsyncFnOnce(&mut PgConnection) -> Result<u64, sqlx::Error>) -> u64 {
+        let pruning = async {
+            let mut lease = self.pool.acquire(PATIENCE).await?;
+            let pruned = within(PATIENCE, prune(&mut lease)).await?;
+            lease.release();
+            Ok::<_, DbError>(pruned)
+        };
+        pruning.await.unwrap_or_else(|error| {
+            warn!(error = chain(&error), "failed to prune {what}");
+            0
+        })
     }
 }

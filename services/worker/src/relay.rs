@@ -26,8 +26,8 @@ use tokio::sync::{Notify, watch};
 use tracing::warn;
 use uuid::Uuid;
 
-/// Events that are read at once.
-const BATCH: i64 = 500;
+/// Events of each partition that are read at once.
+const BATCH: i64 = 100;
 /// Between looks for events that nobody told of: of an earlier owner, or of a replay.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -117,7 +117,7 @@ impl Relay {
         let events = self.pending().await?;
         let oldest = events.iter().map(|event| event.occurred_at).min();
         instruments.oldest_age.record(oldest.map_or(0.0, |at| (OffsetDateTime::now_utc() - at).as_seconds_f64()), &[]);
-        let full = i64::try_from(events.len()).is_ok_and(|number| number == BATCH);
+        let full = i64::try_from(events.len()).is_ok_and(|number| number >= BATCH);
         let mut failure = None;
         for wave in waves(events) {
             let answers = join_all(wave.iter().map(|event| self.publish(event))).await;
@@ -133,6 +133,9 @@ impl Relay {
             if let Some(error) = failure {
                 return Err(error.into());
             }
+            if self.shutdown.phase() >= Phase::Stopping {
+                return Ok(false);
+            }
         }
         Ok(full)
     }
@@ -143,13 +146,17 @@ impl Relay {
             Event,
             r#"
             SELECT
-                events.position, events.id, events.partition, events.type AS kind, events.user_id, events.data,
-                events.occurred_at, events.traceparent, events.tracestate
-            FROM events
-            JOIN partitions ON partitions.number = events.partition
-            WHERE partitions.owner = $1 AND events.published_at IS NULL
-            ORDER BY events.position
-            LIMIT $2
+                position, id, partition, type AS kind, user_id, data, occurred_at, traceparent, tracestate
+            FROM partitions
+            CROSS JOIN LATERAL (
+                SELECT position, id, partition, type, user_id, data, occurred_at, traceparent, tracestate
+                FROM events
+                WHERE events.partition = partitions.number AND published_at IS NULL
+                ORDER BY position
+                LIMIT $2
+            ) AS pending
+            WHERE partitions.owner = $1
+            ORDER BY position
             "#,
             self.instance,
             BATCH,

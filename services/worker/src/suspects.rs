@@ -2,11 +2,11 @@
 //!
 //! # Why one at a time in the whole process?
 //! A command that ends the process takes whatever else is under way with it. Because only the one whose turn it is has a
-//! row in `suspects`, an end is counted against no other.
+//! row in `suspects`, its end is counted against no other command.
 //!
 //! # Why is a try counted before it is made?
 //! Nothing can be counted after a kill -9. A try that comes back, whatever its end, is taken off again, so that only
-//! tries that ended with their worker add up.
+//! tries that ended with their worker add up. What else ended the worker then is counted too: hence several attempts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::command::{CommandId, Envelope};
 use common::db::{Pool, within};
+use common::shutdown::chain;
 use tokio::sync::Mutex;
 use tracing::warn;
 use uuid::Uuid;
@@ -60,8 +61,9 @@ impl Suspects {
         };
         // One that is not applied for another's fault comes again, and its earlier ends still count.
         let gone_back = attempts > MOST_ATTEMPTS && end.is_err();
-        if !gone_back {
-            self.finish(envelope.id).await?;
+        if !gone_back && let Err(error) = self.finish(envelope.id).await {
+            // The try counts as one that ended its worker, which the next one that comes back takes off again.
+            warn!(command.id = %envelope.id, error = chain(&error), "failed to take a try off again");
         }
         end
     }

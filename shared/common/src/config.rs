@@ -3,6 +3,7 @@
 //! A [`Reader`] collects every fault before it gives up, so that one failed start shows them all. A fault names the
 //! variable, what is wrong with the value and an example; the value of a secret never appears in it.
 
+mod database;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -11,9 +12,11 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use database::{DatabaseUrl, database_url};
+pub(crate) use database::{Server, Tls};
 pub use shared::{
     BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
-    amqp_url, database_url,
+    amqp_url, given_amqp_url, given_database_url,
 };
 
 /// One environment variable, as `--help` and the sample file document it.
@@ -64,7 +67,10 @@ impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the environment has {} fault(s):", self.0.len())?;
         for fault in &self.0 {
-            write!(f, "\n  {}: {}; for example {}={}", fault.variable, fault.problem, fault.variable, fault.example)?;
+            write!(f, "\n  {}: {}", fault.variable, fault.problem)?;
+            if !fault.example.is_empty() {
+                write!(f, "; for example {}={}", fault.variable, fault.example)?;
+            }
         }
         Ok(())
     }
@@ -118,6 +124,43 @@ impl Reader {
             Ok(value) => Some(value),
             Err(problem) => {
                 self.fault(variable, problem);
+                None
+            }
+        }
+    }
+
+    /// The parsed value of a secret, which stands in its variable, or in the file that the other variable names; line ends
+    /// at the file's end do not count.
+    pub fn secret<T, E: fmt::Display>(
+        &mut self,
+        variable: &Variable,
+        file: &Variable,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let path = self.raw(file.name).map(str::to_owned);
+        let (named, read) = match (self.raw(variable.name).map(str::to_owned), path) {
+            (Some(_), Some(_)) => {
+                self.fault(variable, format_args!("is set, and so is {}; unset one of them", file.name));
+                return None;
+            }
+            (None, None) => {
+                if variable.required {
+                    self.fault(variable, format_args!("is not set, and neither is {}", file.name));
+                }
+                return None;
+            }
+            (Some(text), None) => (variable, Ok(text)),
+            (None, Some(path)) => (file, std::fs::read_to_string(path)),
+        };
+        let parsed = match read.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])) {
+            Err(fault) => Err(format!("names a file that cannot be read ({})", fault.kind())),
+            Ok("") => Err("names a file that is empty".to_owned()),
+            Ok(text) => parse(text).map_err(|problem| problem.to_string()),
+        };
+        match parsed {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.fault(named, problem);
                 None
             }
         }

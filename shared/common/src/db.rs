@@ -1,20 +1,21 @@
 //! PostgreSQL: the pool, the migrations, and the monitor behind readiness.
 
+mod connector;
 mod migrations;
 mod monitor;
 mod pool;
+pub mod roles;
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::PgConnection;
 
 pub use migrations::{MigrateError, Migrated, migrate, migrations_fingerprint, migrations_pending, required_version};
 pub use monitor::{DatabaseState, Role, monitor};
 pub use pool::{Lease, Pool, PoolStatus, observe_pool};
 
 use crate::config::DatabaseSettings;
+use connector::Connector;
 
 /// How long one connect may take, TLS and authentication included.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -81,25 +82,5 @@ pub async fn within<T>(
 /// # Errors
 /// [`DbError::Connect`] or [`DbError::Deadline`].
 pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnection, DbError> {
-    connect_with(&options(settings, application_name)?).await
-}
-
-fn options(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnectOptions, DbError> {
-    // Checked when it was read, so this cannot fail for anything that a person could mend.
-    let options: PgConnectOptions = settings.url.expose_secret().parse()?;
-    // Always ours: the members of a deployment know each other's sessions by it.
-    let options = options.application_name(application_name);
-    // sqlx logs every statement with its duration; ours are traced where they mean something.
-    Ok(options.disable_statement_logging())
-}
-
-async fn connect_with(options: &PgConnectOptions) -> Result<PgConnection, DbError> {
-    match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(options)).await {
-        Ok(connected) => connected.map_err(|source| DbError::Connect { address: address(options), source }),
-        Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
-    }
-}
-
-fn address(options: &PgConnectOptions) -> String {
-    format!("{}:{}", options.get_host(), options.get_port())
+    Connector::new(settings, application_name, &[])?.connect().await
 }

@@ -60,6 +60,8 @@ pub struct Member {
     claim: Claim,
     partitions: u16,
     budget: Option<u16>,
+    /// Whose sessions the pool's are, where the URL says so.
+    pool_role: Option<String>,
     pool: Pool,
     demand: Demand,
     standing: Arc<Mutex<Standing>>,
@@ -174,6 +176,7 @@ impl Member {
             claim,
             partitions: settings.broker.partitions,
             budget: settings.budget,
+            pool_role: settings.database.url.user.clone(),
             pool: pool.clone(),
             demand: Demand::default(),
             standing: Arc::new(Mutex::new(Standing::Outside)),
@@ -278,18 +281,20 @@ impl Member {
 
     /// Takes part; without room it gives how long to stay away.
     async fn join(&mut self, connection: &mut PgConnection) -> Result<Result<Joined, Duration>, MembershipError> {
-        let answer: JoinAnswer =
-            sqlx::query_as("SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8)")
-                .bind(self.instance)
-                .bind(self.claim.service)
-                .bind(env!("CARGO_PKG_VERSION"))
-                .bind(i32::from(self.partitions))
-                .bind(self.claim.weight)
-                .bind(self.claim.floor)
-                .bind(i32::try_from(self.pool.most()).unwrap_or(i32::MAX))
-                .bind(self.budget.map(i32::from))
-                .fetch_one(connection)
-                .await?;
+        let answer: JoinAnswer = sqlx::query_as(
+            "SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(self.instance)
+        .bind(self.claim.service)
+        .bind(env!("CARGO_PKG_VERSION"))
+        .bind(i32::from(self.partitions))
+        .bind(self.claim.weight)
+        .bind(self.claim.floor)
+        .bind(i32::try_from(self.pool.most()).unwrap_or(i32::MAX))
+        .bind(self.budget.map(i32::from))
+        .bind(self.pool_role.as_deref())
+        .fetch_one(connection)
+        .await?;
         let (Some(epoch), Some(lives)) = (answer.joined, answer.lives) else {
             let away = answer.away.map_or(Duration::from_secs(1), duration);
             self.stand(Standing::TurnedAway(answer.reason.unwrap_or_default()));

@@ -34,7 +34,7 @@ trap cleanup EXIT
 trap 'exit 1' HUP INT TERM
 
 # Those that were there before are left as they are.
-for unit in postgresql.service rabbitmq-server.service epmd.service epmd.socket; do
+for unit in postgresql.service rabbitmq-server.service epmd.service epmd.socket pgbouncer.service; do
     [ -e "/lib/systemd/system/$unit" ] || fresh="$fresh $unit"
 done
 

@@ -1,5 +1,7 @@
 //! What tests take from the shared stack: a database of their own, and a broker prefix of their own.
 
+mod pooler;
+
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use common::config::{DatabaseSettings, database_url};
 use common::db;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use url::Url;
+
+pub use pooler::Pooler;
 
 use crate::{Error, Options, Stack};
 

@@ -1,13 +1,13 @@
 //! Replaying and discarding, one user's letters at a time.
 
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use common::command::UserId;
-use common::config::IdempotencyWindow;
 use common::telemetry::TraceHeaders;
 use sqlx::PgConnection;
 use worker::blame::ApplyError;
-use worker::dead_letters::{self, Letter, ReplayError, Step, Verdict};
+use worker::dead_letters::{self, Discarded, Letter, ReplayError, Step, Terms, Verdict};
 
 use super::print;
 use crate::say;
@@ -19,40 +19,61 @@ const TRIES: u32 = 10;
 pub(super) async fn replay(
     conn: &mut PgConnection,
     letters: &[Letter],
-    window: IdempotencyWindow,
-    dry_run: bool,
+    terms: Terms,
     json: bool,
 ) -> anyhow::Result<usize> {
     let mut failed = 0;
     for letter in letters {
         let trace = TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
-        let end = insist(async || match user(letter) {
-            Some(user) => first(conn, letter, user, window, dry_run).await,
-            None => dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, window, dry_run).await,
+        let end = retry_on_contention(async || match user(letter) {
+            Some(user) => replay_open(conn, letter, user, terms).await,
+            None => dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, terms).await,
         });
-        failed += usize::from(!told(letter, end.await, dry_run, json)?);
+        failed += usize::from(!report(letter, end.await, terms, json)?);
     }
     Ok(failed)
 }
 
-/// Discards each letter, and replays what waits behind it; gives how many did not go through.
+/// Discards the letters, and with `followers` all that wait behind them, and replays what else waits; gives how many of the
+/// first ones did not go through.
 pub(super) async fn discard(
     conn: &mut PgConnection,
     letters: &[Letter],
-    window: IdempotencyWindow,
-    dry_run: bool,
+    followers: bool,
+    terms: Terms,
     json: bool,
 ) -> anyhow::Result<usize> {
     let mut failed = 0;
-    for letter in letters {
-        let end = insist(async || match user(letter) {
-            Some(user) => dead_letters::discard(conn, user, letter.id, window, dry_run).await,
-            None if dry_run => Ok(Vec::new()),
+    for (user, letters) in by_user(letters) {
+        let Some(letter) = letters.first() else { continue };
+        let ids: HashSet<i64> = letters.iter().map(|letter| letter.id).collect();
+        let which = if followers { Discarded::All } else { Discarded::These(ids) };
+        let end = retry_on_contention(async || match user {
+            Some(user) => dead_letters::discard(conn, user, &which, terms).await,
+            None if terms.dry_run => Ok(Vec::new()),
             None => dead_letters::discard_raw(conn, letter.id).await.map(|()| Vec::new()),
         });
-        failed += usize::from(!told(letter, end.await, dry_run, json)?);
+        failed += usize::from(!report(letter, end.await, terms, json)?);
     }
     Ok(failed)
+}
+
+/// The letters of each user, in order; one that has no user stands alone.
+pub(super) fn by_user(letters: &[Letter]) -> Vec<(Option<UserId>, Vec<&Letter>)> {
+    let mut of_users: BTreeMap<UserId, Vec<&Letter>> = BTreeMap::new();
+    let mut all = Vec::new();
+    for letter in letters {
+        match user(letter) {
+            Some(user) => of_users.entry(user).or_default().push(letter),
+            None => all.push((None, vec![letter])),
+        }
+    }
+    for (user, mut letters) in of_users {
+        letters.sort_by_key(|letter| letter.id);
+        letters.dedup_by_key(|letter| letter.id);
+        all.push((Some(user), letters));
+    }
+    all
 }
 
 fn user(letter: &Letter) -> Option<UserId> {
@@ -60,21 +81,22 @@ fn user(letter: &Letter) -> Option<UserId> {
 }
 
 /// A letter that was closed meanwhile is not what the operator meant. One that waits is replayed with those before it.
-async fn first(
+async fn replay_open(
     conn: &mut PgConnection,
     letter: &Letter,
     user: UserId,
-    window: IdempotencyWindow,
-    dry_run: bool,
+    terms: Terms,
 ) -> Result<Vec<Step>, ReplayError> {
     let found = dead_letters::find(conn, Some(letter.id), None).await?;
     if found.is_none_or(|found| found.state != "open") {
         return Err(ReplayError::NotOpen);
     }
-    dead_letters::replay(conn, user, window, dry_run).await
+    dead_letters::replay(conn, user, terms).await
 }
 
-async fn insist(mut attempt: impl AsyncFnMut() -> Result<Vec<Step>, ReplayError>) -> Result<Vec<Step>, ReplayError> {
+async fn retry_on_contention(
+    mut attempt: impl AsyncFnMut() -> Result<Vec<Step>, ReplayError>,
+) -> Result<Vec<Step>, ReplayError> {
     for number in 1..TRIES {
         match attempt().await {
             Err(ReplayError::Apply(ApplyError::Contention(_))) => {
@@ -87,13 +109,17 @@ async fn insist(mut attempt: impl AsyncFnMut() -> Result<Vec<Step>, ReplayError>
 }
 
 /// Tells what became of a letter, and whether all went well. A fault that is no letter's ends the run.
-fn told(letter: &Letter, end: Result<Vec<Step>, ReplayError>, dry_run: bool, json: bool) -> anyhow::Result<bool> {
+fn report(letter: &Letter, end: Result<Vec<Step>, ReplayError>, terms: Terms, json: bool) -> anyhow::Result<bool> {
     match end {
         Ok(steps) => {
-            say(print::steps(letter, &steps, dry_run, json));
+            say(print::steps(letter, &steps, terms.dry_run, json));
             Ok(!steps.iter().any(|step| matches!(step.verdict, Verdict::Failed(..))))
         }
-        Err(fault @ ReplayError::Apply(_)) => Err(fault.into()),
+        Err(
+            fault @ ReplayError::Apply(
+                ApplyError::Deployment(_) | ApplyError::Outage(_) | ApplyError::Fenced | ApplyError::Flood(_),
+            ),
+        ) => Err(fault.into()),
         Err(fault) => {
             say(print::refused(letter, &fault, json));
             Ok(false)

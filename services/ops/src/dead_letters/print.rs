@@ -23,7 +23,7 @@ pub(super) fn line(letter: &Letter, json: bool) -> String {
         letter.kind.as_deref().unwrap_or("-"),
         letter.sqlstate.as_deref().unwrap_or("-"),
         letter.behind,
-        one_line(&letter.reason),
+        plain(&letter.reason),
     )
 }
 
@@ -44,13 +44,13 @@ pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> S
         ("command", or_none(letter.command_id.map(|id| id.to_string()))),
         ("user", or_none(letter.user_id.map(|id| id.to_string()))),
         ("type", or_none(letter.kind.clone())),
-        ("reason", letter.reason.clone()),
+        ("reason", plain(&letter.reason)),
         ("sqlstate", or_none(letter.sqlstate.clone())),
         ("attempts", letter.attempts.to_string()),
         ("first seen", at(letter.first_seen_at)),
         ("last seen", at(letter.last_seen_at)),
         ("trace", or_none(letter.traceparent.clone())),
-        ("message", payload.into_owned()),
+        ("message", plain(&payload)),
         ("behind it", letter.behind.to_string()),
     ];
     for (name, value) in members {
@@ -68,13 +68,18 @@ pub(super) fn steps(letter: &Letter, steps: &[Step], dry_run: bool, json: bool) 
     if json {
         let steps: Vec<Value> = steps
             .iter()
-            .map(|s| json!({ "command_id": s.command_id, "type": s.kind, "outcome": verdict(&s.verdict) }))
+            .map(|s| {
+                let (status, sqlstate, reason) = parts(&s.verdict);
+                json!({ "command_id": s.command_id, "type": s.kind, "status": status, "sqlstate": sqlstate, "reason": reason })
+            })
             .collect();
         return json!({ "id": letter.id, "dry_run": dry_run, "commands": steps }).to_string();
     }
     let mut text = format!("letter {}{}", letter.id, if dry_run { " (tried, and nothing changed)" } else { "" });
-    if steps.is_empty() {
-        text.push_str(if dry_run { ": nothing to apply" } else { ": closed" });
+    if steps.is_empty() && letter.user_id.is_some() {
+        text.push_str(": somebody else dealt with it");
+    } else if steps.is_empty() {
+        text.push_str(if dry_run { ": can be read" } else { ": closed" });
     }
     for step in steps {
         let _ = write!(text, "\n  {}  {:<16}  {}", step.command_id, step.kind, verdict(&step.verdict));
@@ -91,13 +96,21 @@ pub(super) fn refused(letter: &Letter, fault: &ReplayError, json: bool) -> Strin
 }
 
 fn verdict(verdict: &Verdict) -> String {
+    match parts(verdict) {
+        (status, Some(sqlstate), Some(reason)) => format!("{status} ({sqlstate}): {}", plain(reason)),
+        (status, _, Some(reason)) => format!("{status}: {}", plain(reason)),
+        (status, ..) => status.to_owned(),
+    }
+}
+
+/// A word, the SQLSTATE and the reason.
+fn parts(verdict: &Verdict) -> (&'static str, Option<&str>, Option<&str>) {
     match verdict {
-        Verdict::Decided(Outcome::Succeeded(_)) => "succeeded".to_owned(),
-        Verdict::Decided(Outcome::Rejected(rejection)) => format!("rejected: {}", rejection.as_str()),
-        Verdict::Decided(Outcome::Parked(_) | Outcome::Behind) | Verdict::Waits => "waits".to_owned(),
-        Verdict::Discarded => "discarded".to_owned(),
-        Verdict::Failed(Some(sqlstate), reason) => format!("failed again ({sqlstate}): {}", one_line(reason)),
-        Verdict::Failed(None, reason) => format!("failed again: {}", one_line(reason)),
+        Verdict::Decided(Outcome::Succeeded(_)) => ("succeeded", None, None),
+        Verdict::Decided(Outcome::Rejected(rejection)) => ("rejected", None, Some(rejection.as_str())),
+        Verdict::Decided(Outcome::Parked(_) | Outcome::Behind) | Verdict::Waits => ("waits", None, None),
+        Verdict::Discarded => ("discarded", None, None),
+        Verdict::Failed(sqlstate, reason) => ("failed again", sqlstate.as_deref(), Some(reason)),
     }
 }
 
@@ -124,6 +137,7 @@ fn at(time: OffsetDateTime) -> String {
     time.replace_nanosecond(0).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
-fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+/// On one line, and without what a terminal would take for a command: anybody who can publish may have written it.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -4,7 +4,7 @@ mod service;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use common::config::{DatabaseSettings, database_url};
@@ -20,6 +20,11 @@ pub(crate) use service::Service;
 
 /// Below the range that clients' ports come from, so that none of them takes the port of a service that is down.
 const PORTS: std::ops::Range<u16> = 9_000..10_000;
+/// Ports of one run: the first one is held all the time, the others by its services.
+const BLOCK: u16 = 250;
+
+/// For a connection of the torture itself.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Everything.
 pub(crate) struct System {
@@ -27,6 +32,8 @@ pub(crate) struct System {
     pub(crate) apis: Vec<Service>,
     pub(crate) workers: Vec<Service>,
     folder: TempDir,
+    // Keeps other runs away from the ports of services that are down.
+    _ports: TcpListener,
 }
 
 impl System {
@@ -40,7 +47,10 @@ impl System {
         super::verdict::observe(&mut connection).await?;
         connection.close().await?;
         let (database, broker) = (Url::parse(stack.postgres.url())?, Url::parse(stack.rabbitmq.url())?);
-        let mut ports = PORTS.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+        let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        let mut blocks = PORTS.step_by(BLOCK.into());
+        let (first, guard) = blocks.find_map(|first| Some((first, bind(first).ok()?))).context("no free ports")?;
+        let mut ports = (first + 1..first + BLOCK).filter(|port| bind(*port).is_ok());
         let mut services = Vec::with_capacity(apis + workers);
         for (role, number) in (0..apis).map(|n| ("api", n)).chain((0..workers).map(|n| ("worker", n))) {
             let (database_proxy, broker_proxy) = (Proxy::start(&database).await?, Proxy::start(&broker).await?);
@@ -59,7 +69,7 @@ impl System {
             services.push(Service::new(role, port, log, settings, database_proxy, broker_proxy));
         }
         let workers = services.split_off(apis);
-        let mut system = Self { stack, apis: services, workers, folder };
+        let mut system = Self { stack, apis: services, workers, folder, _ports: guard };
         system.heal().await?;
         super::verdict::subscribe(system.stack.rabbitmq.url()).await?;
         Ok(system)
@@ -119,5 +129,14 @@ impl System {
 
 async fn connect(stack: &Stack) -> anyhow::Result<PgConnection> {
     let url = database_url(stack.postgres.url()).map_err(anyhow::Error::msg)?;
-    Ok(db::connect(&DatabaseSettings { url, connections: 1 }, "rollcall-torture").await?)
+    let settings = DatabaseSettings { url, connections: 1 };
+    // A server that has just come back, on a machine as busy as this, can be slow to answer.
+    let deadline = Instant::now() + CONNECT_DEADLINE;
+    loop {
+        match db::connect(&settings, "rollcall-torture").await {
+            Ok(connection) => return Ok(connection),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::process::{Command, Output};
 
 use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -189,7 +190,11 @@ async fn what_is_no_command_and_what_the_broker_gave_up_is_recorded_and_can_be_d
     let channel = broker.create_channel().await.unwrap();
     let (commands, given_up) = (format!("{}commands", system.prefix), format!("{}dead-letters", system.prefix));
     for partition in 0..16 {
-        let (options, properties) = (BasicPublishOptions::default(), lapin::BasicProperties::default());
+        // Nothing that PostgreSQL could store, in what is stored beside the message.
+        let mut headers = FieldTable::default();
+        headers.insert("traceparent".into(), AMQPValue::LongString("00-a\0b".into()));
+        let options = BasicPublishOptions::default();
+        let properties = lapin::BasicProperties::default().with_headers(headers);
         let (key, body) = (partition.to_string(), format!("{{{partition}"));
         channel
             .basic_publish(commands.as_str().into(), key.into(), options, body.as_bytes(), properties)

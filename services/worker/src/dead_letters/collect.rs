@@ -1,6 +1,7 @@
 //! What the broker itself dead-letters (at a queue's delivery limit) is collected into the table.
 //!
-//! Every worker consumes that queue; a message is acknowledged once it is recorded, and recording it twice does nothing.
+//! Every worker stands by at that queue, and one is given its messages; each is acknowledged once it is recorded, and
+//! recording it twice does nothing.
 
 use std::sync::Arc;
 use std::time::Duration;

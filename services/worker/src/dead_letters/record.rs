@@ -62,6 +62,11 @@ impl Letters {
         self.letters.push(NewLetter { envelope: envelope.clone(), reason: cut(reason), sqlstate, attempts });
     }
 
+    /// How many commands were found guilty.
+    pub(crate) fn dead(&self) -> usize {
+        self.letters.iter().filter(|letter| letter.attempts > 0).count()
+    }
+
     /// Writes the letters, and holds the users of the guilty ones.
     pub(crate) async fn record(self, conn: &mut PgConnection, traces: &Traces) -> Result<(), sqlx::Error> {
         let letters = self.letters;
@@ -80,7 +85,9 @@ impl Letters {
             INSERT INTO held_users (user_id, command_id)
             SELECT user_id, command_id
             FROM unnest($1::uuid[], $2::uuid[]) AS input (user_id, command_id)
-            ON CONFLICT DO NOTHING
+            ORDER BY user_id
+            -- Held meanwhile by another transaction: changes nothing, but waits for an operator who is about to end that.
+            ON CONFLICT (user_id) DO UPDATE SET command_id = held_users.command_id
             ",
             &users,
             &commands,

@@ -1,12 +1,14 @@
 //! What an operator does about a letter: apply it again, or discard it; then the user's later commands follow in order.
 //!
-//! Everything that happens to one user is one transaction under the lock of its row in `held_users`: a kill leaves it as
-//! it was, and a batch with the user's next command waits for it.
+//! Each transaction holds the lock of the user's row in `held_users`: a kill leaves the user as it was, and a batch with its
+//! next command waits. So a transaction is short: after [`AT_ONCE`] letters or [`LONGEST`] it is committed, with the user
+//! held at the next letter, and another one goes on.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use common::command::{CommandId, Envelope, UserId};
-use common::config::IdempotencyWindow;
+use common::config::{IdempotencyWindow, Retention};
 use common::telemetry::TraceHeaders;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -15,10 +17,16 @@ use super::record::{cut, record_undelivered};
 use super::{DELIVERY_LIMIT, DISCARDED, Letters, Traces};
 use crate::alone::{Tried, try_alone};
 use crate::blame::ApplyError;
-use crate::commands::decide;
+use crate::commands::{decide, deduplicate};
+use crate::delivery::kept;
 use crate::events::Origin;
 use crate::idempotency;
 use crate::users::Outcome;
+
+/// Letters of one transaction, at most.
+const AT_ONCE: usize = 100;
+/// After this no further letter is begun in a transaction.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// One command of a replay, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +52,7 @@ pub enum Verdict {
     Waits,
 }
 
-/// Why nothing was done.
+/// Why nothing was done about a letter.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// The database did not take part.
@@ -59,6 +67,9 @@ pub enum ReplayError {
     /// A raw message that this build cannot read either.
     #[error("the message is no command to this version: {0}")]
     Undecodable(String),
+    /// A raw message of a time whose commands are not kept: nobody knows whether it was applied.
+    #[error("the command is older than what is kept, or of the future: it cannot be told whether it was applied")]
+    OutOfTime,
 }
 
 impl From<sqlx::Error> for ReplayError {
@@ -67,33 +78,46 @@ impl From<sqlx::Error> for ReplayError {
     }
 }
 
-/// Replays a user's open letters in order until one fails again; gives each with its verdict. With `dry_run` everything
-/// is tried and nothing kept.
-///
-/// # Errors
-/// [`ReplayError::Apply`]; then nothing was done.
-pub async fn replay(
-    conn: &mut PgConnection,
-    user: UserId,
-    window: IdempotencyWindow,
-    dry_run: bool,
-) -> Result<Vec<Step>, ReplayError> {
-    work(conn, user, None, window, dry_run).await
+/// How replays go about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// For how long an idempotency key counts.
+    pub window: IdempotencyWindow,
+    /// How old a message may be that no batch has seen: an older one may have been applied before.
+    pub retention: Retention,
+    /// Everything is tried and nothing kept; of each user one transaction's letters only.
+    pub dry_run: bool,
 }
 
-/// Discards a user's first open letter, for good, and replays the later ones. Its command stays `parked`, for the reason
-/// [`DISCARDED`]: a rejection would name a fault of the client's.
+/// Which of a user's open letters are given up.
+#[derive(Debug, Clone)]
+pub enum Discarded {
+    /// These, the first among them; the others are applied.
+    These(HashSet<i64>),
+    /// All.
+    All,
+}
+
+/// Replays a user's open letters in order until one fails again; gives each with its verdict.
 ///
 /// # Errors
-/// See [`ReplayError`]; then nothing was done.
+/// [`ReplayError::Apply`]; then nothing was done, but for what earlier transactions of a long replay have committed.
+pub async fn replay(conn: &mut PgConnection, user: UserId, terms: Terms) -> Result<Vec<Step>, ReplayError> {
+    work(conn, user, None, terms).await
+}
+
+/// Discards some of a user's open letters, for good, and replays the others in order. A discarded command stays `parked`,
+/// for the reason [`DISCARDED`]: a rejection would name a fault of the client's.
+///
+/// # Errors
+/// See [`ReplayError`], and [`replay`].
 pub async fn discard(
     conn: &mut PgConnection,
     user: UserId,
-    letter: i64,
-    window: IdempotencyWindow,
-    dry_run: bool,
+    letters: &Discarded,
+    terms: Terms,
 ) -> Result<Vec<Step>, ReplayError> {
-    work(conn, user, Some(letter), window, dry_run).await
+    work(conn, user, Some(letters), terms).await
 }
 
 /// Closes the letter of a message that is no command.
@@ -105,7 +129,7 @@ pub async fn discard_raw(conn: &mut PgConnection, letter: i64) -> Result<(), Rep
 }
 
 /// Reads a raw message once more, because a newer version may know it: then it becomes the last letter of its user, and
-/// what is open of that user is replayed. With `dry_run` it is only read.
+/// what is open of that user is replayed. A dry run only reads it.
 ///
 /// # Errors
 /// See [`ReplayError`].
@@ -114,17 +138,19 @@ pub async fn replay_raw(
     letter: i64,
     payload: &[u8],
     trace: &TraceHeaders,
-    window: IdempotencyWindow,
-    dry_run: bool,
+    terms: Terms,
 ) -> Result<Vec<Step>, ReplayError> {
     let envelope = Envelope::decode(payload).map_err(|fault| ReplayError::Undecodable(fault.to_string()))?;
-    if dry_run {
+    if !kept(envelope.id, terms.retention) {
+        return Err(ReplayError::OutOfTime);
+    }
+    if terms.dry_run {
         return Ok(Vec::new());
     }
     // Twice after a kill in between: the second time the command is known.
     record_undelivered(conn, &envelope, DELIVERY_LIMIT, "could not be decoded at first", trace).await?;
     close_raw(conn, letter, "replayed").await?;
-    replay(conn, envelope.command.user_id(), window, false).await
+    replay(conn, envelope.command.user_id(), terms).await
 }
 
 async fn close_raw(conn: &mut PgConnection, letter: i64, state: &str) -> Result<(), ReplayError> {
@@ -154,73 +180,138 @@ struct Open {
 async fn work(
     conn: &mut PgConnection,
     user: UserId,
-    discard: Option<i64>,
-    window: IdempotencyWindow,
-    dry_run: bool,
+    discarded: Option<&Discarded>,
+    terms: Terms,
 ) -> Result<Vec<Step>, ReplayError> {
-    let user = Uuid::from(user);
-    let mut tx = conn.begin().await?;
-    let held = sqlx::query_scalar!("SELECT command_id FROM held_users WHERE user_id = $1 FOR UPDATE", user)
-        .fetch_optional(&mut *tx)
-        .await?;
-    if held.is_none() {
-        // Without the lock nothing is done, even if a batch commits a letter right now.
-        return if discard.is_some() { Err(ReplayError::NotOpen) } else { Ok(Vec::new()) };
+    let mut steps = Vec::new();
+    loop {
+        let first = steps.is_empty();
+        let more = some(conn, user.into(), discarded, first, terms, &mut steps).await?;
+        if !more || terms.dry_run {
+            return Ok(steps);
+        }
     }
+}
+
+/// Deals with the first letters of a user in one transaction; says whether there are more to deal with.
+async fn some(
+    conn: &mut PgConnection,
+    user: Uuid,
+    discarded: Option<&Discarded>,
+    first: bool,
+    terms: Terms,
+    steps: &mut Vec<Step>,
+) -> Result<bool, ReplayError> {
+    let began = Instant::now();
+    let mut tx = conn.begin().await?;
+    let open = lock(&mut tx, user).await?;
+    if first && let Some(discarded) = discarded {
+        check(&mut tx, &open, discarded).await?;
+    }
+    // What the services work with; whoever owns the user's partition publishes the events.
+    let partitions = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM partitions"#).fetch_one(&mut *tx).await?;
+    let partitions = u16::try_from(partitions).unwrap_or(u16::MAX);
+    let (mut next, mut failed) = (None, false);
+    for (number, letter) in open.iter().enumerate() {
+        if number == AT_ONCE || began.elapsed() > LONGEST {
+            next = next.or(Some(letter.command_id));
+            break;
+        }
+        let verdict = if failed {
+            Verdict::Waits
+        } else if discarded.is_some_and(|discarded| discarded.contains(letter.id)) {
+            give_up(&mut tx, letter).await?;
+            Verdict::Discarded
+        } else {
+            again(&mut tx, letter, terms.window, partitions).await?
+        };
+        if let Verdict::Failed(..) = verdict {
+            failed = true;
+            next = Some(letter.command_id);
+        }
+        steps.push(Step { command_id: letter.command_id, kind: letter.kind.clone(), verdict });
+    }
+    match next {
+        Some(next) => {
+            sqlx::query!("UPDATE held_users SET command_id = $2 WHERE user_id = $1", user, next)
+                .execute(&mut *tx)
+                .await?;
+        }
+        None => {
+            sqlx::query!("DELETE FROM held_users WHERE user_id = $1", user).execute(&mut *tx).await?;
+        }
+    }
+    if terms.dry_run {
+        tx.rollback().await?;
+    } else {
+        tx.commit().await?;
+    }
+    Ok(next.is_some() && !failed)
+}
+
+/// Locks a user with open letters against batches and other operators; gives the first of the letters.
+async fn lock(conn: &mut PgConnection, user: Uuid) -> Result<Vec<Open>, sqlx::Error> {
+    sqlx::query!(
+        "
+        INSERT INTO held_users (user_id, command_id)
+        SELECT user_id, command_id
+        FROM dead_letters
+        WHERE user_id = $1 AND state = 'open'
+        ORDER BY id
+        LIMIT 1
+        ON CONFLICT (user_id) DO UPDATE SET command_id = held_users.command_id
+        ",
+        user,
+    )
+    .execute(&mut *conn)
+    .await?;
     // A statement of its own, so that it sees what was parked while the lock was awaited.
-    let open = sqlx::query_as!(
+    sqlx::query_as!(
         Open,
         r#"
         SELECT id, command_id AS "command_id!", type AS "kind!", payload, traceparent, tracestate
         FROM dead_letters
         WHERE user_id = $1 AND state = 'open'
         ORDER BY id
+        LIMIT $2
         "#,
         user,
+        i64::try_from(AT_ONCE + 1).unwrap_or(i64::MAX),
     )
-    .fetch_all(&mut *tx)
+    .fetch_all(conn)
+    .await
+}
+
+/// Refuses to discard letters while an earlier one of their user is not among them.
+async fn check(conn: &mut PgConnection, open: &[Open], discarded: &Discarded) -> Result<(), ReplayError> {
+    let first = open.first().ok_or(ReplayError::NotOpen)?;
+    let Discarded::These(ids) = discarded else { return Ok(()) };
+    let ids: Vec<i64> = ids.iter().copied().collect();
+    let found = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM dead_letters WHERE id = ANY($1) AND state = 'open'"#,
+        &ids,
+    )
+    .fetch_one(conn)
     .await?;
-    if let Some(letter) = discard {
-        match open.first() {
-            Some(first) if first.id == letter => {}
-            Some(first) if open.iter().any(|l| l.id == letter) => return Err(ReplayError::NotFirst(first.command_id)),
-            _ => return Err(ReplayError::NotOpen),
+    if usize::try_from(found).unwrap_or_default() != ids.len() {
+        return Err(ReplayError::NotOpen);
+    }
+    if ids.contains(&first.id) { Ok(()) } else { Err(ReplayError::NotFirst(first.command_id)) }
+}
+
+impl Discarded {
+    fn contains(&self, letter: i64) -> bool {
+        match self {
+            Self::These(ids) => ids.contains(&letter),
+            Self::All => true,
         }
     }
-    // What the services work with; whoever owns the user's publishes the events.
-    let partitions = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM partitions"#).fetch_one(&mut *tx).await?;
-    let partitions = u16::try_from(partitions).unwrap_or(u16::MAX);
-    let mut steps: Vec<Step> = Vec::with_capacity(open.len());
-    let mut failed = false;
-    for letter in &open {
-        let verdict = if failed {
-            Verdict::Waits
-        } else if discard == Some(letter.id) {
-            close(&mut tx, letter, "discarded").await?;
-            sqlx::query!("UPDATE commands SET reason = $2 WHERE id = $1", letter.command_id, DISCARDED)
-                .execute(&mut *tx)
-                .await?;
-            Verdict::Discarded
-        } else {
-            again(&mut tx, letter, window, partitions).await?
-        };
-        if let Verdict::Failed(..) = verdict {
-            failed = true;
-            sqlx::query!("UPDATE held_users SET command_id = $2 WHERE user_id = $1", user, letter.command_id)
-                .execute(&mut *tx)
-                .await?;
-        }
-        steps.push(Step { command_id: letter.command_id, kind: letter.kind.clone(), verdict });
-    }
-    if !failed {
-        sqlx::query!("DELETE FROM held_users WHERE user_id = $1", user).execute(&mut *tx).await?;
-    }
-    if dry_run {
-        tx.rollback().await?;
-    } else {
-        tx.commit().await?;
-    }
-    Ok(steps)
+}
+
+async fn give_up(conn: &mut PgConnection, letter: &Open) -> Result<(), sqlx::Error> {
+    close(conn, letter, "discarded").await?;
+    sqlx::query!("UPDATE commands SET reason = $2 WHERE id = $1", letter.command_id, DISCARDED).execute(conn).await?;
+    Ok(())
 }
 
 /// Tries one letter's command; what comes of it is written.
@@ -233,11 +324,20 @@ async fn again(
     let (sqlstate, reason) = match Envelope::decode(&letter.payload) {
         Err(fault) => (None, format!("undecodable: {fault}")),
         Ok(envelope) => match once(conn, &envelope, letter, window, partitions).await? {
+            // A retry of a command that was discarded.
+            Tried::Decided(Outcome::Parked(_)) => {
+                give_up(conn, letter).await?;
+                return Ok(Verdict::Discarded);
+            }
             Tried::Decided(outcome) => {
                 close(conn, letter, "replayed").await?;
-                sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id)
-                    .execute(&mut *conn)
-                    .await?;
+                let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
+                if row.execute(&mut *conn).await?.rows_affected() == 0 {
+                    // Its day was dropped while it waited; its retries behind it need its outcome.
+                    let day = envelope.id.minted_at().date();
+                    sqlx::query!("SELECT ensure_command_day($1)", day).execute(&mut *conn).await?;
+                    deduplicate(conn, std::slice::from_ref(&envelope)).await?;
+                }
                 decide(conn, &[(envelope.id, outcome.clone())].into()).await?;
                 return Ok(Verdict::Decided(outcome));
             }

@@ -10,8 +10,8 @@ use rollcall_worker::events::prune;
 use rollcall_worker::users::Outcome;
 
 use crate::support::{
-    Fixture, GONE, MEND, RETENTION, TRIGGER, WINDOW, create, delete, done, if_match, poisoned, reactivate, suspend,
-    update,
+    DRY_RUN, Fixture, GONE, MEND, RETENTION, TERMS, TRIGGER, create, delete, done, if_match, poisoned, reactivate,
+    suspend, update,
 };
 
 const ADA: &str = r#"{"name": "Ada", "email": "ada@example.org", "status": "active", "version": 1}"#;
@@ -66,9 +66,9 @@ async fn a_parked_command_is_an_event_once_it_was_replayed() {
     assert_eq!(outcomes.remove(&guilty.id), Some(poisoned()));
     assert_eq!(fixture.database.events(ada).await, [format!("users.created v1 {ADA}")]);
     fixture.database.execute(MEND).await;
-    replay(&mut fixture.database.conn, ada, WINDOW, true).await.expect("a dry run");
+    replay(&mut fixture.database.conn, ada, DRY_RUN).await.expect("a dry run");
     assert_eq!(fixture.database.count("events").await, 1);
-    replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("a replay");
+    replay(&mut fixture.database.conn, ada, TERMS).await.expect("a replay");
     let expected = [
         format!("users.created v1 {ADA}"),
         r#"users.updated v2 {"name": "Poison", "email": "ada@example.org", "status": "active", "version": 2}"#
@@ -88,10 +88,11 @@ async fn published_events_are_pruned_when_they_are_old_and_others_never() {
     let users: Vec<UserId> = (0..5).map(|_| UserId::mint()).collect();
     let creates: Vec<_> = users.iter().map(|user| create(*user, &format!("{user}@example.org"), "User")).collect();
     assert!(fixture.apply(&creates).await.iter().all(|outcome| *outcome == Some(done(1))));
+    // One that nobody could publish is the oldest.
     let published = "
         UPDATE events
-        SET published_at = now() - CASE WHEN position % 5 < 2 THEN interval '2 hours' ELSE interval '30 minutes' END
-        WHERE position % 5 <> 4
+        SET published_at = now() - CASE WHEN position <= (SELECT min(position) + 2 FROM events) THEN interval '2 hours' ELSE interval '30 minutes' END
+        WHERE position > (SELECT min(position) FROM events)
     ";
     fixture.database.execute(published).await;
     let hour = Duration::from_hours(1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::command::{CommandId, Digest, Envelope, Idempotency, Rejection, UserId};
+use common::command::{Envelope, Rejection, UserId};
 use common::db;
 use rollcall_worker::apply::{Applier, Fence};
 use rollcall_worker::dead_letters::{Verdict, replay};
@@ -12,23 +12,12 @@ use sqlx::Connection;
 use time::OffsetDateTime;
 
 use crate::support::{
-    Fixture, GONE, MEND, TRIGGER, WINDOW, create, delete, done, if_match, in_order, reactivate, soon, suspend, update,
+    Fixture, GONE, MEND, TERMS, TRIGGER, WINDOW, again, create, delete, done, if_match, in_order, keyed, reactivate,
+    soon, suspend, update,
 };
 
 const REUSED: Outcome = Outcome::Rejected(Rejection::KeyReused);
 const MINUTE: time::Duration = time::Duration::minutes(1);
-
-/// The command under a key, as the API sends it.
-fn keyed(key: &str, envelope: Envelope) -> Envelope {
-    let key = Digest::of_key(&envelope.principal, key);
-    let fingerprint = Digest::of_request(&envelope.command, envelope.if_match);
-    Envelope { idempotency: Some(Idempotency { key, fingerprint }), ..envelope }
-}
-
-/// The same request, sent again: another command.
-fn again(envelope: &Envelope) -> Envelope {
-    Envelope { id: CommandId::mint(), accepted_at: OffsetDateTime::now_utc(), ..envelope.clone() }
-}
 
 fn accepted(ago: time::Duration, envelope: Envelope) -> Envelope {
     Envelope { accepted_at: OffsetDateTime::now_utc() - ago, ..envelope }
@@ -231,7 +220,7 @@ async fn a_retry_of_a_parked_command_waits_with_it_and_ends_as_it_does() {
     assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada active v1 f"));
 
     fixture.database.execute(MEND).await;
-    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
     let versions = [2, 3, 2, 3, 2, 1].map(|version| Verdict::Decided(done(version)));
     assert_eq!(steps.into_iter().map(|step| step.verdict).collect::<Vec<_>>(), versions);
     assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v3 f"));

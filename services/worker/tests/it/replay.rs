@@ -3,16 +3,25 @@
 use std::time::Duration;
 
 use common::command::{Rejection, UserId};
+use common::config::Retention;
 use common::db;
 use common::telemetry::TraceHeaders;
 use rollcall_worker::dead_letters::{
-    Filter, RawMessage, ReplayError, Step, Verdict, discard, discard_raw, list, record_raw, replay, replay_raw,
+    Discarded, Filter, RawMessage, ReplayError, Step, Terms, Verdict, discard, discard_raw, list, record_raw,
+    record_undelivered, replay, replay_raw,
 };
 use rollcall_worker::users::Outcome;
 use tokio::sync::oneshot::error::TryRecvError;
 use uuid::Uuid;
 
-use crate::support::{AT_THE_LOCK, Fixture, GONE, MEND, TRIGGER, WINDOW, create, delete, done, soon, suspend, update};
+use crate::support::{
+    AT_THE_LOCK, DRY_RUN, Fixture, GONE, MEND, TERMS, TRIGGER, again, create, delete, done, keyed, reactivate, soon,
+    suspend, update,
+};
+
+fn these<const N: usize>(letters: [i64; N]) -> Discarded {
+    Discarded::These(letters.into())
+}
 
 fn verdicts(steps: Vec<Step>) -> Vec<Verdict> {
     steps.into_iter().map(|step| step.verdict).collect()
@@ -34,7 +43,7 @@ async fn a_replay_after_the_mend_applies_everything_in_order() {
     let batch = [create(ada, "ada@example.org", "Poison"), suspend(ada), suspend(ada), update(ada, None, Some("Ada"))];
     fixture.apply(&batch).await;
 
-    let again = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let again = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
     assert_eq!(verdicts(again), [failed(), Verdict::Waits, Verdict::Waits, Verdict::Waits]);
     assert_eq!(fixture.letters().await[0].1, "22023 2", "the attempt is counted");
     let row = fixture.database.command(batch[0].id).await;
@@ -47,12 +56,12 @@ async fn a_replay_after_the_mend_applies_everything_in_order() {
         Verdict::Decided(Outcome::Rejected(Rejection::AlreadySuspended)),
         Verdict::Decided(done(3)),
     ];
-    let tried = replay(&mut fixture.database.conn, ada, WINDOW, true).await.expect("steps");
+    let tried = replay(&mut fixture.database.conn, ada, DRY_RUN).await.expect("steps");
     assert_eq!(verdicts(tried), expected);
     assert_eq!(fixture.database.user(ada).await, None, "a dry run changes nothing");
     assert_eq!(fixture.letters().await.len(), 4);
 
-    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
     assert_eq!(steps.iter().map(|s| s.command_id).collect::<Vec<_>>(), batch.each_ref().map(|c| Uuid::from(c.id)));
     assert_eq!(verdicts(steps), expected);
     assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada suspended v3 t"));
@@ -67,7 +76,7 @@ async fn a_replay_after_the_mend_applies_everything_in_order() {
     }
     assert!(fixture.letters().await.is_empty());
     assert_eq!(fixture.apply(&[delete(ada)]).await, [Some(GONE)], "no longer held");
-    assert_eq!(replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("nothing"), []);
+    assert_eq!(replay(&mut fixture.database.conn, ada, TERMS).await.expect("nothing"), []);
     fixture.stop().await;
 }
 
@@ -87,7 +96,7 @@ async fn a_replay_stops_at_the_next_one_that_fails_and_the_rest_stay_in_order() 
             FOR EACH ROW WHEN (NEW.version = 10) EXECUTE FUNCTION refuse();
     ";
     fixture.database.execute(once).await;
-    let steps = replay(&mut fixture.database.conn, ada, WINDOW, false).await.expect("steps");
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
     let expected = [Verdict::Decided(done(8)), Verdict::Decided(done(9)), failed(), Verdict::Waits];
     assert_eq!(verdicts(steps), expected);
     let letters = fixture.letters().await;
@@ -111,20 +120,131 @@ async fn a_discarded_letter_stays_parked_and_what_waited_follows() {
     fixture.apply(&batch).await;
     let letter = head(&mut fixture).await;
     let conn = &mut fixture.database.conn;
-    let early = discard(conn, ada, letter + 1, WINDOW, false).await.expect_err("not the first");
+    let early = discard(conn, ada, &these([letter + 1]), TERMS).await.expect_err("not the first");
     assert!(matches!(early, ReplayError::NotFirst(id) if id == Uuid::from(batch[0].id)), "{early:?}");
     let expected = [Verdict::Discarded, Verdict::Decided(done(2)), failed(), Verdict::Waits];
-    assert_eq!(verdicts(discard(conn, ada, letter, WINDOW, true).await.expect("steps")), expected);
-    assert_eq!(verdicts(discard(conn, ada, letter, WINDOW, false).await.expect("steps")), expected);
-    let twice = discard(conn, ada, letter, WINDOW, false).await.expect_err("closed");
+    assert_eq!(verdicts(discard(conn, ada, &these([letter]), DRY_RUN).await.expect("steps")), expected);
+    assert_eq!(verdicts(discard(conn, ada, &these([letter]), TERMS).await.expect("steps")), expected);
+    let twice = discard(conn, ada, &these([letter]), TERMS).await.expect_err("closed");
     assert!(matches!(twice, ReplayError::NotOpen), "{twice:?}");
     let row = fixture.database.command(batch[0].id).await;
     assert_eq!(row.as_deref(), Some("users.update anonymous parked discarded"));
     let letter = head(&mut fixture).await;
-    let steps = discard(&mut fixture.database.conn, ada, letter, WINDOW, false).await.expect("steps");
+    let steps = discard(&mut fixture.database.conn, ada, &these([letter]), TERMS).await.expect("steps");
     assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Decided(GONE)]);
     assert!(fixture.letters().await.is_empty());
     assert_eq!(fixture.database.user(ada).await, None);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn followers_that_are_discarded_too_are_not_applied() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let (ada, bob) = (UserId::mint(), UserId::mint());
+    fixture.apply(&[create(ada, "ada@example.org", "Ada"), create(bob, "bob@example.org", "Bob")]).await;
+    let of = |user| [update(user, None, Some("Poison")), delete(user), suspend(user)];
+    fixture.apply(&of(ada)).await;
+    fixture.apply(&of(bob)).await;
+    let letter = head(&mut fixture).await;
+    let conn = &mut fixture.database.conn;
+    let steps = discard(conn, ada, &these([letter, letter + 1]), TERMS).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Discarded, Verdict::Decided(done(2))]);
+    let steps = discard(conn, bob, &Discarded::All, TERMS).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Discarded, Verdict::Discarded]);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada suspended v2 t"));
+    assert_eq!(fixture.database.user(bob).await.as_deref(), Some("bob@example.org Bob active v1 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn many_letters_of_one_user_are_replayed_in_order_in_several_transactions() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    fixture.apply(&[create(ada, "ada@example.org", "Ada"), update(ada, None, Some("Poison"))]).await;
+    let names: Vec<_> = (0..250).map(|n| update(ada, None, Some(&format!("Ada {n}")))).collect();
+    fixture.apply(&names).await;
+    fixture.database.execute(MEND).await;
+    let tried = replay(&mut fixture.database.conn, ada, DRY_RUN).await.expect("steps");
+    assert!(!tried.is_empty() && tried.len() <= 100, "{}", tried.len());
+    let steps = verdicts(replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps"));
+    assert_eq!(steps, (2..=252).map(|version| Verdict::Decided(done(version))).collect::<Vec<_>>());
+    let transactions = "(SELECT DISTINCT closed_at FROM dead_letters) AS t";
+    assert!(fixture.database.count(transactions).await >= 3, "nobody waits for all of them");
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada 249 active v252 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_letter_that_outlived_its_day_has_an_outcome_and_its_retry_the_same() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    let guilty = keyed("rename", update(ada, None, Some("Poison")));
+    fixture.apply(&[create(ada, "ada@example.org", "Ada"), guilty.clone(), again(&guilty)]).await;
+    fixture.database.execute("DELETE FROM commands; DELETE FROM idempotency_keys").await;
+    fixture.database.execute(MEND).await;
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Decided(done(2)), Verdict::Decided(done(2))]);
+    let row = fixture.database.command(guilty.id).await;
+    assert_eq!(row.as_deref(), Some("users.update anonymous succeeded - v2"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_a_discarded_command_is_discarded_with_it() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    let guilty = keyed("rename", update(ada, None, Some("Poison")));
+    fixture.apply(&[create(ada, "ada@example.org", "Ada"), guilty.clone(), again(&guilty)]).await;
+    let letter = head(&mut fixture).await;
+    let steps = discard(&mut fixture.database.conn, ada, &these([letter]), TERMS).await.expect("steps");
+    assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Discarded]);
+    for _ in 0..150 {
+        let retry = fixture.apply(&[again(&guilty)]).await;
+        assert_eq!(retry, [Some(Outcome::Parked("discarded".to_owned()))], "and it is no flood");
+    }
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_that_two_hold_at_once_stays_held_until_both_letters_are_dealt_with() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    fixture.apply(&[create(ada, "ada@example.org", "Ada")]).await;
+    let (undelivered, guilty) = (suspend(ada), update(ada, None, Some("Poison")));
+    // The batch has seen that nobody holds the user, and then waits, with its guilty command, for this transaction.
+    let mut other = db::connect(&fixture.database.settings(1), "other").await.expect("a connection");
+    let hold = format!("BEGIN; INSERT INTO held_users VALUES ('{ada}', '{}')", undelivered.id);
+    sqlx::raw_sql(sqlx::AssertSqlSafe(hold)).execute(&mut other).await.expect("a lock");
+    let mut applier = fixture.applier();
+    let batch = [guilty.clone()];
+    let applying = tokio::spawn(async move { applier.apply(&batch).await });
+    let waits = "pg_stat_activity WHERE wait_event = 'transactionid' AND datname = current_database()";
+    soon("the batch waits", async { while fixture.database.count(waits).await == 0 {} }).await;
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.expect("an end");
+    soon("the batch", applying).await.expect("no panic").expect("outcomes");
+    let none = TraceHeaders::default();
+    record_undelivered(&mut other, &undelivered, "delivery-limit", "given up", &none).await.expect("a letter");
+    assert_eq!(fixture.letters().await.len(), 2);
+    assert_eq!(fixture.apply(&[reactivate(ada)]).await, [Some(Outcome::Behind)]);
+    fixture.database.execute(MEND).await;
+    replay(&mut other, ada, TERMS).await.expect("steps");
+    assert!(fixture.letters().await.is_empty());
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_raw_message_of_a_time_that_is_not_kept_is_refused() {
+    let mut fixture = Fixture::start().await;
+    let none = TraceHeaders::default();
+    let old = suspend(UserId::mint());
+    let terms = Terms { retention: Retention(Duration::ZERO), ..TERMS };
+    let refused = replay_raw(&mut fixture.database.conn, 1, &old.encode(), &none, terms).await.expect_err("too old");
+    assert!(matches!(refused, ReplayError::OutOfTime), "{refused:?}");
     fixture.stop().await;
 }
 
@@ -140,10 +260,9 @@ async fn a_raw_message_is_read_again_or_discarded() {
     }
     let conn = &mut fixture.database.conn;
     let letters = list(conn, &Filter::default(), 10).await.expect("letters");
-    let steps = replay_raw(conn, letters[0].id, &letters[0].payload, &none, WINDOW, false).await.expect("steps");
+    let steps = replay_raw(conn, letters[0].id, &letters[0].payload, &none, TERMS).await.expect("steps");
     assert_eq!(verdicts(steps), [Verdict::Decided(done(1))]);
-    let still =
-        replay_raw(conn, letters[1].id, &letters[1].payload, &none, WINDOW, false).await.expect_err("no command");
+    let still = replay_raw(conn, letters[1].id, &letters[1].payload, &none, TERMS).await.expect_err("no command");
     assert!(matches!(still, ReplayError::Undecodable(_)), "{still:?}");
     discard_raw(conn, letters[1].id).await.expect("an end");
     assert!(matches!(discard_raw(conn, letters[1].id).await, Err(ReplayError::NotOpen)));
@@ -162,7 +281,7 @@ async fn a_batch_waits_for_a_replay_of_its_user_and_comes_after_it() {
     // The replay comes to a stand in its middle, at a lock that the test holds.
     fixture.database.execute("BEGIN; LOCK TABLE users IN SHARE MODE").await;
     let mut operator = db::connect(&fixture.database.settings(1), "operator").await.expect("a connection");
-    let replaying = tokio::spawn(async move { replay(&mut operator, ada, WINDOW, false).await });
+    let replaying = tokio::spawn(async move { replay(&mut operator, ada, TERMS).await });
     while fixture.database.count(AT_THE_LOCK).await == 0 {
         tokio::task::yield_now().await;
     }
@@ -199,7 +318,7 @@ async fn racing_replays_and_batches_keep_one_users_order() {
     let replaying = tokio::spawn(async move {
         while stopped.try_recv() == Err(TryRecvError::Empty) {
             // Contention is tried again by whoever calls.
-            let _ = replay(&mut operator, ada, WINDOW, false).await;
+            let _ = replay(&mut operator, ada, TERMS).await;
         }
         operator
     });
@@ -217,7 +336,7 @@ async fn racing_replays_and_batches_keep_one_users_order() {
     }
     stop.send(()).expect("a replaying task");
     let mut operator = soon("the last replay", replaying).await.expect("no panic");
-    replay(&mut operator, ada, WINDOW, false).await.expect("the rest");
+    replay(&mut operator, ada, TERMS).await.expect("the rest");
     assert!(fixture.letters().await.is_empty());
     let names = "SELECT name FROM seen WHERE name <> 'Poison' ORDER BY position";
     let names: Vec<String> = sqlx::query_scalar(names).fetch_all(&mut fixture.database.conn).await.expect("names");

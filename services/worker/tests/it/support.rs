@@ -5,15 +5,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::command::{
-    Command, CommandId, CreateUser, DeleteUser, Email, Envelope, Name, Principal, ReactivateUser, SuspendUser,
-    UpdateUser, UserId,
+    Command, CommandId, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Name, Principal, ReactivateUser,
+    SuspendUser, UpdateUser, UserId,
 };
 use common::config::{DatabaseSettings, IdempotencyWindow, Retention, database_url};
 use common::db::{self, Pool};
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use rollcall_worker::apply::{Applier, Fence};
-use rollcall_worker::dead_letters::Traces;
+use rollcall_worker::dead_letters::{Terms, Traces};
 use rollcall_worker::events::Origin;
 use rollcall_worker::flood::FloodGuard;
 use rollcall_worker::users::{Outcome, apply_wave};
@@ -166,11 +166,15 @@ impl Fixture {
         assert!(self.looked || open == 0, "dead letters that the test did not look at");
         let astray = self.database.count("held_users AS h WHERE NOT EXISTS (SELECT FROM dead_letters AS d WHERE d.user_id = h.user_id AND d.state = 'open')").await;
         assert_eq!(astray, 0, "users that are held for nothing");
+        let loose = "dead_letters AS d WHERE d.state = 'open' AND d.user_id IS NOT NULL AND d.user_id NOT IN (SELECT user_id FROM held_users)";
+        assert_eq!(self.database.count(loose).await, 0, "letters whose users are not held");
         assert_eq!(self.database.count("suspects").await, 0, "tries that nobody finished");
         self.pool.close().await;
     }
 }
 
+pub(crate) const TERMS: Terms = Terms { window: WINDOW, retention: RETENTION, dry_run: false };
+pub(crate) const DRY_RUN: Terms = Terms { dry_run: true, ..TERMS };
 pub(crate) const RETENTION: Retention = Retention(Duration::from_hours(30 * 24));
 
 /// Raises for one name, like a constraint that nobody thought of.
@@ -217,6 +221,18 @@ pub(crate) fn envelope(command: Command) -> Envelope {
 /// The same command under a condition.
 pub(crate) fn if_match(version: i64, envelope: Envelope) -> Envelope {
     Envelope { if_match: Some(version), ..envelope }
+}
+
+/// The command under a key, as the API sends it.
+pub(crate) fn keyed(key: &str, envelope: Envelope) -> Envelope {
+    let key = Digest::of_key(&envelope.principal, key);
+    let fingerprint = Digest::of_request(&envelope.command, envelope.if_match);
+    Envelope { idempotency: Some(Idempotency { key, fingerprint }), ..envelope }
+}
+
+/// The same request, sent again: another command.
+pub(crate) fn again(envelope: &Envelope) -> Envelope {
+    Envelope { id: CommandId::mint(), accepted_at: OffsetDateTime::now_utc(), ..envelope.clone() }
 }
 
 pub(crate) fn create(user_id: UserId, email: &str, name: &str) -> Envelope {

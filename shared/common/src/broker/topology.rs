@@ -160,6 +160,8 @@ impl Topology {
 fn dead_letter_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    // One worker at a time, so that one user's letters are recorded in order.
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     // Nothing catches what this queue drops, and 4.x would drop after 20 returns.
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
     arguments

@@ -6,7 +6,7 @@ use lapin::uri::AMQPUri;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::{Reader, Variable};
+use super::{DatabaseUrl, Reader, Variable, database_url};
 use crate::command::DEFAULT_PARTITIONS;
 use crate::shutdown::Graces;
 use crate::telemetry::LogFormat;
@@ -14,7 +14,22 @@ use crate::telemetry::LogFormat;
 const DATABASE_URL: Variable = Variable::required(
     "DATABASE_URL",
     "postgres://rollcall:secret@127.0.0.1:5432/rollcall",
-    "PostgreSQL, as postgres:// or postgresql://.",
+    "PostgreSQL, as postgres:// or postgresql://; TLS is required unless it is on this machine.",
+);
+const DATABASE_URL_FILE: Variable = Variable::optional(
+    "DATABASE_URL_FILE",
+    "/run/secrets/database-url",
+    "Instead of DATABASE_URL: a file that holds it.",
+);
+const DATABASE_CONTROL_URL: Variable = Variable::optional(
+    "DATABASE_CONTROL_URL",
+    "postgres://rollcall_control:secret@127.0.0.1:5432/rollcall",
+    "The same database for the connection that watches it and takes part in the deployment; without it DATABASE_URL is used.",
+);
+const DATABASE_CONTROL_URL_FILE: Variable = Variable::optional(
+    "DATABASE_CONTROL_URL_FILE",
+    "/run/secrets/database-control-url",
+    "Instead of DATABASE_CONTROL_URL: a file that holds it.",
 );
 const DATABASE_CONNECTION_BUDGET: Variable = Variable::optional(
     "DATABASE_CONNECTION_BUDGET",
@@ -33,6 +48,8 @@ const AMQP_URL: Variable = Variable::required(
     "amqp://rollcall:secret@127.0.0.1:5672/%2f",
     "RabbitMQ 3.10 or newer, as amqp:// or amqps://.",
 );
+const AMQP_URL_FILE: Variable =
+    Variable::optional("AMQP_URL_FILE", "/run/secrets/amqp-url", "Instead of AMQP_URL: a file that holds it.");
 const BROKER_PREFIX: Variable = Variable::optional(
     "BROKER_PREFIX",
     "staging.",
@@ -79,12 +96,24 @@ const MOST_CONNECTIONS: u16 = 10_000;
 /// What a host's plan of so many connections leaves, the same as is computed for a server with that limit.
 const PLANS: &[(&str, u16)] = &[("plan-50", 45), ("plan-300", 270), ("plan-1000", 900)];
 
+/// What the PostgreSQL client library would read behind our back, and nobody can take back from it.
+const AMBIENT: [Variable; 4] = [
+    Variable::optional("PGOPTIONS", "", "Refused."),
+    Variable::optional("PGSSLROOTCERT", "", "Refused."),
+    Variable::optional("PGSSLCERT", "", "Refused."),
+    Variable::optional("PGSSLKEY", "", "Refused."),
+];
+
 /// What both services read, in the order of the sample file.
 pub const SHARED: &[&Variable] = &[
     &DATABASE_URL,
+    &DATABASE_URL_FILE,
+    &DATABASE_CONTROL_URL,
+    &DATABASE_CONTROL_URL_FILE,
     &DATABASE_CONNECTION_BUDGET,
     &DATABASE_POOL_MAX,
     &AMQP_URL,
+    &AMQP_URL_FILE,
     &BROKER_PREFIX,
     &PARTITIONS,
     &COMMAND_RETENTION_DAYS,
@@ -102,6 +131,8 @@ pub const SHARED: &[&Variable] = &[
 pub struct ServiceSettings {
     /// PostgreSQL.
     pub database: DatabaseSettings,
+    /// PostgreSQL for the control connection: as a role of its own, or the same.
+    pub control: DatabaseSettings,
     /// `DATABASE_CONNECTION_BUDGET`, if it is set.
     pub budget: Option<u16>,
     /// RabbitMQ.
@@ -120,7 +151,7 @@ pub struct ServiceSettings {
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
     /// A checked URL.
-    pub url: SecretString,
+    pub url: DatabaseUrl,
     /// The size of a pool, or what a lease can make of it at most.
     pub connections: usize,
 }
@@ -161,11 +192,11 @@ impl ServiceSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let database = DatabaseSettings::read(reader);
+        let control = reader.secret(&DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE, database_url);
         let budget = reader.parse(&DATABASE_CONNECTION_BUDGET, connection_budget);
         let broker = BrokerSettings::read(reader);
-        let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64);
+        let retention = Retention::read(reader);
         let window = IdempotencyWindow::read(reader);
-        let retention = days.map(|days| Retention(Duration::from_hours(days * 24)));
         if let (Some(retention), Some(window)) = (retention, window)
             && window.0 > retention.0
         {
@@ -178,8 +209,11 @@ impl ServiceSettings {
         let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
         let finish = reader.millis(&STOP_DEADLINE_MS, 100..=300_000);
         let telemetry = TelemetrySettings::read(reader);
+        let database = database?;
+        let control = control.map(|url| DatabaseSettings { url, ..database });
         Some(Self {
-            database: database?,
+            control: control.unwrap_or_else(|| database.clone()),
+            database,
             budget,
             broker: broker?,
             retention: retention?,
@@ -187,6 +221,14 @@ impl ServiceSettings {
             graces: Graces { drain: drain?, finish: finish? },
             telemetry: telemetry?,
         })
+    }
+}
+
+impl Retention {
+    /// Reads it; `None` when it is faulty.
+    pub fn read(reader: &mut Reader) -> Option<Self> {
+        let days = reader.number(&COMMAND_RETENTION_DAYS, 1..=3650_u64)?;
+        Some(Self(Duration::from_hours(days * 24)))
     }
 }
 
@@ -201,7 +243,10 @@ impl IdempotencyWindow {
 impl DatabaseSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
-        let url = reader.parse(&DATABASE_URL, database_url);
+        for ambient in AMBIENT.iter().filter(|variable| reader.raw(variable.name).is_some()).collect::<Vec<_>>() {
+            reader.fault(ambient, "is set, and the client library would heed it; unset it, and say it in DATABASE_URL");
+        }
+        let url = reader.secret(&DATABASE_URL, &DATABASE_URL_FILE, database_url);
         let most = reader.number(&DATABASE_POOL_MAX, 1..=MOST_CONNECTIONS);
         Some(Self { url: url?, connections: most?.into() })
     }
@@ -210,7 +255,7 @@ impl DatabaseSettings {
 impl BrokerSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
-        let url = reader.parse(&AMQP_URL, amqp_url);
+        let url = reader.secret(&AMQP_URL, &AMQP_URL_FILE, amqp_url);
         let prefix = reader.parse(&BROKER_PREFIX, |text| {
             let fits = text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
             if fits { Ok(text.to_owned()) } else { Err("use at most 100 of a-z, A-Z, 0-9, \".\", \"_\", \"-\"") }
@@ -255,23 +300,16 @@ fn connection_budget(text: &str) -> Result<u16, String> {
     }
 }
 
-/// Checks a PostgreSQL URL before sqlx sees it, because sqlx ignores parameters that it does not know and logs their values.
-///
-/// # Errors
-/// Says what is wrong without any part of the URL that could be secret.
-pub fn database_url(text: &str) -> Result<SecretString, String> {
-    const PARAMETERS: &[&str] = &["sslmode", "sslrootcert", "sslcert", "sslkey", "application_name", "options"];
-    let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err(format!("has the scheme {:?}; expected postgres or postgresql", url.scheme()));
-    }
-    if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
-        return Err(format!("has the unknown parameter {name:?}; known are {}", PARAMETERS.join(", ")));
-    }
-    if url.path().trim_start_matches('/').is_empty() {
-        return Err("names no database after the host".to_owned());
-    }
-    Ok(SecretString::from(text))
+/// The database's URL, if the environment gives one; a fault is noted.
+pub fn given_database_url(reader: &mut Reader) -> Option<DatabaseUrl> {
+    let variable = Variable { required: false, ..DATABASE_URL };
+    reader.secret(&variable, &DATABASE_URL_FILE, database_url)
+}
+
+/// The broker's URL, if the environment gives one; a fault is noted.
+pub fn given_amqp_url(reader: &mut Reader) -> Option<SecretString> {
+    let variable = Variable { required: false, ..AMQP_URL };
+    reader.secret(&variable, &AMQP_URL_FILE, amqp_url)
 }
 
 /// Checks a RabbitMQ URL.

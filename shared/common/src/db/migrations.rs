@@ -4,6 +4,10 @@
 //! It waits inside `pg_advisory_lock`, and a waiting session holds a snapshot that `CREATE INDEX CONCURRENTLY` waits for:
 //! the two deadlock. Here a migrator asks with `pg_try_advisory_lock` and asks again.
 //!
+//! # Why does a migrator grant?
+//! A new table must not be one that the services may not read. Run as the migrator of a deployment with roles of its own, it
+//! brings their privileges in line with the list in [`roles`]; run as anybody else it leaves them alone.
+//!
 //! # Why is a newer schema fine?
 //! During a release the old services run on the new schema, and a rollback must be able to start on it.
 
@@ -12,6 +16,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 use sqlx::migrate::Migrator;
+
+use super::roles;
 
 /// The lock that makes migrators take turns: "rollcall" in ASCII.
 const LOCK: i64 = 0x726f_6c6c_6361_6c6c;
@@ -40,6 +46,8 @@ pub struct Migrated {
     pub applied: Vec<String>,
     /// The schema's version after it.
     pub version: i64,
+    /// How many statements it took to bring the roles' privileges in line.
+    pub granted: usize,
 }
 
 /// The newest migration that this build knows: what its services need at least.
@@ -86,7 +94,8 @@ async fn run(connection: &mut PgConnection) -> Result<Migrated, MigrateError> {
     migrator.set_ignore_missing(true).set_locking(false);
     migrator.run_direct(None, connection, false).await?;
     let version = applied_versions(connection).await?.into_iter().max().unwrap_or_default();
-    Ok(Migrated { applied, version })
+    let granted = roles::grant(connection).await?;
+    Ok(Migrated { applied, version, granted })
 }
 
 async fn lock(connection: &mut PgConnection, patience: Duration) -> Result<(), MigrateError> {

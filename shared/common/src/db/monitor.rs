@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::migrations::{current_version, required_version};
+use super::roles::tell_wall;
 use super::{DbError, connect, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
@@ -219,7 +220,7 @@ impl Watch {
         let probed = match self.connection.take() {
             Some(open) => probe(open).await,
             None => match self.open().await {
-                Ok(open) => probe(open).await,
+                Ok(open) => first_probe(open).await,
                 Err(error) => Err(error),
             },
         };
@@ -262,6 +263,11 @@ impl Watch {
             self.health.set("budget", member.standing().check(away));
         }
     }
+}
+
+async fn first_probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {
+    within(PROBE_DEADLINE, tell_wall(&mut connection)).await?;
+    probe(connection).await
 }
 
 async fn probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {

@@ -21,12 +21,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
 use tokio::time::Instant;
 
 use self::places::{Found, Opening, Place, Places};
-use super::{DbError, connect_with, options};
+use super::DbError;
+use super::connector::Connector;
 use crate::config::DatabaseSettings;
 
 /// The age at which a connection is replaced, so that changed DNS, roles and settings take hold.
@@ -68,7 +68,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Shared {
-    options: PgConnectOptions,
+    connector: Connector,
     /// What the size may be at most, whatever the lease says.
     most: usize,
     places: Arc<Places<Open>>,
@@ -108,9 +108,8 @@ impl Pool {
         application_name: &str,
         session: &[(&str, &str)],
     ) -> Result<Self, DbError> {
-        let options = options(settings, application_name)?;
-        let options = if session.is_empty() { options } else { options.options(session.iter().copied()) };
-        let shared = Shared { options, most: settings.connections, places: Places::new() };
+        let connector = Connector::new(settings, application_name, session)?;
+        let shared = Shared { connector, most: settings.connections, places: Places::new() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -129,11 +128,10 @@ impl Pool {
             }
             Found::Opening(opening) => opening,
         };
-        let connected = connect_with(&self.shared.options).await;
+        let connected = self.shared.connector.connect().await;
         // Refused: there is no session whose end the server would have to notice.
         opening.busy(!matches!(connected, Err(DbError::Connect { .. })));
-        let mut connection = connected?;
-        notice_lost_clients(&mut connection).await;
+        let connection = connected?;
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
         let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter, opening };
         Ok(Lease { open, place })
@@ -193,18 +191,6 @@ impl Pool {
     pub(crate) fn most(&self) -> usize {
         self.shared.most
     }
-}
-
-/// A session whose client is gone in the middle of a statement would go on for as long as that takes, and count.
-async fn notice_lost_clients(connection: &mut PgConnection) {
-    // Unknown before PostgreSQL 14, and refused where the server's system cannot tell: then the statement's end will do.
-    let set = "
-        SELECT set_config(name, $1, false)
-        FROM pg_settings
-        WHERE name = 'client_connection_check_interval'
-    ";
-    let setting = sqlx::query(set).bind(places::CLIENT_CHECK).persistent(false).execute(connection);
-    let _ = tokio::time::timeout(super::CONNECT_DEADLINE, setting).await;
 }
 
 impl Lease {

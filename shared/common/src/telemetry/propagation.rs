@@ -11,6 +11,9 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+/// Twice what W3C asks everybody to carry of `tracestate`.
+const LONGEST_HEADER: usize = 1024;
+
 /// The id that a request's log lines, spans and problem documents share: 32 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceId(opentelemetry::TraceId);
@@ -71,12 +74,14 @@ pub struct TraceHeaders {
     pub tracestate: Option<String>,
 }
 
-/// The trace context that AMQP headers carry, as it was written.
+/// The trace context that AMQP headers carry, as it was written; what no W3C header can be is left out, since whoever may
+/// publish can write anything there.
 pub fn amqp_trace_headers(headers: Option<&FieldTable>) -> TraceHeaders {
     let text = |name: &str| match headers.and_then(|h| h.inner().get(name)) {
         Some(AMQPValue::LongString(value)) => Some(value.to_string()),
         _ => None,
     };
+    let text = |name| text(name).filter(|v| v.len() <= LONGEST_HEADER && v.bytes().all(|b| (b' '..=b'~').contains(&b)));
     TraceHeaders { traceparent: text("traceparent"), tracestate: text("tracestate") }
 }
 

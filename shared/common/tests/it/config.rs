@@ -22,7 +22,8 @@ fn read(variables: &[(&str, &str)]) -> Result<ServiceSettings, Faults> {
 #[test]
 fn two_urls_are_all_that_must_be_set() {
     let settings = read(&[DATABASE, BROKER]).expect("settings");
-    assert_eq!(settings.database.url.expose_secret(), DATABASE.1);
+    assert_eq!(settings.database.url.expose(), DATABASE.1);
+    assert_eq!(settings.control.url.expose(), DATABASE.1);
     assert_eq!((settings.budget, settings.database.connections), (None, 20));
     assert_eq!(settings.broker.url.expose_secret(), BROKER.1);
     assert_eq!(settings.broker.prefix, "");
@@ -98,7 +99,7 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
       DATABASE_URL: has the scheme "mysql"; expected postgres or postgresql; for example DATABASE_URL=postgres://rollcall:secret@127.0.0.1:5432/rollcall
       DATABASE_POOL_MAX: 0 is out of range; expected a whole number from 1 to 10000; for example DATABASE_POOL_MAX=20
       DATABASE_CONNECTION_BUDGET: "plan-51" is unknown; expected a number from 6 to 10000, or plan-50, plan-300, plan-1000; for example DATABASE_CONNECTION_BUDGET=plan-50
-      AMQP_URL: is not set; for example AMQP_URL=amqp://rollcall:secret@127.0.0.1:5672/%2f
+      AMQP_URL: is not set, and neither is AMQP_URL_FILE; for example AMQP_URL=amqp://rollcall:secret@127.0.0.1:5672/%2f
       BROKER_PREFIX: use at most 100 of a-z, A-Z, 0-9, ".", "_", "-"; for example BROKER_PREFIX=staging.
       PARTITIONS: "many" is no number; expected a whole number from 1 to 1024; for example PARTITIONS=16
       COMMAND_RETENTION_DAYS: "-1" is no number; expected a whole number from 1 to 3650; for example COMMAND_RETENTION_DAYS=30
@@ -152,29 +153,53 @@ fn an_idempotency_window_beyond_the_retention_is_refused() {
 }
 
 #[test]
-fn both_schemes_of_each_server_are_accepted() {
-    for url in
-        ["postgres://u:p@h:5432/d", "postgresql://h/d", "postgres://u@h/d?sslmode=verify-full&sslrootcert=ca.pem"]
-    {
-        assert_eq!(database_url(url).expect(url).expose_secret(), url);
-    }
+fn both_schemes_of_the_broker_are_accepted() {
     for url in ["amqp://u:p@h:5672/%2f", "amqps://u:p@h", "amqp://h/v?heartbeat=10&connection_timeout=1000"] {
         assert_eq!(amqp_url(url).expect(url).expose_secret(), url);
     }
 }
 
 #[test]
-fn unusable_urls_are_refused_without_their_secrets() {
-    let database = [
-        ("no URL", "hunter2", "is no URL"),
-        ("another scheme", "http://u:hunter2@h/d", r#"the scheme "http""#),
-        ("no database", "postgres://u:hunter2@h:5432", "names no database"),
-        ("no database behind the slash", "postgres://u:hunter2@h:5432/", "names no database"),
-        ("no port number", "postgres://u:hunter2@h:port/d", "is no URL"),
-        ("a misspelt parameter", "postgres://u:hunter2@h/d?sslmod=hunter2", r#"unknown parameter "sslmod""#),
-        ("a password as a parameter", "postgres://u@h/d?password=hunter2", r#"unknown parameter "password""#),
-        ("one of two parameters", "postgres://h/d?sslmode=require&ssl=hunter2", r#"unknown parameter "ssl""#),
-    ];
+fn a_secret_can_stand_in_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let (database, broker) = (file("database", &format!("{}\n", DATABASE.1)), file("broker", BROKER.1));
+    let control = file("control", "postgres://control:hunter2@db.example/rollcall\r\n");
+    let files = [("DATABASE_URL_FILE", database.as_str()), ("AMQP_URL_FILE", &broker)];
+    let settings = read(&[&files[..], &[("DATABASE_CONTROL_URL_FILE", &control)]].concat()).expect("settings");
+    assert_eq!(settings.database.url.expose(), DATABASE.1);
+    assert_eq!(settings.broker.url.expose_secret(), BROKER.1);
+    assert_eq!(settings.control.url.expose(), "postgres://control:hunter2@db.example/rollcall");
+
+    let (empty, gone) = (file("empty", "\n"), folder.path().join("gone"));
+    let (unusable, gone) = (file("unusable", "postgres://u:hunter2@h"), gone.to_str().expect("UTF-8"));
+    for (variables, problem) in [
+        (vec![DATABASE, BROKER, files[0]], "DATABASE_URL: is set, and so is DATABASE_URL_FILE; unset one of them"),
+        (vec![DATABASE, BROKER, files[1]], "AMQP_URL: is set, and so is AMQP_URL_FILE"),
+        (vec![BROKER], "DATABASE_URL: is not set, and neither is DATABASE_URL_FILE"),
+        (vec![DATABASE, ("AMQP_URL_FILE", &empty)], "AMQP_URL_FILE: names a file that is empty"),
+        (vec![BROKER, ("DATABASE_URL_FILE", gone)], "DATABASE_URL_FILE: names a file that cannot be read"),
+        (vec![BROKER, ("DATABASE_URL_FILE", &unusable)], "DATABASE_URL_FILE: names no database"),
+    ] {
+        let faults = read(&variables).expect_err(problem).to_string();
+        assert!(faults.contains(problem) && !faults.contains("hunter2"), "{faults}");
+    }
+}
+
+#[test]
+fn what_the_client_library_would_read_behind_our_back_is_refused() {
+    for name in ["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"] {
+        let faults = read(&[DATABASE, BROKER, (name, "hunter2")]).expect_err(name).to_string();
+        assert!(faults.contains(&format!("{name}: is set")) && !faults.contains("hunter2"), "{faults}");
+    }
+}
+
+#[test]
+fn unusable_broker_urls_are_refused_without_their_secrets() {
     let broker = [
         ("no URL", "hunter2", "is no URL"),
         ("another scheme", "http://u:hunter2@h/", r#"the scheme "http""#),
@@ -186,9 +211,8 @@ fn unusable_urls_are_refused_without_their_secrets() {
         ("no number", "amqp://u:hunter2@h/?heartbeat=hunter2", "heartbeat"),
         ("an unknown mechanism", "amqp://u:hunter2@h/?auth_mechanism=hunter2", "auth_mechanism"),
     ];
-    let database = database.map(|(reason, url, part)| (reason, database_url(url).map(|_| ()), part));
     let broker = broker.map(|(reason, url, part)| (reason, amqp_url(url).map(|_| ()), part));
-    for (reason, result, part) in database.into_iter().chain(broker) {
+    for (reason, result, part) in broker {
         let fault = result.err().unwrap_or_else(|| panic!("accepted: {reason}"));
         assert!(fault.contains(part), "{reason}: {fault}");
         assert!(!fault.contains("hunter2"), "{reason}: {fault}");
@@ -223,7 +247,9 @@ fn prefixes_that_a_queue_name_cannot_carry_are_refused() {
 
 #[test]
 fn every_shared_example_is_a_valid_value() {
-    let variables: Vec<(&str, &str)> = SHARED.iter().map(|variable| (variable.name, variable.example)).collect();
+    // A secret has one place only.
+    let variables = SHARED.iter().filter(|variable| !variable.name.ends_with("_FILE"));
+    let variables: Vec<(&str, &str)> = variables.map(|variable| (variable.name, variable.example)).collect();
     read(&variables).expect("settings");
 }
 

@@ -15,6 +15,8 @@ mod health;
 mod shutdown;
 
 // PostgreSQL.
+mod connector;
+mod database_url;
 mod migrations;
 mod monitor;
 mod pool;

@@ -356,7 +356,7 @@ async fn a_use_that_is_cancelled_at_any_poll_leaves_no_transaction_open_and_no_p
             tx.rollback().await.expect("an end");
             lease.release();
         };
-        let ended = soon("an end", polled(times, using)).await;
+        let ended = soon("an end", Box::pin(polled(times, using))).await;
         // Outside a transaction of anybody: a note that is written is there.
         let mut lease = soon("the place", pool.acquire(PATIENCE)).await.expect("the place is free");
         sqlx::query("INSERT INTO notes VALUES (1)").execute(&mut *lease).await.expect("a note");

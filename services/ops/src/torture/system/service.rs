@@ -61,6 +61,10 @@ impl Service {
         let output = File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(std::env::current_exe()?)
             .arg(self.role)
+            .env_remove("DATABASE_URL_FILE")
+            .env_remove("DATABASE_CONTROL_URL")
+            .env_remove("DATABASE_CONTROL_URL_FILE")
+            .env_remove("AMQP_URL_FILE")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)

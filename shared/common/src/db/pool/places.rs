@@ -19,11 +19,8 @@ use super::PoolStatus;
 
 /// For how long the server may take to notice that the client of an idle session is gone.
 const IDLE_LINGER: Duration = Duration::from_millis(20);
-/// The same in the middle of a statement: it looks every [`CLIENT_CHECK`].
+/// The same in the middle of a statement, where it looks from time to time: well above the connector's interval.
 const BUSY_LINGER: Duration = Duration::from_millis(250);
-/// How often a session looks whether its client is still there.
-pub(super) const CLIENT_CHECK: &str = "100ms";
-
 /// The places of one pool; `C` is what it keeps.
 #[derive(Debug)]
 pub(super) struct Places<C> {

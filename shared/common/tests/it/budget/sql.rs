@@ -18,11 +18,12 @@ type Row = (Uuid, i64, bool, i32, i32, i32);
 /// The sessions that the server sees, and the control connections that ended, are tables here: what is compared must not
 /// depend on when a session ends.
 const STAGE: &str = "
-    DROP VIEW pool_sessions;
-    CREATE TABLE pool_sessions (pool text, sessions integer);
+    CREATE TABLE stage (pool text, sessions integer);
+    CREATE OR REPLACE FUNCTION pool_sessions() RETURNS TABLE (pool text, sessions integer) LANGUAGE sql
+    AS 'SELECT pool, sessions FROM stage';
     CREATE TABLE cut (instance uuid);
-    CREATE OR REPLACE VIEW gone_members AS
-    SELECT instance FROM members WHERE expires_at <= clock_timestamp() OR instance IN (SELECT instance FROM cut);
+    CREATE OR REPLACE FUNCTION gone_members() RETURNS TABLE (instance uuid) LANGUAGE sql
+    AS 'SELECT instance FROM members WHERE expires_at <= clock_timestamp() OR instance IN (SELECT instance FROM cut)';
     UPDATE membership SET time_to_live = '1 day';
     ALTER TABLE members ALTER COLUMN joined_at SET DEFAULT 'infinity';
 ";
@@ -49,7 +50,7 @@ impl Stage {
         let expected = self.server.join(i, claim);
         self.run(format!("DELETE FROM cut WHERE instance = '{}'", self.names[i])).await;
         let joined: Option<i64> = sqlx::query_scalar(
-            "SELECT joined FROM join_membership($1, $2, 'test', 4, $3::integer, $4::integer, $5::integer, $6::integer)",
+            "SELECT joined FROM join_membership($1, $2, 'test', 4, $3::integer, $4::integer, $5::integer, $6::integer, NULL)",
         )
         .bind(self.names[i])
         .bind(claim.service)
@@ -137,8 +138,8 @@ impl Stage {
                 self.sessions[i] = sessions;
                 self.server.sessions.clone_from(&self.sessions);
                 self.run(format!(
-                    "DELETE FROM pool_sessions WHERE pool = 'rollcall/{name}';
-                     INSERT INTO pool_sessions SELECT 'rollcall/{name}', {sessions} WHERE {sessions} > 0"
+                    "DELETE FROM stage WHERE pool = 'rollcall/{name}';
+                     INSERT INTO stage SELECT 'rollcall/{name}', {sessions} WHERE {sessions} > 0"
                 ))
                 .await;
                 format!("{i} has {sessions} sessions")
@@ -175,7 +176,7 @@ async fn the_functions_of_the_database_do_what_the_model_does() {
     let names: Vec<Uuid> = (0..INSTANCES).map(|_| Uuid::now_v7()).collect();
     for seed in 0..SCHEDULES {
         let mut random = StdRng::seed_from_u64(seed);
-        conn.execute("DELETE FROM members; DELETE FROM cut; DELETE FROM pool_sessions").await.expect("an empty stage");
+        conn.execute("DELETE FROM members; DELETE FROM cut; DELETE FROM stage").await.expect("an empty stage");
         let mut server = Server::new(random.random_range(6..30), Fault::None);
         server.sessions = vec![0; INSTANCES];
         let mut stage = Stage { conn, server, names: names.clone(), sessions: vec![0; INSTANCES] };

@@ -1,0 +1,156 @@
+//! `rollcall roles`: what the server would have to be told, and telling it.
+
+mod credentials;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail, ensure};
+use clap::Subcommand;
+use common::config::{DatabaseSettings, Reader};
+use common::db;
+use common::db::roles::{Plan, Wanted, apply, plan};
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+
+use self::credentials::Credentials;
+use crate::say;
+
+const HELP: &str = "\
+The roles, each PREFIX_ and its name:
+  migrator  owns the schema: rollcall migrate, rollcall dead-letters
+  api       reads what requests read: the API's DATABASE_URL
+  worker    applies commands: the worker's DATABASE_URL
+  control   heartbeats and readiness of both: their DATABASE_CONTROL_URL
+  backup    reads everything, for dumps
+  monitor   reads statistics and the membership, no user's data
+
+DATABASE_URL names a role that may create roles and owns the database. With --urls, DIR gets a file with a URL for each
+role, with a fresh password, for DATABASE_URL_FILE; the server gets only its SCRAM verifier. A role whose file is there
+keeps its password: to replace one, delete its file and apply again. Without --urls no password is set, for servers that
+know their clients by certificate or socket, or for `\\password`.
+
+What `plan` shows is all that `apply` does, in one transaction; applied twice, the second finds nothing to do. New tables
+of a release get their privileges from `rollcall migrate run` as the migrator.";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the SQL that is needed, and change nothing
+    #[command(after_help = HELP)]
+    Plan(Options),
+    /// Execute it
+    #[command(after_help = HELP)]
+    Apply {
+        #[command(flatten)]
+        options: Options,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Options {
+    /// Pooled connections of the whole deployment; the API and the worker may each hold that many, because shares move
+    /// between them
+    #[arg(long, value_name = "N", env = "DATABASE_CONNECTION_BUDGET", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    budget: u32,
+    /// In front of each role's name, so that several deployments can share a server
+    #[arg(long, default_value = "rollcall")]
+    prefix: String,
+    /// Keep a file with a URL for each role there
+    #[arg(long, value_name = "DIR")]
+    urls: Option<PathBuf>,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let mut reader = Reader::from_process();
+    let settings = DatabaseSettings::read(&mut reader);
+    let settings = reader.finish(settings)?;
+    let mut conn = db::connect(&settings, "rollcall-roles").await?;
+    match arguments.command {
+        Command::Plan(options) => {
+            let credentials = Credentials::look(options.urls.as_deref(), &options.prefix, &settings.url)?;
+            let plan = options.plan(&mut conn, &credentials).await?;
+            say(shown(&plan, options.json));
+            if !plan.permitted && !options.json {
+                say(NOT_PERMITTED);
+            }
+        }
+        Command::Apply { options, yes } => {
+            let mut credentials = Credentials::look(options.urls.as_deref(), &options.prefix, &settings.url)?;
+            let plan = options.plan(&mut conn, &credentials).await?;
+            if plan.statements.is_empty() {
+                say(shown(&plan, options.json));
+                return Ok(());
+            }
+            ensure!(plan.permitted, NOT_PERMITTED);
+            if !yes && !agreed(&plan)? {
+                bail!("nothing was changed");
+            }
+            // Before the server knows a password, it is written down; a run that ends in between uses it again.
+            credentials.write()?;
+            let skipped = apply(&mut conn, &plan).await?;
+            credentials.keep()?;
+            say(shown(&plan, options.json));
+            for statement in skipped.iter().filter(|_| !options.json) {
+                say(format_args!("-- the server does not allow {statement}; everything else works without it"));
+            }
+        }
+    }
+    conn.close().await?;
+    Ok(())
+}
+
+const NOT_PERMITTED: &str = "-- this role may not create roles. One DATABASE_URL for everything works, too: then only the \
+    deployment itself keeps its connection budget, and every part may do what that role may.";
+
+impl Options {
+    async fn plan(&self, conn: &mut PgConnection, credentials: &Credentials) -> anyhow::Result<Plan> {
+        let mut wanted = Wanted { prefix: self.prefix.clone(), budget: self.budget, verifiers: credentials.fresh() };
+        let first = plan(conn, &wanted).await?;
+        let known = credentials.known(&first.missing);
+        if known.is_empty() {
+            return Ok(first);
+        }
+        // A role that is made anew gets the password that its file has kept.
+        wanted.verifiers.extend(known);
+        Ok(plan(conn, &wanted).await?)
+    }
+}
+
+fn shown(plan: &Plan, as_json: bool) -> String {
+    if as_json {
+        let statements: Vec<_> =
+            plan.statements.iter().map(|s| json!({"sql": s.shown, "optional": s.optional})).collect();
+        return json!({"permitted": plan.permitted, "statements": statements}).to_string();
+    }
+    if plan.statements.is_empty() {
+        return "-- nothing to do".to_owned();
+    }
+    let lines: Vec<String> = plan.statements.iter().map(|statement| format!("{};", statement.shown)).collect();
+    lines.join("\n")
+}
+
+fn agreed(plan: &Plan) -> anyhow::Result<bool> {
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "nobody can be asked here; say --yes, or `rollcall roles plan` to look first"
+    );
+    say(shown(plan, false));
+    say(format_args!("Execute {} statement(s)? [y/N]", plan.statements.len()));
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("no answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,135 @@
+//! What each session asks of a real server, what happens where that is refused, and TLS.
+
+use std::process::Command;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use local_stack::testing::Pooler;
+use local_stack::{Options, Postgres};
+use rollcall_common::db::{self, DbError, Pool};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::support::{connect, database, eventually, settings};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn shown(connection: &mut PgConnection, setting: &'static str) -> String {
+    let show = format!("SHOW {setting}");
+    sqlx::query_scalar(AssertSqlSafe(show)).fetch_one(connection).await.expect("a setting")
+}
+
+#[tokio::test]
+async fn every_session_has_the_server_watch_its_client() {
+    let database = database().await;
+    let pool = Pool::new(&settings(database.url(), 1), "test", &[]).expect("a pool");
+    let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+    let mut alone = connect(database.url()).await;
+    for connection in [&mut *lease, &mut alone] {
+        for (setting, value) in [
+            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_interval", "2"),
+            ("tcp_keepalives_count", "3"),
+            ("tcp_user_timeout", "6000"),
+            ("client_connection_check_interval", "100ms"),
+        ] {
+            assert_eq!(shown(connection, setting).await, value, "{setting}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_whose_client_is_gone_ends_soon() {
+    let database = database().await;
+    let mut witness = connect(database.url()).await;
+    let mut leaving = db::connect(&settings(database.url(), 1), "leaving").await.expect("a connection");
+    let sleep = leaving.execute("SELECT pg_sleep(600)");
+    tokio::time::timeout(Duration::from_millis(100), sleep).await.expect_err("it sleeps");
+    drop(leaving);
+    eventually("its session is gone", async || {
+        let sessions =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'leaving' AND datname = current_database()";
+        sqlx::query_scalar::<_, i64>(sessions).fetch_one(&mut witness).await.expect("a count") == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn options_of_the_url_reach_the_session_beside_ours() {
+    let database = database().await;
+    let url = format!("{}?options=-c%20geqo%3Doff", database.url());
+    let mut connection = connect(&url).await;
+    assert_eq!(shown(&mut connection, "geqo").await, "off");
+    assert_eq!(shown(&mut connection, "tcp_user_timeout").await, "6000");
+}
+
+#[tokio::test]
+async fn a_pooler_that_refuses_startup_options_is_used_without_them() {
+    let database = database().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options { install: true, progress: Arc::new(|_| {}), ..Options::new(folder.path()) };
+    let url = database.url().to_owned();
+    let pooler = tokio::task::spawn_blocking(move || Pooler::start(options, &url)).await.expect("no panic");
+    let pooler = pooler.expect("PgBouncer");
+    let asking = PgConnectOptions::from_str(pooler.url()).expect("a URL").extra_float_digits(None);
+    let refused = PgConnection::connect_with(&asking.options([("tcp_user_timeout", "1")])).await.expect_err("refused");
+    assert_eq!(refused.as_database_error().and_then(DatabaseError::code).as_deref(), Some("08P01"), "{refused}");
+    let settings = settings(pooler.url(), 2);
+    let pool = Pool::new(&settings, "test", &[("default_transaction_read_only", "on")]).expect("a pool");
+    for _ in 0..2 {
+        let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+        let answer: i32 = sqlx::query_scalar("SELECT 1").persistent(false).fetch_one(&mut *lease).await.expect("one");
+        assert_eq!(answer, 1);
+    }
+    db::connect(&settings, "test").await.expect("a connection");
+}
+
+#[tokio::test]
+async fn a_server_is_taken_for_itself_only_with_a_certificate_of_the_given_authority_for_its_name() {
+    let (folder, tls) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let options = Options { install: true, ..Options::new(folder.path()) };
+    let postgres = tokio::task::spawn_blocking(|| Postgres::start_alone(options)).await.expect("no panic");
+    let postgres = postgres.expect("PostgreSQL");
+    let mut admin = connect(postgres.url()).await;
+    let with = |rest: &str| format!("{}?{rest}", postgres.url());
+    let refused = db::connect(&settings(&with("sslmode=require"), 1), "test").await.expect_err("no TLS yet");
+    assert!(matches!(refused, DbError::Connect { source: sqlx::Error::Tls(_), .. }), "{refused:?}");
+
+    let script = "set -e; cd \"$1\"
+        for name in ca other; do openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=$name -keyout $name.key -out $name.pem; done
+        openssl req -newkey rsa:2048 -nodes -subj /CN=server -keyout server.key -out server.csr
+        printf 'subjectAltName=IP:127.0.0.1' > names
+        openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt";
+    let made = Command::new("sh").args(["-c", script, "sh"]).arg(tls.path()).output().expect("openssl");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // Written by the server itself: its key must belong to its account.
+    for name in ["server.crt", "server.key"] {
+        let text = std::fs::read_to_string(tls.path().join(name)).expect("a file");
+        let copy =
+            format!("COPY (SELECT unnest(string_to_array('{text}', E'\\n'))) TO PROGRAM 'umask 077; cat > {name}'");
+        admin.execute(AssertSqlSafe(copy)).await.expect("a file of the server");
+    }
+    admin.execute("ALTER SYSTEM SET ssl = on").await.expect("a setting");
+    admin.execute("SELECT pg_reload_conf()").await.expect("a reload");
+
+    let authority = |name: &str| tls.path().join(name).to_str().expect("UTF-8").to_owned();
+    let full = with(&format!("sslmode=verify-full&sslrootcert={}", authority("ca.pem")));
+    eventually("TLS is on", async || db::connect(&settings(&full, 1), "test").await.is_ok()).await;
+    let mut connection = connect(&full).await;
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert!(sqlx::query_scalar::<_, bool>(encrypted).fetch_one(&mut connection).await.expect("a row"));
+    connection.close().await.expect("closed");
+    connect(&with("sslmode=require")).await;
+    let strangers = [
+        ("another authority", with(&format!("sslmode=verify-full&sslrootcert={}", authority("other.pem")))),
+        ("the public authorities", with("sslmode=verify-full")),
+        ("another name", full.replace("127.0.0.1", "localhost")),
+    ];
+    for (reason, url) in strangers {
+        let end = db::connect(&settings(&url, 1), "test").await;
+        let Err(DbError::Connect { source, .. }) = end else { panic!("taken for itself: {reason}") };
+        assert!(matches!(source, sqlx::Error::Tls(_) | sqlx::Error::Io(_)), "{reason}: {source:?}");
+    }
+}
