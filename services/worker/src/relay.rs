@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// For a connection, and again for the statement.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Before the end of a stop's grace.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// AMQP delivery mode: kept over a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -92,7 +94,12 @@ impl Relay {
                 // The sender lives as long as the process: the wait cannot fail.
                 _ = self.database.wait_for(|state| *state == DatabaseState::Up) => {}
             }
-            let wait = match self.publish_some(&instruments).await {
+            let published = tokio::select! {
+                published = self.publish_some(&instruments) => published,
+                // What was confirmed and is not marked yet is published again.
+                () = stopping.finish_is_near(STOP_MARGIN) => return Ok(()),
+            };
+            let wait = match published {
                 Ok(more) => {
                     pause = FIRST_PAUSE;
                     if more { Duration::ZERO } else { POLL_INTERVAL }
