@@ -45,6 +45,7 @@ impl System {
         let mut connection = connect(&stack).await?;
         db::migrate(&mut connection, Duration::from_secs(30)).await?;
         super::verdict::observe(&mut connection).await?;
+        super::illness::infect(&mut connection).await?;
         connection.close().await?;
         let (database, broker) = (Url::parse(stack.postgres.url())?, Url::parse(stack.rabbitmq.url())?);
         let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
