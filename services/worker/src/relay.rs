@@ -125,6 +125,8 @@ impl Relay {
         let oldest = events.iter().map(|event| event.occurred_at).min();
         instruments.oldest_age.record(oldest.map_or(0.0, |at| (OffsetDateTime::now_utc() - at).as_seconds_f64()), &[]);
         let full = i64::try_from(events.len()).is_ok_and(|number| number >= BATCH);
+        #[cfg(feature = "mutants")]
+        let events = crate::mutants::relayed(events);
         let mut failure = None;
         for wave in waves(events) {
             let answers = join_all(wave.iter().map(|event| self.publish(event))).await;
