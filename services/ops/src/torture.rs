@@ -6,10 +6,11 @@
 //!
 //! 1. `system`: the servers and the services; `proxy`: the network between them.
 //! 2. `load`: clients, which remember as `promises` what they were told.
-//! 3. `schedule`: which fault comes next; `faults`: what it does.
+//! 3. `schedule`: which fault comes next; `faults`: what it does; `illness`: what makes dead letters, and who replays them.
 //! 4. `verdict`: what the rows say of the promises.
 
 mod faults;
+mod illness;
 mod load;
 #[cfg(feature = "mutants")]
 mod mutants;
@@ -103,6 +104,7 @@ async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)])
     progress.bar.finish_and_clear();
 
     system.heal().await?;
+    illness::cure(&system).await?;
     let promises = load.finish().await;
     let mut verdict = verdict::judge(&system, &promises, SETTLE_DEADLINE).await?;
     verdict.add_stuck(system.stop().await?);

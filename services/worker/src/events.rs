@@ -28,6 +28,8 @@ pub(crate) async fn record(
     changes: &[(&Envelope, i64)],
     origin: Origin<'_>,
 ) -> Result<(), sqlx::Error> {
+    #[cfg(feature = "mutants")]
+    let changes = &crate::mutants::recorded(changes);
     if changes.is_empty() {
         return Ok(());
     }

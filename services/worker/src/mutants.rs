@@ -23,6 +23,8 @@ pub const VARIABLE: &str = "ROLLCALL_MUTANT";
 const UNCOMMITTED: Duration = Duration::from_millis(50);
 /// For which a worker without a fence holds commands in its hands, so that a freeze finds it so.
 const UNFENCED: Duration = Duration::from_millis(300);
+/// The share of changes without an event.
+const FORGOTTEN: f64 = 0.02;
 
 /// What a worker can do wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +37,25 @@ pub enum Mutant {
     EarlyAck,
     /// Applies a batch backwards.
     Order,
+    /// Sometimes records no event of a change.
+    LostEvent,
+    /// Publishes what is waiting backwards.
+    EventOrder,
+    /// Applies the commands behind a dead letter.
+    Unheld,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Deduplication, Self::Fence, Self::EarlyAck, Self::Order];
+    pub const ALL: [Self; 7] = [
+        Self::Deduplication,
+        Self::Fence,
+        Self::EarlyAck,
+        Self::Order,
+        Self::LostEvent,
+        Self::EventOrder,
+        Self::Unheld,
+    ];
 
     /// As it is written in the environment.
     pub fn name(self) -> &'static str {
@@ -48,6 +64,9 @@ impl Mutant {
             Self::Fence => "fence",
             Self::EarlyAck => "early-ack",
             Self::Order => "order",
+            Self::LostEvent => "lost-event",
+            Self::EventOrder => "event-order",
+            Self::Unheld => "unheld",
         }
     }
 
@@ -101,4 +120,23 @@ pub(crate) async fn acknowledged(last: &Acker) -> lapin::Result<bool> {
         sleep(UNCOMMITTED).await;
     }
     Ok(early)
+}
+
+/// The changes whose events are recorded.
+pub(crate) fn recorded<T: Copy>(changes: &[T]) -> Vec<T> {
+    let forgets = active(Mutant::LostEvent);
+    changes.iter().filter(|_| !(forgets && rand::random_bool(FORGOTTEN))).copied().collect()
+}
+
+/// The events in the order in which they are published.
+pub(crate) fn relayed<T>(mut events: Vec<T>) -> Vec<T> {
+    if active(Mutant::EventOrder) {
+        events.reverse();
+    }
+    events
+}
+
+/// Whether the user of a command counts as held.
+pub(crate) fn held(held: bool) -> bool {
+    held && !active(Mutant::Unheld)
 }

@@ -43,6 +43,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
+/// What closing the channel can take at a stop, and a little more.
+const STOP_MARGIN: Duration = Duration::from_millis(1500);
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
 
@@ -293,7 +295,12 @@ impl Partition {
                 if lost.as_mut().now_or_never().is_some() {
                     return Ok(End::LetGo);
                 }
-                self.process(deliveries.by_ref().take(size).collect()).await?;
+                // What is not finished when the end is near is undone, and goes back to the queue.
+                let stopping = self.shutdown.clone();
+                tokio::select! {
+                    processed = self.process(deliveries.by_ref().take(size).collect()) => processed?,
+                    () = stopping.finish_is_near(STOP_MARGIN) => return Ok(End::Stopping),
+                }
             }
         }
     }

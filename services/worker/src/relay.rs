@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// For a connection, and again for the statement.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Before the end of a stop's grace.
+const STOP_MARGIN: Duration = Duration::from_millis(500);
 /// AMQP delivery mode: kept over a restart of the broker.
 const PERSISTENT: u8 = 2;
 
@@ -92,7 +94,12 @@ impl Relay {
                 // The sender lives as long as the process: the wait cannot fail.
                 _ = self.database.wait_for(|state| *state == DatabaseState::Up) => {}
             }
-            let wait = match self.publish_some(&instruments).await {
+            let published = tokio::select! {
+                published = self.publish_some(&instruments) => published,
+                // What was confirmed and is not marked yet is published again.
+                () = stopping.finish_is_near(STOP_MARGIN) => return Ok(()),
+            };
+            let wait = match published {
                 Ok(more) => {
                     pause = FIRST_PAUSE;
                     if more { Duration::ZERO } else { POLL_INTERVAL }
@@ -118,6 +125,8 @@ impl Relay {
         let oldest = events.iter().map(|event| event.occurred_at).min();
         instruments.oldest_age.record(oldest.map_or(0.0, |at| (OffsetDateTime::now_utc() - at).as_seconds_f64()), &[]);
         let full = i64::try_from(events.len()).is_ok_and(|number| number >= BATCH);
+        #[cfg(feature = "mutants")]
+        let events = crate::mutants::relayed(events);
         let mut failure = None;
         for wave in waves(events) {
             let answers = join_all(wave.iter().map(|event| self.publish(event))).await;

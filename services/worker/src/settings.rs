@@ -15,7 +15,7 @@ const WORKER_BATCH: Variable =
 
 const WORKER_STALL_MS: Variable = Variable::with_default(
     "WORKER_STALL_MS",
-    "30000",
+    "10000",
     "How long messages may wait in an owned partition with none delivered before its channel is opened anew, then its \
      connection, then the process ends, in milliseconds.",
 );

@@ -62,8 +62,9 @@ impl Suspects {
         // One that is not applied for another's fault comes again, and its earlier ends still count.
         let gone_back = attempts > MOST_ATTEMPTS && end.is_err();
         if !gone_back && let Err(error) = self.finish(envelope.id).await {
-            // The try counts as one that ended its worker, which the next one that comes back takes off again.
+            // The try counts as one that ended its worker, which the next one takes off again: so there has to be one.
             warn!(command.id = %envelope.id, error = chain(&error), "failed to take a try off again");
+            return end.and(Err(error));
         }
         end
     }

@@ -31,6 +31,8 @@ use crate::health::{Health, Report};
 use crate::shutdown::{Phase, Shutdown, Tier};
 use crate::telemetry::{TraceId, continue_trace};
 
+/// Between cutting off what is under way and the end of a stop's grace.
+const MARGIN: Duration = Duration::from_millis(50);
 /// Connections that one process serves at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 10_000;
 /// For the head of a request; on a new connection it runs from the accept, because finding out the version of HTTP has no
@@ -79,7 +81,7 @@ pub fn serve(shutdown: &Shutdown, name: &'static str, listener: TcpListener, end
         info!(server = name, "listener closed; finishing requests in flight");
         tokio::select! {
             () = graceful.shutdown() => {}
-            () = stopping.finish_is_near() => {}
+            () = stopping.finish_is_near(MARGIN) => {}
         }
         Ok(())
     });
@@ -130,7 +132,7 @@ fn serve_connection(
     let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
     let connection = graceful.watch(connection);
     let stopping = shutdown.clone();
-    shutdown.track(Tier::Front, async move {
+    shutdown.track("connection", Tier::Front, async move {
         let silent = async {
             if timeout(HEADER_DEADLINE, spoken.cancelled()).await.is_ok() {
                 pending::<()>().await;
@@ -142,7 +144,7 @@ fn serve_connection(
             },
             () = silent => debug!(%remote, "connection ended: no request in time"),
             // A client that is slower than the whole grace does not make a stop a failure.
-            () = stopping.finish_is_near() => warn!(%remote, "connection cut off: its request did not end in time"),
+            () = stopping.finish_is_near(MARGIN) => warn!(%remote, "connection cut off: its request did not end in time"),
         }
         drop(permit);
     });

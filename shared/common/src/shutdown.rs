@@ -1,9 +1,10 @@
 //! How a process ends: the phases, the order, and the tracker that every task belongs to.
 //!
-//! # Why four phases?
+//! # Why so many phases?
 //! A load balancer learns of a stop only by the readiness probe, so for the drain delay an instance that is not ready must
 //! still serve ([`Phase::Draining`]). Then the front stops taking work and finishes what it has ([`Phase::Stopping`]),
-//! and only when nothing uses them any more the connections behind it close ([`Phase::Closing`]).
+//! and then what serves it, such as a publisher, finishes what it was handed ([`Phase::Closing`]). Only when nothing uses
+//! them any more the connections to the broker close ([`Phase::Disconnecting`]).
 //!
 //! # Why is there no global?
 //! Tests run several services in one process.
@@ -11,7 +12,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,9 +21,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, warn};
-
-/// Between cutting off what is under way and the end of the front's grace.
-const MARGIN: Duration = Duration::from_millis(50);
 
 /// Where a process is on its way from serving to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,8 +31,10 @@ pub enum Phase {
     Draining,
     /// No new work; work in flight is finished.
     Stopping,
-    /// The front is done; connections to the servers close.
+    /// The front is done; what served it finishes what it was handed.
     Closing,
+    /// Nobody uses the connections to the broker any more; they close.
+    Disconnecting,
 }
 
 /// Which tasks end when.
@@ -44,6 +44,8 @@ pub enum Tier {
     Front,
     /// Serves the front: ends on [`Phase::Closing`].
     Back,
+    /// Carries what the back sends: ends on [`Phase::Disconnecting`].
+    Links,
 }
 
 /// How long each part of a stop may take.
@@ -65,10 +67,10 @@ pub enum StopError {
     #[error("{0}")]
     TaskFailed(String),
     /// Work in flight did not finish within its grace.
-    #[error("{count} tasks did not finish within {grace:?}")]
+    #[error("not finished within {grace:?}: {}", tasks.join(", "))]
     Unfinished {
-        /// How many were left.
-        count: usize,
+        /// Which were left.
+        tasks: Vec<&'static str>,
         /// What they had been given.
         grace: Duration,
     },
@@ -86,8 +88,17 @@ pub struct Shutdown {
     phase: Arc<watch::Sender<Phase>>,
     failure: Arc<watch::Sender<Option<String>>>,
     finish_by: Arc<OnceLock<Instant>>,
-    front: TaskTracker,
-    back: TaskTracker,
+    front: Tasks,
+    back: Tasks,
+    links: Tasks,
+}
+
+/// The tasks of one tier.
+#[derive(Debug, Clone, Default)]
+struct Tasks {
+    tracker: TaskTracker,
+    /// The names of those that run, each as often as it does.
+    running: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl Default for Shutdown {
@@ -96,8 +107,9 @@ impl Default for Shutdown {
             phase: Arc::new(watch::Sender::new(Phase::Running)),
             failure: Arc::new(watch::Sender::new(None)),
             finish_by: Arc::default(),
-            front: TaskTracker::new(),
-            back: TaskTracker::new(),
+            front: Tasks::default(),
+            back: Tasks::default(),
+            links: Tasks::default(),
         }
     }
 }
@@ -114,11 +126,11 @@ impl Shutdown {
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 
-    /// Ends shortly before the front's grace does: what is still under way then must be cut off to end in good order.
-    pub async fn finish_is_near(&self) {
+    /// Ends by `margin` before the front's grace does: what is still under way then must be cut off to end in good order.
+    pub async fn finish_is_near(&self, margin: Duration) {
         self.reached(Phase::Stopping).await;
         if let Some(by) = self.finish_by.get() {
-            tokio::time::sleep_until(*by - MARGIN).await;
+            tokio::time::sleep_until(*by - margin).await;
         }
     }
 
@@ -130,6 +142,7 @@ impl Shutdown {
             let expected = match tier {
                 Tier::Front => Phase::Stopping,
                 Tier::Back => Phase::Closing,
+                Tier::Links => Phase::Disconnecting,
             };
             match end {
                 Ok(Ok(())) if this.phase() >= expected => {}
@@ -138,12 +151,12 @@ impl Shutdown {
                 Err(_) => this.fail(format!("the task \"{name}\" panicked")),
             }
         };
-        self.tracker(tier).spawn(watched.in_current_span());
+        self.tasks(tier).spawn(name, watched.in_current_span());
     }
 
     /// Runs a task that may end at any time, such as one connection; a stop waits for it.
-    pub fn track(&self, tier: Tier, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker(tier).spawn(task);
+    pub fn track(&self, name: &'static str, tier: Tier, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks(tier).spawn(name, task);
     }
 
     /// Takes the process down with a reason.
@@ -183,26 +196,48 @@ impl Shutdown {
         }
         let _ = self.finish_by.set(Instant::now() + graces.finish);
         self.phase.send_replace(Phase::Stopping);
-        let front = finish(&self.front, graces.finish).await;
+        let front = self.front.finish(graces.finish).await;
         self.phase.send_replace(Phase::Closing);
-        let back = finish(&self.back, graces.finish).await;
+        let back = self.back.finish(graces.finish).await;
+        self.phase.send_replace(Phase::Disconnecting);
+        let links = self.links.finish(graces.finish).await;
         match self.failure.borrow().clone() {
             Some(reason) => Err(StopError::TaskFailed(reason)),
-            None => front.and(back),
+            None => front.and(back).and(links),
         }
     }
 
-    fn tracker(&self, tier: Tier) -> &TaskTracker {
+    fn tasks(&self, tier: Tier) -> &Tasks {
         match tier {
             Tier::Front => &self.front,
             Tier::Back => &self.back,
+            Tier::Links => &self.links,
         }
     }
 }
 
-async fn finish(tracker: &TaskTracker, grace: Duration) -> Result<(), StopError> {
-    tracker.close();
-    tokio::time::timeout(grace, tracker.wait()).await.map_err(|_| StopError::Unfinished { count: tracker.len(), grace })
+impl Tasks {
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.running().push(name);
+        let tasks = self.clone();
+        self.tracker.spawn(async move {
+            task.await;
+            let mut running = tasks.running();
+            if let Some(place) = running.iter().position(|one| *one == name) {
+                running.swap_remove(place);
+            }
+        });
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<&'static str>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn finish(&self, grace: Duration) -> Result<(), StopError> {
+        self.tracker.close();
+        let finished = tokio::time::timeout(grace, self.tracker.wait()).await;
+        finished.map_err(|_| StopError::Unfinished { tasks: self.running().clone(), grace })
+    }
 }
 
 /// An error with its causes, for one log line.

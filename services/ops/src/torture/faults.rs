@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use super::illness::{self, OPERATOR_DEADLINE};
 use super::load::Load;
 use super::schedule::{Fault, Schedule, Target};
 use super::system::System;
@@ -49,6 +50,7 @@ impl Schedule {
                 load.repeat_some(system.stack.rabbitmq.url()).await?;
                 Ok("messages repeated")
             }
+            Fault::Operate => self.operate(system).await,
         }
     }
 
@@ -131,6 +133,12 @@ impl Schedule {
         let stack = Arc::clone(&system.stack);
         tokio::task::spawn_blocking(move || stack.rabbitmq.start()).await??;
         Ok(if settled { "RabbitMQ killed" } else { "RabbitMQ stopped" })
+    }
+
+    /// A kill leaves some letters replayed and the others to the next operator.
+    async fn operate(&mut self, system: &System) -> anyhow::Result<&'static str> {
+        let (killed, after) = (self.random.random_bool(0.3), self.random.random_range(20..800));
+        illness::operate(system, if killed { Duration::from_millis(after) } else { OPERATOR_DEADLINE }).await
     }
 
     fn cut_connections(&mut self, system: &mut System) -> &'static str {

@@ -51,6 +51,8 @@ pub(crate) struct Promise {
     pub(crate) id: Uuid,
     /// The rejection that a client which waited was told.
     pub(crate) rejected: Option<String>,
+    /// Whether such a client was told that it is parked: then its outcome is to come.
+    pub(crate) parked: bool,
 }
 
 /// What a client which waited was told, if the change succeeded.

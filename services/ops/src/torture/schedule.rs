@@ -32,6 +32,8 @@ pub(super) enum Fault {
     SlowNetwork,
     DeleteQueue,
     RepeatMessages,
+    /// An operator replays the dead letters, or is killed over it.
+    Operate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +43,7 @@ pub(super) enum Target {
 }
 
 /// Each kind of fault, and how often it is in the deck.
-const DECK: [(Fault, usize); 16] = [
+const DECK: [(Fault, usize); 17] = [
     (Fault::Kill(Target::Worker), 3),
     (Fault::Kill(Target::Api), 2),
     (Fault::Terminate(Target::Worker), 2),
@@ -58,6 +60,7 @@ const DECK: [(Fault, usize); 16] = [
     (Fault::SlowNetwork, 1),
     (Fault::DeleteQueue, 1),
     (Fault::RepeatMessages, 2),
+    (Fault::Operate, 2),
 ];
 
 /// A seeded stream of faults.

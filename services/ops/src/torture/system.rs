@@ -45,6 +45,7 @@ impl System {
         let mut connection = connect(&stack).await?;
         db::migrate(&mut connection, Duration::from_secs(30)).await?;
         super::verdict::observe(&mut connection).await?;
+        super::illness::infect(&mut connection).await?;
         connection.close().await?;
         let (database, broker) = (Url::parse(stack.postgres.url())?, Url::parse(stack.rabbitmq.url())?);
         let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
@@ -59,6 +60,8 @@ impl System {
                 ("DATABASE_URL".to_owned(), database_proxy.url(&database).to_string()),
                 ("AMQP_URL".to_owned(), broker_proxy.url(&broker).to_string()),
                 ("DRAIN_DELAY_MS".to_owned(), "200".to_owned()),
+                // A complaint quotes the end of a log, which a backtrace would fill.
+                ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
                 // A machine that is busy with all of this may take longer than a deployment should.
                 ("STOP_DEADLINE_MS".to_owned(), "20000".to_owned()),
                 ("PORT".to_owned(), port.to_string()),

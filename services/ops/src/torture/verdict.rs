@@ -3,6 +3,7 @@
 
 mod audit;
 mod events;
+mod letters;
 mod operations;
 mod pauses;
 mod queues;
@@ -16,10 +17,12 @@ use std::time::Duration;
 use common::command::{DEFAULT_PARTITIONS, UserId};
 use uuid::Uuid;
 
+use super::illness;
 use super::promises::Promises;
 use super::system::System;
 pub(crate) use audit::observe;
 pub(crate) use events::subscribe;
+use letters::Letters;
 use pauses::Pause;
 use queues::Queues;
 use rows::{Rows, settle};
@@ -63,6 +66,7 @@ pub(crate) struct Verdict {
     /// Change events that were recorded, and messages that a subscriber received of them.
     events: usize,
     received: usize,
+    letters: Letters,
     pause: Option<Pause>,
     /// Services that ended by themselves.
     ended: u32,
@@ -104,6 +108,7 @@ impl fmt::Display for Verdict {
         writeln!(f, "unknown    {} (504 or no answer, nothing promised)", self.unknown)?;
         writeln!(f, "applied    {} commands, retries and those of unknown fate included", self.commands)?;
         writeln!(f, "events     {}, received in {} messages", self.events, self.received)?;
+        writeln!(f, "letters    {}", self.letters)?;
         match &self.pause {
             Some(pause) => writeln!(f, "pause      {pause}")?,
             None => writeln!(f, "pause      none")?,
@@ -120,13 +125,14 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Waits until nothing moves any more, then compares.
+/// Waits until nothing moves any more and replays all dead letters, then compares.
 pub(crate) async fn judge(system: &System, promises: &Promises, patience: Duration) -> anyhow::Result<Verdict> {
     let mut connection = system.database().await?;
     let mut verdict =
         Verdict { refused: promises.refused, unknown: promises.unknown, ended: system.ended(), ..Verdict::default() };
     let queues = Queues::open(system.stack.rabbitmq.url()).await?;
     settle(&mut connection, &queues, &promises.ids(), patience).await?;
+    illness::recover(system, &mut connection, patience).await?;
     queues::judge(&mut verdict, &queues.read().await?);
     let rows = Rows::read(&mut connection).await?;
     verdict.commands = rows.commands.len();
@@ -141,6 +147,7 @@ pub(crate) async fn judge(system: &System, promises: &Promises, patience: Durati
     users::judge(&mut verdict, promises, &rows);
     events::judge(&mut verdict, &mut connection, system.stack.rabbitmq.url(), &rows, patience).await?;
     audit::judge(&mut verdict, &mut connection).await?;
+    letters::judge(&mut verdict, &mut connection).await?;
     operations::judge_status(&mut verdict, &system.bases(), promises, &rows).await?;
     Ok(verdict)
 }

@@ -123,3 +123,26 @@ async fn a_second_signal_aborts() {
     api.signal(Signal::INT);
     assert_eq!(tokio::time::timeout(Duration::from_secs(10), api.ended()).await.unwrap().code(), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_batch_hangs_still_stops_in_time_and_loses_nothing() {
+    let mut system = System::prepare().await;
+    system.set("STOP_DEADLINE_MS", "3000");
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let mut lock = system.database().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();
+    let body = json!({"email": "ada@example.org", "name": "Ada"});
+    let accepted = system.post(&api, "/v1/users", "respond-async", &body).await;
+    assert_eq!(accepted.status(), StatusCode::ACCEPTED);
+    let command: Value = accepted.json().await.unwrap();
+    eventually("the batch hangs", async || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        (system.count(waiting).await == 1).then_some(())
+    })
+    .await;
+    assert!(worker.terminate().await.success());
+    sqlx::raw_sql("COMMIT").execute(&mut lock).await.unwrap();
+    let _next = system.worker().await;
+    assert_eq!(system.outcome(&api, command["id"].as_str().unwrap()).await["status"], "succeeded");
+}

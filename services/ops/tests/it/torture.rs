@@ -24,6 +24,7 @@ fn every_promise_is_kept_under_torture() {
         line.split_whitespace().next().and_then(|figure| figure.parse::<u64>().ok())
     };
     assert!(figure("accepted") > Some(100) && figure("faults") > Some(5), "{report}");
+    assert!(figure("letters").is_some(), "{report}");
     for kind in ["lost", "twice", "reordered", "wrong", "unfenced", "stuck"] {
         assert_eq!(figure(kind), Some(0), "{kind}\n{report}");
     }

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// Few: it is a rare path, and what a failure returns counts against nobody.
 const PREFETCH: u16 = 10;
+/// What closing the channel can take at a stop, and a little more.
+const STOP_MARGIN: Duration = Duration::from_millis(1500);
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The consumer of the broker's dead letters.
@@ -61,7 +63,10 @@ impl Collector {
             let failure = match opened {
                 Err(failure) => failure,
                 Ok((channel, mut consumer)) => {
-                    let end = self.consume(&mut consumer, &mut pause).await;
+                    let end = tokio::select! {
+                        end = self.consume(&mut consumer, &mut pause) => end,
+                        () = stopping.finish_is_near(STOP_MARGIN) => Ok(()),
+                    };
                     let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
                     let Err(failure) = end else { return Ok(()) };
                     failure

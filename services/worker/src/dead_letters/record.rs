@@ -49,6 +49,8 @@ impl Letters {
     /// Parks the command if its user is held, and says whether it is.
     pub(crate) fn behind(&mut self, envelope: &Envelope) -> bool {
         let held = self.held.contains(&envelope.command.user_id());
+        #[cfg(feature = "mutants")]
+        let held = crate::mutants::held(held);
         if held {
             let (envelope, reason) = (envelope.clone(), BEHIND.to_owned());
             self.letters.push(NewLetter { envelope, reason, sqlstate: None, attempts: 0 });

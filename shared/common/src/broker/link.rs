@@ -53,7 +53,7 @@ pub fn supervise(shutdown: &Shutdown, health: &Health, name: &'static str, setti
     let (sender, receiver) = watch::channel(LinkState::Down("not connected yet".to_owned()));
     let keeper =
         Keeper { name, settings: settings.clone(), health: health.clone(), shutdown: shutdown.clone(), sender };
-    shutdown.supervise(name, Tier::Back, keeper.keep());
+    shutdown.supervise(name, Tier::Links, keeper.keep());
     receiver
 }
 
@@ -72,7 +72,7 @@ impl Keeper {
         let mut failed = false;
         loop {
             let ended = tokio::select! {
-                () = self.shutdown.reached(Phase::Closing) => return Ok(()),
+                () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
                 connected = self.connect(failed) => match connected {
                     Ok(connection) => {
                         generation += 1;
@@ -95,7 +95,7 @@ impl Keeper {
             self.tell(LinkState::Down(ended));
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
             tokio::select! {
-                () = self.shutdown.reached(Phase::Closing) => return Ok(()),
+                () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
                 () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
         }
@@ -128,7 +128,7 @@ impl Keeper {
         self.tell(if connection.status().blocked() { blocked("already") } else { up() });
         loop {
             tokio::select! {
-                () = self.shutdown.reached(Phase::Closing) => {
+                () = self.shutdown.reached(Phase::Disconnecting) => {
                     let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "stopping".into())).await;
                     return None;
                 }

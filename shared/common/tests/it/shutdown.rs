@@ -25,7 +25,11 @@ impl Diary {
 #[tokio::test]
 async fn the_phases_come_in_order_and_the_front_ends_before_the_back() {
     let (shutdown, diary) = (Shutdown::default(), Diary::default());
-    for (name, tier, phase) in [("back", Tier::Back, Phase::Closing), ("front", Tier::Front, Phase::Stopping)] {
+    for (name, tier, phase) in [
+        ("links", Tier::Links, Phase::Disconnecting),
+        ("back", Tier::Back, Phase::Closing),
+        ("front", Tier::Front, Phase::Stopping),
+    ] {
         let (waiting, diary) = (shutdown.clone(), diary.clone());
         shutdown.supervise(name, tier, async move {
             waiting.reached(phase).await;
@@ -41,7 +45,7 @@ async fn the_phases_come_in_order_and_the_front_ends_before_the_back() {
         });
     }
     let (waiting, noting) = (shutdown.clone(), diary.clone());
-    shutdown.track(Tier::Front, async move {
+    shutdown.track("work", Tier::Front, async move {
         waiting.reached(Phase::Draining).await;
         assert_eq!(waiting.phase(), Phase::Draining);
         noting.note("draining");
@@ -49,8 +53,8 @@ async fn the_phases_come_in_order_and_the_front_ends_before_the_back() {
     assert_eq!(shutdown.phase(), Phase::Running);
     let graces = Graces { drain: Duration::from_millis(50), ..GRACES };
     shutdown.stop(graces).await.expect("a good end");
-    assert_eq!(shutdown.phase(), Phase::Closing);
-    assert_eq!(diary.lines(), ["draining", "front", "back"]);
+    assert_eq!(shutdown.phase(), Phase::Disconnecting);
+    assert_eq!(diary.lines(), ["draining", "front", "back", "links"]);
 }
 
 #[tokio::test]
@@ -67,7 +71,7 @@ async fn a_stop_waits_for_tracked_work() {
     let (shutdown, diary) = (Shutdown::default(), Diary::default());
     let (finish, finished) = oneshot::channel::<()>();
     let noting = diary.clone();
-    shutdown.track(Tier::Front, async move {
+    shutdown.track("work", Tier::Front, async move {
         finished.await.expect("a word");
         noting.note("request");
     });
@@ -85,7 +89,8 @@ async fn a_stop_waits_for_tracked_work() {
 
 #[tokio::test]
 async fn a_task_that_ends_before_its_phase_takes_the_process_down() {
-    for (tier, may_end) in [(Tier::Front, Phase::Stopping), (Tier::Back, Phase::Closing)] {
+    let tiers = [(Tier::Front, Phase::Stopping), (Tier::Back, Phase::Closing), (Tier::Links, Phase::Disconnecting)];
+    for (tier, may_end) in tiers {
         let shutdown = Shutdown::default();
         shutdown.supervise("clock", tier, async { Ok(()) });
         let end = soon("an end by itself", shutdown.run(GRACES)).await.expect_err("a failure");
@@ -157,13 +162,13 @@ async fn a_failure_does_not_wait_for_the_drain_delay() {
 
 #[tokio::test]
 async fn a_task_that_hangs_is_given_up_after_its_grace() {
-    for tier in [Tier::Front, Tier::Back] {
+    for tier in [Tier::Front, Tier::Back, Tier::Links] {
         let shutdown = Shutdown::default();
         shutdown.supervise("stuck", tier, std::future::pending());
-        shutdown.track(tier, std::future::pending());
+        shutdown.track("work", tier, std::future::pending());
         let graces = Graces { finish: Duration::from_millis(50), ..GRACES };
         let end = soon("an end", shutdown.stop(graces)).await.expect_err("unfinished work");
-        assert!(matches!(end, StopError::Unfinished { count: 2, .. }), "{tier:?}: {end}");
-        assert_eq!(shutdown.phase(), Phase::Closing, "{tier:?}: the others were told to close all the same");
+        assert!(end.to_string().ends_with(": stuck, work"), "{tier:?}: {end}");
+        assert_eq!(shutdown.phase(), Phase::Disconnecting, "{tier:?}: the others were told to close all the same");
     }
 }

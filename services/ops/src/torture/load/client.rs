@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::Shared;
 use super::exchange::{Answer, send};
 use super::message::Sent;
+use crate::torture::illness::INDIGESTIBLE;
 use crate::torture::promises::{Kind, Life, Operation, Promise, Request, Shown};
 
 /// Steps in the life of a user; then the next one is created.
@@ -23,6 +24,8 @@ const LIFE: u32 = 20;
 const ABREAST: usize = 4;
 /// How often a request with a key is sent before the client gives up.
 const TRIES: u32 = 5;
+/// One name in so many is one that the database does not always take.
+const ILL: u32 = 300;
 
 struct Client {
     shared: Arc<Shared>,
@@ -59,7 +62,8 @@ impl Client {
             let abreast = self.random.random_range(1..=ABREAST);
             let mut requests = Vec::with_capacity(abreast);
             for place in 0..abreast {
-                requests.push(self.change(&life, &format!("step {step}, {place}")).await);
+                let name = self.name(step, place);
+                requests.push(self.change(&life, name).await);
             }
             self.step(&mut life, requests).await;
         }
@@ -89,23 +93,29 @@ impl Client {
         Request { kind, email: None, name, if_match: None, key, reused: false, wait }
     }
 
-    async fn change(&mut self, life: &Life, name: &str) -> Request {
+    /// Not to be had while the database is ill, so rarely that no worker takes it for a flood of dead letters.
+    fn name(&mut self, step: u32, place: usize) -> String {
+        let ill = self.random.random_ratio(1, ILL);
+        if ill { format!("step {step}, {place}, {INDIGESTIBLE}") } else { format!("step {step}, {place}") }
+    }
+
+    async fn change(&mut self, life: &Life, name: String) -> Request {
         match self.random.random_range(0..20) {
             0 | 1 => self.request(Kind::Suspend, None),
             2 | 3 => self.request(Kind::Reactivate, None),
             // Often lost, because commands are in flight: that must be said, and nothing changed.
             4..8 => {
                 let if_match = self.version(life).await;
-                Request { if_match, ..self.request(Kind::Update, Some(name.to_owned())) }
+                Request { if_match, ..self.request(Kind::Update, Some(name)) }
             }
             8 => {
                 // Only of a request that was promised: of another nobody knows whether it ever came.
                 let owed = life.operations.iter().filter(|operation| operation.accepted.is_some());
                 let key = owed.filter_map(|operation| operation.request.key.clone()).next_back();
-                let fresh = self.request(Kind::Update, Some(name.to_owned()));
+                let fresh = self.request(Kind::Update, Some(name));
                 if key.is_some() { Request { key, reused: true, ..fresh } } else { fresh }
             }
-            _ => self.request(Kind::Update, Some(name.to_owned())),
+            _ => self.request(Kind::Update, Some(name)),
         }
     }
 
@@ -166,12 +176,17 @@ fn note(shared: &Shared, operation: &mut Operation, answer: &Answer) -> Option<U
         Answer::Promised(command) => {
             shared.promised(Sent::of(&operation.request, command));
             let id = command["id"].as_str().and_then(|id| id.parse().ok());
-            operation.promises.extend(id.map(|id| Promise { id, rejected: None }));
+            operation.promises.extend(id.map(|id| Promise { id, rejected: None, parked: false }));
             (id, &command["user_id"])
         }
         Answer::Rejected { id, reason } => {
             shared.promised(None);
-            operation.promises.push(Promise { id: *id, rejected: Some(reason.clone()) });
+            operation.promises.push(Promise { id: *id, rejected: Some(reason.clone()), parked: false });
+            (Some(*id), &Value::Null)
+        }
+        Answer::Parked(id) => {
+            shared.promised(None);
+            operation.promises.push(Promise { id: *id, rejected: None, parked: true });
             (Some(*id), &Value::Null)
         }
         Answer::Succeeded(Some(user)) => {

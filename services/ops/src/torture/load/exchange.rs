@@ -9,6 +9,8 @@ use crate::torture::promises::{Kind, Request};
 
 /// For outcomes; below the deadline of the answer.
 const WAIT: &str = "wait=5";
+/// The problem of a command that is parked.
+const PARKED: &str = "command-parked";
 
 /// What came back.
 pub(super) enum Answer {
@@ -18,6 +20,8 @@ pub(super) enum Answer {
     Succeeded(Option<Value>),
     /// Waited for.
     Rejected { id: Uuid, reason: String },
+    /// Waited for: an operator has to look, and the outcome comes then.
+    Parked(Uuid),
     /// Nothing was promised.
     Refused,
     /// It may be applied or not.
@@ -55,6 +59,7 @@ pub(super) async fn send(shared: &Shared, base: &str, request: &Request, user: O
         StatusCode::SERVICE_UNAVAILABLE => Answer::Refused,
         StatusCode::GATEWAY_TIMEOUT => Answer::Unknown,
         other => match rejection(&body) {
+            Some((id, reason)) if request.wait && reason == PARKED => Answer::Parked(id),
             Some((id, reason)) if request.wait => Answer::Rejected { id, reason },
             _ => {
                 shared.wrong(format!("{path} was answered with {other}: {text}"));

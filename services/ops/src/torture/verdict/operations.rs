@@ -54,6 +54,9 @@ fn outcome<'r>(verdict: &mut Verdict, life: &Life, operation: &Operation, rows: 
             let told = promise.rejected.as_deref().unwrap_or_default();
             verdict.found(Broken::Wrong, format!("command {}: told {told}, but {}", promise.id, row.outcome()));
         }
+        if promise.parked && !row.letter {
+            verdict.found(Broken::Wrong, format!("command {} never was the dead letter that was told of", promise.id));
+        }
         match first {
             None => first = Some(row),
             Some(first) => {

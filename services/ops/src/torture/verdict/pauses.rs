@@ -28,10 +28,10 @@ impl fmt::Display for Pause {
     }
 }
 
-/// Both times come from clocks of one machine.
+/// Both times come from clocks of one machine. What was parked waited for an operator, and nothing waited for it.
 pub(super) fn longest(rows: &Rows) -> Option<Pause> {
     let mut partitions: HashMap<u16, Vec<&Row>> = HashMap::new();
-    for row in rows.commands.values() {
+    for row in rows.commands.values().filter(|row| !row.letter) {
         let partition = UserId::try_from(row.user_id).ok()?.partition(DEFAULT_PARTITIONS);
         partitions.entry(partition).or_default().push(row);
     }

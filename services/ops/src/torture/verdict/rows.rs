@@ -24,6 +24,8 @@ pub(super) struct Row {
     pub(super) version: Option<i64>,
     pub(super) accepted_at: OffsetDateTime,
     pub(super) applied_at: OffsetDateTime,
+    /// Whether it was parked for a while.
+    pub(super) letter: bool,
 }
 
 impl Row {
@@ -60,7 +62,8 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Self> {
         let commands: Vec<Row> = sqlx::query_as(
-            "SELECT id, user_id, type AS kind, status, reason, user_version AS version, accepted_at, applied_at
+            "SELECT id, user_id, type AS kind, status, reason, user_version AS version, accepted_at, applied_at,
+                 EXISTS (SELECT FROM dead_letters WHERE command_id = commands.id) AS letter
              FROM commands",
         )
         .fetch_all(&mut *connection)
