@@ -208,6 +208,9 @@ async fn some(
     if first && let Some(discarded) = discarded {
         check(&mut tx, &open, discarded).await?;
     }
+    if open.is_empty() {
+        return Ok(false);
+    }
     // What the services work with; whoever owns the user's partition publishes the events.
     let partitions = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM partitions"#).fetch_one(&mut *tx).await?;
     let partitions = u16::try_from(partitions).unwrap_or(u16::MAX);
@@ -249,9 +252,10 @@ async fn some(
     Ok(next.is_some() && !failed)
 }
 
-/// Locks a user with open letters against batches and other operators; gives the first of the letters.
+/// Locks a user with open letters against batches and other operators; gives the first of the letters. Without the lock
+/// there are none, even if a batch commits a letter right now.
 async fn lock(conn: &mut PgConnection, user: Uuid) -> Result<Vec<Open>, sqlx::Error> {
-    sqlx::query!(
+    let locked = sqlx::query_scalar!(
         "
         INSERT INTO held_users (user_id, command_id)
         SELECT user_id, command_id
@@ -260,11 +264,15 @@ async fn lock(conn: &mut PgConnection, user: Uuid) -> Result<Vec<Open>, sqlx::Er
         ORDER BY id
         LIMIT 1
         ON CONFLICT (user_id) DO UPDATE SET command_id = held_users.command_id
+        RETURNING command_id
         ",
         user,
     )
-    .execute(&mut *conn)
+    .fetch_optional(&mut *conn)
     .await?;
+    if locked.is_none() {
+        return Ok(Vec::new());
+    }
     // A statement of its own, so that it sees what was parked while the lock was awaited.
     sqlx::query_as!(
         Open,
