@@ -1,7 +1,7 @@
 //! The flood guard: when most of the recent commands would become dead letters, the fault is hardly theirs.
 //!
 //! It judges a batch before its commit, so that what is refused is neither applied nor recorded and stays in its queue. What
-//! counts as recent ends with time too: a guard that has refused everything for [`MEMORY`] lets the next letters through,
+//! counts as recent ends with time too: a guard that has refused everything for ten minutes lets the next letters through,
 //! up to its limit, so that nothing stands still for ever for commands that really are to blame.
 
 use std::collections::VecDeque;
