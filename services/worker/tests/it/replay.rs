@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::command::{Rejection, UserId};
+use common::command::{Envelope, Rejection, UserId};
 use common::config::Retention;
 use common::db;
 use common::telemetry::TraceHeaders;
@@ -18,6 +18,19 @@ use crate::support::{
     AT_THE_LOCK, DRY_RUN, Fixture, GONE, MEND, TERMS, TRIGGER, again, create, delete, done, keyed, reactivate, soon,
     suspend, update,
 };
+
+/// Who waits for a row that another transaction has locked.
+const AT_A_ROW: &str = "pg_stat_activity WHERE wait_event = 'transactionid' AND datname = current_database()";
+
+/// A user with a guilty command and its retry behind it.
+async fn with_a_parked_retry() -> (Fixture, UserId, Envelope) {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let ada = UserId::mint();
+    let guilty = keyed("rename", update(ada, None, Some("Poison")));
+    fixture.apply(&[create(ada, "ada@example.org", "Ada"), guilty.clone(), again(&guilty)]).await;
+    (fixture, ada, guilty)
+}
 
 fn these<const N: usize>(letters: [i64; N]) -> Discarded {
     Discarded::These(letters.into())
@@ -178,11 +191,7 @@ async fn many_letters_of_one_user_are_replayed_in_order_in_several_transactions(
 
 #[tokio::test]
 async fn a_letter_that_outlived_its_day_has_an_outcome_and_its_retry_the_same() {
-    let mut fixture = Fixture::start().await;
-    fixture.database.execute(TRIGGER).await;
-    let ada = UserId::mint();
-    let guilty = keyed("rename", update(ada, None, Some("Poison")));
-    fixture.apply(&[create(ada, "ada@example.org", "Ada"), guilty.clone(), again(&guilty)]).await;
+    let (mut fixture, ada, guilty) = with_a_parked_retry().await;
     fixture.database.execute("DELETE FROM commands; DELETE FROM idempotency_keys").await;
     fixture.database.execute(MEND).await;
     let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
@@ -194,11 +203,7 @@ async fn a_letter_that_outlived_its_day_has_an_outcome_and_its_retry_the_same() 
 
 #[tokio::test]
 async fn a_retry_of_a_discarded_command_is_discarded_with_it() {
-    let mut fixture = Fixture::start().await;
-    fixture.database.execute(TRIGGER).await;
-    let ada = UserId::mint();
-    let guilty = keyed("rename", update(ada, None, Some("Poison")));
-    fixture.apply(&[create(ada, "ada@example.org", "Ada"), guilty.clone(), again(&guilty)]).await;
+    let (mut fixture, ada, guilty) = with_a_parked_retry().await;
     let letter = head(&mut fixture).await;
     let steps = discard(&mut fixture.database.conn, ada, &these([letter]), TERMS).await.expect("steps");
     assert_eq!(verdicts(steps), [Verdict::Discarded, Verdict::Discarded]);
@@ -223,8 +228,7 @@ async fn a_user_that_two_hold_at_once_stays_held_until_both_letters_are_dealt_wi
     let mut applier = fixture.applier();
     let batch = [guilty.clone()];
     let applying = tokio::spawn(async move { applier.apply(&batch).await });
-    let waits = "pg_stat_activity WHERE wait_event = 'transactionid' AND datname = current_database()";
-    soon("the batch waits", async { while fixture.database.count(waits).await == 0 {} }).await;
+    soon("the batch waits", async { while fixture.database.count(AT_A_ROW).await == 0 {} }).await;
     sqlx::raw_sql("COMMIT").execute(&mut other).await.expect("an end");
     soon("the batch", applying).await.expect("no panic").expect("outcomes");
     let none = TraceHeaders::default();
@@ -289,8 +293,7 @@ async fn a_batch_waits_for_a_replay_of_its_user_and_comes_after_it() {
     let mut applier = fixture.applier();
     let batch = next.clone();
     let applying = tokio::spawn(async move { applier.apply(&batch).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!applying.is_finished(), "it waits for the operator");
+    soon("the batch waits for the operator", async { while fixture.database.count(AT_A_ROW).await == 0 {} }).await;
     fixture.database.execute("COMMIT").await;
     let steps = soon("the replay", replaying).await.expect("no panic").expect("steps");
     assert_eq!(verdicts(steps), [Verdict::Decided(done(1)), Verdict::Decided(done(2))]);
