@@ -10,6 +10,7 @@ mod roles;
 mod torture;
 mod up;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
@@ -57,7 +58,9 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command.unwrap_or(Command::Up(up::Arguments::default())) {
+    let chosen = Arguments::parse().command;
+    // Parsed as well, because `up` reads variables.
+    match chosen.or_else(|| Arguments::parse_from(["rollcall", "up"]).command).context("no command")? {
         Command::Up(arguments) => up::run(arguments).await,
         Command::Api => api::process::main().await,
         Command::Worker => worker::process::main().await,

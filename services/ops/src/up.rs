@@ -35,12 +35,6 @@ pub(crate) struct Arguments {
     port: u16,
 }
 
-impl Default for Arguments {
-    fn default() -> Self {
-        Self { fresh: false, port: 8080 }
-    }
-}
-
 struct Service {
     name: &'static str,
     child: Child,
