@@ -31,7 +31,8 @@ CREATE TABLE members (
     version text NOT NULL,
     joined_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
-    -- How connections are shared out: in proportion to the weights, at least the floor, at most its own bound.
+    -- How connections are shared out: in proportion to the weights, at least the floor, at most its own bound. The bound
+    -- is 0 where a pooler is in front of the server: what that opens is nobody's here.
     weight integer NOT NULL,
     floor integer NOT NULL,
     most integer NOT NULL,
@@ -47,8 +48,9 @@ CREATE TABLE members (
     in_use integer NOT NULL DEFAULT 0,
     waiting integer NOT NULL DEFAULT 0,
     beat_at timestamptz NOT NULL DEFAULT now(),
-    -- The session of the control connection: when it is gone, so is the instance, whatever the clock says.
-    control_pid integer NOT NULL,
+    -- The session of the control connection: when it is gone, so is the instance, whatever the clock says. Unknown where
+    -- a pooler lends it another one for each transaction; then there is only the clock.
+    control_pid integer,
     CONSTRAINT members_pkey PRIMARY KEY (instance),
     CONSTRAINT members_share_check CHECK (weight > 0 AND floor >= 0 AND most >= 0 AND target >= 0 AND granted >= 0)
 ) WITH (fillfactor = 50);
@@ -74,7 +76,7 @@ CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
         SELECT members.instance
         FROM members
         WHERE expires_at <= clock_timestamp()
-            OR (control_pid, 'rollcall-control/' || members.instance) NOT IN (
+            OR control_pid IS NOT NULL AND (control_pid, 'rollcall-control/' || members.instance) NOT IN (
                 SELECT pid, application_name
                 FROM pg_stat_activity
                 WHERE application_name IS NOT NULL
@@ -347,10 +349,12 @@ END
 $$;
 
 -- Takes part. A deployment has one number of partitions for ever: another one is refused. So is a budget that the server
--- cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking again.
+-- cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking again. `own_session`
+-- says that the caller's session ends with the caller.
 CREATE FUNCTION join_membership(
     instance uuid, service text, version text, partition_count integer,
     weight integer, floor integer, most integer, wished_budget integer, pool_role text,
+    own_session boolean,
     OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
 )
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
@@ -428,7 +432,8 @@ BEGIN
     )
     SELECT
         join_membership.instance, join_membership.service, join_membership.version, join_membership.weight,
-        join_membership.floor, join_membership.most, clock_timestamp() + time_to_live, pg_backend_pid()
+        join_membership.floor, join_membership.most, clock_timestamp() + time_to_live,
+        CASE WHEN own_session THEN pg_backend_pid() END
     FROM membership
     -- The condition only tells the parser where the SELECT ends.
     WHERE true
@@ -436,7 +441,9 @@ BEGIN
     ON CONFLICT ON CONSTRAINT members_pkey DO UPDATE
     SET epoch = DEFAULT,
         expires_at = excluded.expires_at,
-        control_pid = excluded.control_pid
+        control_pid = excluded.control_pid,
+        floor = excluded.floor,
+        most = excluded.most
     RETURNING members.epoch INTO joined;
     SELECT time_to_live INTO lives FROM membership;
     PERFORM redistribute();
@@ -558,7 +565,7 @@ BEGIN
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;

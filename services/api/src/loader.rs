@@ -138,7 +138,7 @@ impl<V: Clone + Send + 'static> Lane<V> {
     async fn query(&self, ids: &[Uuid], deadline: Duration) -> Result<HashMap<Uuid, V>, DbError> {
         let mut lease = self.pool.acquire(deadline).await?;
         let rows = within(deadline, (self.fetch)(&mut lease, ids)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(rows.into_iter().collect())
     }
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::say;
 
-/// Reads `DATABASE_URL`.
+/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`.
 ///
 /// One line per instance: what it was granted, what it has open and in use, who waits for a connection there, and how old
 /// its last heartbeat is. Each instance has one control connection besides.
@@ -29,8 +29,9 @@ struct Member {
     instance: Uuid,
     service: String,
     version: String,
-    granted: i32,
-    target: i32,
+    /// Unknown where a pooler is in front of the server.
+    granted: Option<i32>,
+    target: Option<i32>,
     sessions: i32,
     in_use: i32,
     waiting: i32,
@@ -47,7 +48,7 @@ struct Total {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
-    let settings = DatabaseSettings::read(&mut reader);
+    let settings = DatabaseSettings::read_direct(&mut reader);
     let settings = reader.finish(settings)?;
     let mut conn = db::connect(&settings, "rollcall-budget").await?;
     loop {
@@ -92,8 +93,10 @@ async fn members(conn: &mut PgConnection) -> Result<Vec<Member>, sqlx::Error> {
         Member,
         r#"
         SELECT
-            instance, service, version, granted, target, in_use, waiting,
-            coalesce(sessions, 0) AS "sessions!",
+            instance, service, version, in_use, waiting,
+            CASE WHEN most > 0 THEN granted END AS granted,
+            CASE WHEN most > 0 THEN target END AS target,
+            CASE WHEN most > 0 THEN coalesce(sessions, 0) ELSE open END AS "sessions!",
             extract(epoch FROM clock_timestamp() - beat_at)::double precision AS "heartbeat_age!"
         FROM members
         LEFT JOIN pool_sessions() ON pool = 'rollcall/' || instance
@@ -114,7 +117,15 @@ fn table(total: &Total, members: &[Member]) -> String {
         let _ = write!(
             text,
             "\n{:<36}  {:<7}  {:>7}  {:>6}  {:>4}  {:>6}  {:>7}  {:>7.1} s  {}",
-            m.instance, m.service, m.granted, m.target, m.sessions, m.in_use, m.waiting, m.heartbeat_age, m.version,
+            m.instance,
+            m.service,
+            m.granted.map_or_else(|| "pooler".to_owned(), |granted| granted.to_string()),
+            m.target.map_or_else(|| "-".to_owned(), |target| target.to_string()),
+            m.sessions,
+            m.in_use,
+            m.waiting,
+            m.heartbeat_age,
+            m.version,
         );
     }
     let _ = write!(

@@ -23,7 +23,7 @@ const SESSION: &str =
 /// The most letters that one call replays or discards; the next call takes the next.
 const MOST: i64 = 10_000;
 
-/// Reads `DATABASE_URL`, `IDEMPOTENCY_WINDOW_HOURS` and `COMMAND_RETENTION_DAYS`.
+/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`; `IDEMPOTENCY_WINDOW_HOURS` and `COMMAND_RETENTION_DAYS`.
 ///
 /// A command that could not be applied is a dead letter. The later commands of its user are parked behind it, in order,
 /// until the letter is replayed or discarded; then they follow. A message that is no command at all is kept as it came.
@@ -140,7 +140,7 @@ impl Filters {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
-    let database = DatabaseSettings::read(&mut reader);
+    let database = DatabaseSettings::read_direct(&mut reader);
     let kept = IdempotencyWindow::read(&mut reader).zip(Retention::read(&mut reader));
     let (settings, (window, retention)) = reader.finish(database.zip(kept))?;
     let mut conn = db::connect(&settings, "rollcall-dead-letters").await?;

@@ -9,7 +9,7 @@ use sqlx::Connection;
 
 use crate::say;
 
-/// Reads `DATABASE_URL`.
+/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -30,7 +30,7 @@ enum Command {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
-    let settings = DatabaseSettings::read(&mut reader);
+    let settings = DatabaseSettings::read_direct(&mut reader);
     let settings = reader.finish(settings)?;
     let mut connection = db::connect(&settings, "rollcall-migrate").await?;
     match arguments.command {

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use common::config::{DatabaseSettings, Reader, database_url, given_amqp_url, given_database_url};
+use common::config::{
+    DatabaseSettings, DatabaseUrl, Reader, database_url, given_amqp_url, given_database_url, given_direct_url,
+};
 use common::db;
 use local_stack::{Options, Stack};
 use rustix::process::{Pid, Signal, kill_process};
@@ -52,6 +54,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Before anything is started for nothing.
     let mut reader = Reader::from_process();
     let (database, amqp) = (given_database_url(&mut reader), given_amqp_url(&mut reader));
+    // It leads to the same server, or to none of ours.
+    let direct = given_direct_url(&mut reader).filter(|_| database.is_some());
     reader.finish(Some(()))?;
     let options = Options {
         database_url: database.map(|url| url.expose().to_owned()),
@@ -69,7 +73,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             return stop_servers(stack).await;
         }
     };
-    let outcome = serve(&stack, &folder, arguments.port, &mut interrupts).await;
+    let outcome = serve(&stack, &folder, arguments.port, direct.as_ref(), &mut interrupts).await;
     stop_servers(stack).await.and(outcome)
 }
 
@@ -80,13 +84,24 @@ async fn stop_servers(stack: Stack) -> anyhow::Result<()> {
 }
 
 /// Migrates, runs both services, and comes back when one of them ended or a signal came.
-async fn serve(stack: &Stack, folder: &Path, preferred: u16, interrupts: &mut Interrupts) -> anyhow::Result<()> {
-    migrate(stack.postgres.url()).await?;
+async fn serve(
+    stack: &Stack,
+    folder: &Path,
+    preferred: u16,
+    direct: Option<&DatabaseUrl>,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<()> {
+    migrate(direct.map_or(stack.postgres.url(), DatabaseUrl::expose)).await?;
     let port = free_port(preferred)?;
     let worker_port = free_port(0)?;
-    let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &[("PORT", port.to_string())])?;
-    let listen = ("WORKER_LISTEN", format!("127.0.0.1:{worker_port}"));
-    let mut worker = start(stack, folder, "worker", format!("http://127.0.0.1:{worker_port}"), &[listen])?;
+    let with_direct = |variable: (&'static str, String)| {
+        let direct = direct.map(|url| ("DATABASE_URL_DIRECT", url.expose().to_owned()));
+        [variable].into_iter().chain(direct).collect::<Vec<_>>()
+    };
+    let own = with_direct(("PORT", port.to_string()));
+    let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &own)?;
+    let own = with_direct(("WORKER_LISTEN", format!("127.0.0.1:{worker_port}")));
+    let mut worker = start(stack, folder, "worker", format!("http://127.0.0.1:{worker_port}"), &own)?;
     let running = async {
         ready(&mut api).await?;
         ready(&mut worker).await?;

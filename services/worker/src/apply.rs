@@ -140,7 +140,7 @@ impl Applier {
             Ok::<_, ApplyError>(())
         };
         tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
-        lease.release();
+        lease.release().await?;
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Applier {
         };
         let Applied { outcomes, tried, dead } =
             tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
-        lease.release();
+        lease.release().await?;
         self.guard.note(tried, dead);
         self.ensured_days.extend(days);
         Ok(outcomes)

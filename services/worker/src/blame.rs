@@ -64,7 +64,9 @@ impl From<DbError> for ApplyError {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Statement(error) => error.into(),
-            DbError::Exhausted(_) | DbError::Connect { .. } | DbError::Deadline(_) => Self::Outage(error.into()),
+            DbError::Exhausted(_) | DbError::Connect { .. } | DbError::Deadline(_) | DbError::Pooler(_) => {
+                Self::Outage(error.into())
+            }
         }
     }
 }

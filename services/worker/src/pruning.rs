@@ -69,7 +69,7 @@ impl Pruning {
         let pruning = async {
             let mut lease = self.pool.acquire(PATIENCE).await?;
             let pruned = within(PATIENCE, prune(&mut lease)).await?;
-            lease.release();
+            lease.release().await?;
             Ok::<_, DbError>(pruned)
         };
         pruning.await.unwrap_or_else(|error| {

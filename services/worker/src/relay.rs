@@ -171,7 +171,7 @@ impl Relay {
             BATCH,
         );
         let events = within(PATIENCE, reading.fetch_all(&mut *lease)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(events)
     }
 
@@ -219,7 +219,7 @@ impl Relay {
         let mut lease = self.pool.acquire(PATIENCE).await?;
         let marking = sqlx::query!("UPDATE events SET published_at = now() WHERE position = ANY($1)", positions);
         within(PATIENCE, marking.execute(&mut *lease)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(())
     }
 }

@@ -81,7 +81,7 @@ impl Suspects {
             Uuid::from(id),
         );
         let attempts = within(PATIENCE, counting.fetch_one(&mut *lease)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(attempts)
     }
 
@@ -89,7 +89,7 @@ impl Suspects {
         let mut lease = self.pool.acquire(PATIENCE).await?;
         let clearing = sqlx::query!("DELETE FROM suspects WHERE command_id = $1", Uuid::from(id));
         within(PATIENCE, clearing.execute(&mut *lease)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(())
     }
 }

@@ -13,10 +13,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use database::{DatabaseUrl, database_url};
-pub(crate) use database::{Server, Tls};
+pub(crate) use database::{Reached, Server, Tls};
 pub use shared::{
     BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
-    amqp_url, given_amqp_url, given_database_url,
+    amqp_url, given_amqp_url, given_database_url, given_direct_url,
 };
 
 /// One environment variable, as `--help` and the sample file document it.

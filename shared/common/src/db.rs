@@ -5,6 +5,7 @@ mod migrations;
 mod monitor;
 mod pool;
 pub mod roles;
+mod session;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ pub use pool::{Lease, Pool, PoolStatus, observe_pool};
 
 use crate::config::DatabaseSettings;
 use connector::Connector;
+pub(crate) use session::Session;
 
 /// How long one connect may take, TLS and authentication included.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -37,6 +39,12 @@ pub enum DbError {
     /// A statement did not answer in time; its connection was closed.
     #[error("the database did not answer within {0:?}")]
     Deadline(Duration),
+    /// A pooler is in front of the server, where a session of its own is needed.
+    #[error(
+        "a pooler in front of the database at {0} lends sessions by the transaction, and this needs one for itself; set \
+         DATABASE_URL_DIRECT to the server"
+    )]
+    Pooler(String),
     /// A statement failed.
     #[error("a statement failed")]
     Statement(#[from] sqlx::Error),
@@ -58,7 +66,7 @@ impl DbError {
                 .as_database_error()
                 .and_then(sqlx::error::DatabaseError::code)
                 .is_some_and(|state| state.starts_with("57P") || state.starts_with("08")),
-            Self::Exhausted(_) | Self::Connect { .. } | Self::Deadline(_) => false,
+            Self::Exhausted(_) | Self::Connect { .. } | Self::Deadline(_) | Self::Pooler(_) => false,
         }
     }
 }
@@ -77,10 +85,11 @@ pub async fn within<T>(
     }
 }
 
-/// Opens one connection outside any pool.
+/// Opens one connection outside any pool, with a session for itself.
 ///
 /// # Errors
-/// [`DbError::Connect`] or [`DbError::Deadline`].
+/// [`DbError::Connect`], [`DbError::Deadline`] or [`DbError::Pooler`].
 pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnection, DbError> {
-    Connector::new(settings, application_name, &[])?.connect().await
+    let session = Connector::new(settings, application_name, &[])?.connect().await?;
+    session.into_connection().ok_or_else(|| DbError::Pooler(settings.url.address()))
 }

@@ -8,6 +8,11 @@
 //! # Why is a lost control connection a lost membership?
 //! The others see at once that its session is gone and need not wait for a clock. So this instance must stop, too: it owns
 //! nothing and opens no connection more. Those that it has it may use until its lease runs out.
+//!
+//! # What is different behind a pooler?
+//! A pooler that lends sessions by the transaction decides by itself how many it opens, and whose they are cannot be seen.
+//! So a member whose pool leads through one asks for no share and uses what its own settings allow. When its control connection
+//! leads through one too, only the clock tells that it is gone.
 
 mod demand;
 mod share;
@@ -26,7 +31,7 @@ use uuid::Uuid;
 use self::demand::Demand;
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
-use crate::db::{DbError, Pool, PoolStatus};
+use crate::db::{DbError, Pool, PoolStatus, Session};
 
 /// Between the end of a lease by this process's clock and by the server's.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -79,6 +84,8 @@ struct Joined {
     epoch: i64,
     /// For how long a heartbeat holds, by this process's clock.
     lives: Duration,
+    /// Whether it joined without asking for a share, because its pool leads through a pooler.
+    shareless: bool,
 }
 
 /// Either the first two, or the last two.
@@ -229,20 +236,32 @@ impl Member {
     }
 
     /// Whether there was a redistribution since the last heartbeat.
-    pub(crate) async fn called(&self, connection: &mut PgConnection) -> Result<bool, MembershipError> {
-        let turn: i64 = sqlx::query_scalar("SELECT turn FROM membership").fetch_one(connection).await?;
+    pub(crate) async fn called(&self, session: &mut Session) -> Result<bool, MembershipError> {
+        session.begin().await?;
+        let turn: i64 = sqlx::query_scalar("SELECT turn FROM membership").fetch_one(session.connection_mut()).await?;
+        session.end().await?;
         Ok(turn != self.turn)
     }
 
     /// Joins, or beats; lets go what was asked for; publishes what is owned.
-    pub(crate) async fn beat(&mut self, connection: &mut PgConnection) -> Result<Beat, MembershipError> {
+    pub(crate) async fn beat(&mut self, session: &mut Session) -> Result<Beat, MembershipError> {
+        session.begin().await?;
+        let beat = self.take_part(session).await?;
+        session.end().await?;
+        Ok(beat)
+    }
+
+    async fn take_part(&mut self, session: &mut Session) -> Result<Beat, MembershipError> {
+        // The pool finds out by its first connection, which can be later than the join.
+        let shareless = self.pool.through_pooler();
         let joined = match self.joined {
-            Some(joined) => joined,
-            None => match self.join(connection).await? {
+            Some(joined) if joined.shareless == shareless => joined,
+            _ => match self.join(session, shareless).await? {
                 Ok(joined) => joined,
                 Err(away) => return Ok(Beat::Away(away)),
             },
         };
+        let connection = session.connection_mut();
         if !self.say(connection, joined).await? {
             warn!(instance = %self.instance, "reaped: the heartbeat came too late");
             // One turn without anything, so that every loop stops before something is owned anew.
@@ -280,20 +299,27 @@ impl Member {
     }
 
     /// Takes part; without room it gives how long to stay away.
-    async fn join(&mut self, connection: &mut PgConnection) -> Result<Result<Joined, Duration>, MembershipError> {
+    async fn join(
+        &mut self,
+        session: &mut Session,
+        shareless: bool,
+    ) -> Result<Result<Joined, Duration>, MembershipError> {
+        let seen = !session.pooled();
+        let (floor, most) = if shareless { (0, 0) } else { (self.claim.floor, self.pool.most()) };
         let answer: JoinAnswer = sqlx::query_as(
-            "SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            "SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(self.instance)
         .bind(self.claim.service)
         .bind(env!("CARGO_PKG_VERSION"))
         .bind(i32::from(self.partitions))
         .bind(self.claim.weight)
-        .bind(self.claim.floor)
-        .bind(i32::try_from(self.pool.most()).unwrap_or(i32::MAX))
+        .bind(floor)
+        .bind(i32::try_from(most).unwrap_or(i32::MAX))
         .bind(self.budget.map(i32::from))
         .bind(self.pool_role.as_deref())
-        .fetch_one(connection)
+        .bind(seen)
+        .fetch_one(session.connection_mut())
         .await?;
         let (Some(epoch), Some(lives)) = (answer.joined, answer.lives) else {
             let away = answer.away.map_or(Duration::from_secs(1), duration);
@@ -303,7 +329,7 @@ impl Member {
         info!(instance = %self.instance, epoch, "joined");
         // Whatever was open belonged to an earlier membership; the others have ended it.
         self.pool.discard_idle();
-        let joined = Joined { epoch, lives: duration(lives) };
+        let joined = Joined { epoch, lives: duration(lives), shareless };
         self.joined = Some(joined);
         Ok(Ok(joined))
     }
@@ -323,7 +349,7 @@ impl Member {
             )
             .bind(self.instance)
             .bind(joined.epoch)
-            .bind(count(status.size.max(status.open)))
+            .bind(if joined.shareless { 0 } else { count(status.size.max(status.open)) })
             .bind(count(status.open))
             .bind(count(status.in_use))
             .bind(count(status.waiting))
@@ -333,9 +359,15 @@ impl Member {
             let Some(BeatAnswer { granted, target, soon, budget, instances, turn }) = answer else { return Ok(false) };
             self.awaiting = soon;
             self.turn = turn;
+            let until = asked_at + joined.lives.saturating_sub(MARGIN);
+            if joined.shareless {
+                self.stand(Standing::Shareless(self.pool.most()));
+                self.pool.obey(self.pool.most(), until);
+                return Ok(true);
+            }
             self.stand(Standing::Member(Share { granted, target, budget, instances }));
             let size = usize::try_from(granted.min(target)).unwrap_or_default();
-            self.pool.obey(size, asked_at + joined.lives.saturating_sub(MARGIN));
+            self.pool.obey(size, until);
             // What could be given back at once is: somebody waits for it.
             let PoolStatus { size, open, .. } = self.pool.status();
             if granted <= target || count(size.max(open)) >= granted {
@@ -356,9 +388,12 @@ impl Member {
     }
 
     /// Leaves for good, after the pool was closed.
-    pub(crate) async fn leave(&mut self, connection: &mut PgConnection) -> Result<(), MembershipError> {
+    pub(crate) async fn leave(&mut self, session: &mut Session) -> Result<(), MembershipError> {
         if self.joined.take().is_some() {
-            sqlx::query("SELECT leave_membership($1)").bind(self.instance).execute(connection).await?;
+            session.begin().await?;
+            let leaving = sqlx::query("SELECT leave_membership($1)").bind(self.instance);
+            leaving.execute(session.connection_mut()).await?;
+            session.end().await?;
         }
         Ok(())
     }

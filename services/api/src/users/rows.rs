@@ -88,7 +88,7 @@ async fn read_page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
         }
     })
     .await?;
-    lease.release();
+    lease.release().await?;
     Ok(rows.into_iter().map(User::from).collect())
 }
 

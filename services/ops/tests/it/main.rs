@@ -18,6 +18,7 @@ mod kills;
 mod lifecycle;
 mod membership;
 mod outages;
+mod pooler;
 mod roles;
 mod stalls;
 mod stopping;

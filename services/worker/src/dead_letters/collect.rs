@@ -107,7 +107,7 @@ impl Collector {
             let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
             let mut lease = self.pool.acquire(PATIENCE).await?;
             within(PATIENCE, collect_one(&mut lease, &delivery.data, &trace, self.retention)).await?;
-            lease.release();
+            lease.release().await?;
             delivery.ack(BasicAckOptions::default()).await?;
             info!("recorded a message that the broker had given up");
             *pause = FIRST_PAUSE;
@@ -154,7 +154,7 @@ pub(crate) fn observe_open(shutdown: &Shutdown, pool: Pool, mut database: watch:
                 let _ = database.wait_for(|state| *state == DatabaseState::Up).await;
                 let mut lease = pool.acquire(PATIENCE).await.ok()?;
                 let open = within(PATIENCE, open_letters(&mut lease)).await.ok()?;
-                lease.release();
+                lease.release().await.ok()?;
                 Some(open)
             };
             tokio::select! {

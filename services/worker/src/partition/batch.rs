@@ -78,7 +78,7 @@ impl Partition {
         let mut lease = self.pool.acquire(RECORD_DEADLINE).await?;
         let message = RawMessage { payload: &delivery.data, reason, trace: &trace };
         within(RECORD_DEADLINE, record_raw(&mut lease, message)).await?;
-        lease.release();
+        lease.release().await?;
         Ok(())
     }
 

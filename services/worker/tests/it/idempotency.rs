@@ -164,7 +164,7 @@ async fn of_two_partitions_that_race_for_a_key_one_applies_and_the_other_repeats
         };
         let all = async { tokio::join!(here.apply(&batches[0]), there.apply(&batches[1]), letting_go) };
         let (one, two, ()) = soon("both batches", Box::pin(all)).await;
-        holder.release();
+        holder.release().await.expect("released");
         let (mut one, mut two) = (one.expect("outcomes"), two.expect("outcomes"));
         let lost = Outcome::Rejected(Rejection::VersionLost);
         let mut of_shared = [one.remove(&shared[0].id), two.remove(&shared[1].id)].map(|o| o.expect("an outcome"));

@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
@@ -54,8 +53,18 @@ pub struct DatabaseUrl {
     pub(crate) certificate: Option<ClientCertificate>,
     /// What the operator asks of each session, besides what we ask.
     pub(crate) options: Option<SecretString>,
-    /// Whether the server was found to refuse what we ask; known to all clones.
-    pub(crate) refuses_options: Arc<AtomicBool>,
+    /// What the first connection found out; known to all clones.
+    pub(crate) reached: Arc<OnceLock<Reached>>,
+}
+
+/// How the server is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reached {
+    Directly,
+    /// It refuses what we ask of each session.
+    WithoutOptions,
+    /// A pooler lends its sessions by the transaction.
+    ThroughPooler,
 }
 
 /// Where the server is.
@@ -109,7 +118,7 @@ pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
         database,
         certificate: client_certificate(parameter("sslcert"), parameter("sslkey"))?,
         options: parameter("options").map(SecretString::from),
-        refuses_options: Arc::default(),
+        reached: Arc::default(),
     })
 }
 

@@ -21,10 +21,22 @@ const DATABASE_URL_FILE: Variable = Variable::optional(
     "/run/secrets/database-url",
     "Instead of DATABASE_URL: a file that holds it.",
 );
+const DATABASE_URL_DIRECT: Variable = Variable::optional(
+    "DATABASE_URL_DIRECT",
+    "postgres://rollcall:secret@127.0.0.1:5432/rollcall",
+    "The same database past a pooler that DATABASE_URL leads through, for what needs a session of its own: control connections, \
+     migrations, the operator's commands.",
+);
+const DATABASE_URL_DIRECT_FILE: Variable = Variable::optional(
+    "DATABASE_URL_DIRECT_FILE",
+    "/run/secrets/database-url-direct",
+    "Instead of DATABASE_URL_DIRECT: a file that holds it.",
+);
 const DATABASE_CONTROL_URL: Variable = Variable::optional(
     "DATABASE_CONTROL_URL",
     "postgres://rollcall_control:secret@127.0.0.1:5432/rollcall",
-    "The same database for the connection that watches it and takes part in the deployment; without it DATABASE_URL is used.",
+    "The same database for the connection that watches it and takes part in the deployment; without it DATABASE_URL_DIRECT \
+     or DATABASE_URL is used.",
 );
 const DATABASE_CONTROL_URL_FILE: Variable = Variable::optional(
     "DATABASE_CONTROL_URL_FILE",
@@ -108,6 +120,8 @@ const AMBIENT: [Variable; 4] = [
 pub const SHARED: &[&Variable] = &[
     &DATABASE_URL,
     &DATABASE_URL_FILE,
+    &DATABASE_URL_DIRECT,
+    &DATABASE_URL_DIRECT_FILE,
     &DATABASE_CONTROL_URL,
     &DATABASE_CONTROL_URL_FILE,
     &DATABASE_CONNECTION_BUDGET,
@@ -192,7 +206,8 @@ impl ServiceSettings {
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let database = DatabaseSettings::read(reader);
-        let control = reader.secret(&DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE, database_url);
+        let direct = given_direct_url(reader);
+        let control = reader.secret(&DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE, database_url).or(direct);
         let budget = reader.parse(&DATABASE_CONNECTION_BUDGET, connection_budget);
         let broker = BrokerSettings::read(reader);
         let retention = Retention::read(reader);
@@ -241,6 +256,13 @@ impl IdempotencyWindow {
 }
 
 impl DatabaseSettings {
+    /// For what needs a session of its own: past the pooler, if there is one.
+    pub fn read_direct(reader: &mut Reader) -> Option<Self> {
+        let settings = Self::read(reader);
+        let direct = given_direct_url(reader);
+        settings.map(|settings| Self { url: direct.unwrap_or(settings.url), ..settings })
+    }
+
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
         for ambient in AMBIENT.iter().filter(|variable| reader.raw(variable.name).is_some()).collect::<Vec<_>>() {
@@ -304,6 +326,11 @@ fn connection_budget(text: &str) -> Result<u16, String> {
 pub fn given_database_url(reader: &mut Reader) -> Option<DatabaseUrl> {
     let variable = Variable { required: false, ..DATABASE_URL };
     reader.secret(&variable, &DATABASE_URL_FILE, database_url)
+}
+
+/// The database's URL past the pooler, if the environment gives one; a fault is noted.
+pub fn given_direct_url(reader: &mut Reader) -> Option<DatabaseUrl> {
+    reader.secret(&DATABASE_URL_DIRECT, &DATABASE_URL_DIRECT_FILE, database_url)
 }
 
 /// The broker's URL, if the environment gives one; a fault is noted.

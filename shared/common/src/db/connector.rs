@@ -1,19 +1,24 @@
-//! Opens connections: what each session asks of the server, and going on without where a host refuses that.
+//! Opens connections: what each session asks of the server, going on without where a host refuses that, and finding out
+//! whether a pooler is in front of it.
 //!
 //! # Why startup options and not `SET`?
 //! Behind a pooler a `SET` would stay on the server's session for whoever comes next, and it costs a round trip.
+//!
+//! # How does a pooler show?
+//! None that lends sessions by the transaction heeds these options: it refuses or ignores them. That alone proves nothing,
+//! but then two connections that are open at once are asked for their sessions on the server, which only a pooler mixes up.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fmt::Display;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection, Row};
 use tracing::warn;
 
-use super::{CONNECT_DEADLINE, DbError};
-use crate::config::{DatabaseSettings, DatabaseUrl, Server, Tls};
+use super::session::Session;
+use super::{CONNECT_DEADLINE, DbError, within};
+use crate::config::{DatabaseSettings, DatabaseUrl, Reached, Server, Tls};
 
 /// What the server shall do about a client that is gone without a word. Measured: a partition is noticed after 5 s
 /// instead of a minute, and a statement whose client was killed ends within the interval instead of at its own end.
@@ -25,13 +30,27 @@ const SESSION: [(&str, &str); 5] = [
     ("client_connection_check_interval", "100"),
 ];
 
+/// The setting that says whether a session may write.
+pub(super) const READ_ONLY: &str = "default_transaction_read_only";
+
+/// What shows that the options were heeded; on a socket of the file system the others do not apply.
+const HEEDED: (&str, &str) = ("client_connection_check_interval", "100ms");
+
+/// How a use behind a pooler ends when its client vanished or its statement hangs: the pooler closes the connection, and the
+/// server would not look whether somebody still waits. Longer than any deadline of ours.
+const LIMITS: &str = "SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL statement_timeout = '15s'";
+
+/// How often two connections are asked for their sessions before they are taken for direct ones.
+const COMPARISONS: usize = 5;
+
 /// Opens connections of one kind.
 #[derive(Debug)]
 pub(super) struct Connector {
     asking: PgConnectOptions,
     plain: PgConnectOptions,
-    address: String,
-    refused: Arc<AtomicBool>,
+    pooled: PgConnectOptions,
+    begin: String,
+    url: DatabaseUrl,
 }
 
 impl Connector {
@@ -46,40 +65,115 @@ impl Connector {
             .application_name(application_name)
             // sqlx logs every statement with its duration; ours are traced where they mean something.
             .disable_statement_logging();
+        let access = match session.iter().find(|(name, _)| *name == READ_ONLY) {
+            Some((_, "on")) => " READ ONLY",
+            Some(_) => " READ WRITE",
+            None => "",
+        };
         Ok(Self {
             asking: plain.clone().options(SESSION.iter().chain(session).copied()),
+            // Under a name that no budget counts: the sessions are the pooler's.
+            pooled: plain.clone().application_name(&application_name.replacen("rollcall", "rollcall-pooled", 1)),
             plain,
-            address: settings.url.address(),
-            refused: Arc::clone(&settings.url.refuses_options),
+            begin: format!("BEGIN{access}; {LIMITS}"),
+            url: settings.url.clone(),
         })
     }
 
     /// Opens one.
-    pub(super) async fn connect(&self) -> Result<PgConnection, DbError> {
-        if self.refused.load(Ordering::Relaxed) {
-            return self.open(&self.plain).await;
-        }
-        let reason = match self.open(&self.asking).await {
-            Err(DbError::Connect { source, .. }) if refuses_options(&source) => source,
-            end => return end,
+    pub(super) async fn connect(&self) -> Result<Session, DbError> {
+        let reached = match self.url.reached.get() {
+            Some(reached) => reached,
+            None => match self.find_out().await? {
+                Found::Direct(connection) => return Ok(Session::new(connection, None)),
+                Found::Pooler => &Reached::ThroughPooler,
+            },
         };
-        let connection = self.open(&self.plain).await?;
-        if !self.refused.swap(true, Ordering::Relaxed) {
+        Ok(match reached {
+            Reached::Directly => Session::new(self.open(&self.asking).await?, None),
+            Reached::WithoutOptions => Session::new(self.open(&self.plain).await?, None),
+            Reached::ThroughPooler => Session::new(self.open(&self.pooled).await?, Some(self.begin.clone())),
+        })
+    }
+
+    /// Whether the server was found behind a pooler.
+    pub(super) fn through_pooler(&self) -> bool {
+        self.url.reached.get() == Some(&Reached::ThroughPooler)
+    }
+
+    async fn find_out(&self) -> Result<Found, DbError> {
+        let (mut connection, reason): (_, Box<dyn Display + Send>) = match self.open(&self.asking).await {
+            Err(DbError::Connect { source, .. }) if refuses_options(&source) => {
+                (self.open(&self.plain).await?, Box::new(source))
+            }
+            opened => {
+                let mut connection = opened?;
+                let question = "SELECT current_setting($1, true)".replace("$1", &format!("'{}'", HEEDED.0));
+                if self.ask::<Option<String>>(&mut connection, question).await?.as_deref() == Some(HEEDED.1) {
+                    let _ = self.url.reached.set(Reached::Directly);
+                    return Ok(Found::Direct(connection));
+                }
+                (connection, Box::new("they had no effect"))
+            }
+        };
+        if self.shares_sessions(&mut connection).await? {
+            if self.url.reached.set(Reached::ThroughPooler).is_ok() {
+                warn!(
+                    address = %self.url.address(),
+                    "a pooler that lends the server's sessions by the transaction is in front of the database: the connection \
+                     budget cannot count them, so this process uses up to DATABASE_POOL_MAX of the pooler's connections, whatever \
+                     others need; every use is a transaction of its own, which costs round trips; set DATABASE_URL_DIRECT to \
+                     the server itself for what needs a session, or do without the pooler"
+                );
+            }
+            return Ok(Found::Pooler);
+        }
+        if self.url.reached.set(Reached::WithoutOptions).is_ok() {
             warn!(
                 %reason,
                 "the server, or a pooler in front of it, refuses startup options: going on without the session's own \
                  settings; a client that vanishes is noticed later"
             );
         }
-        Ok(connection)
+        Ok(Found::Direct(connection))
+    }
+
+    /// Whether two connections that are open at once have, at one time or another, the same session on the server, or one
+    /// has two.
+    async fn shares_sessions(&self, first: &mut PgConnection) -> Result<bool, DbError> {
+        let mut second = self.open(&self.plain).await?;
+        let mut sessions: [Vec<i32>; 2] = Default::default();
+        for _ in 0..COMPARISONS {
+            for (connection, sessions) in [&mut *first, &mut second].into_iter().zip(&mut sessions) {
+                sessions.push(self.ask(connection, "SELECT pg_backend_pid()".to_owned()).await?);
+            }
+        }
+        let [first, second] = sessions;
+        let same = |sessions: &[i32]| sessions.iter().all(|session| Some(session) == sessions.first());
+        Ok(!same(&first) || !same(&second) || first.first() == second.first())
+    }
+
+    /// Asks without preparing anything.
+    async fn ask<T>(&self, connection: &mut PgConnection, question: String) -> Result<T, DbError>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection);
+        Ok(within(CONNECT_DEADLINE, row).await?.try_get(0)?)
     }
 
     async fn open(&self, options: &PgConnectOptions) -> Result<PgConnection, DbError> {
         match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(options)).await {
-            Ok(connected) => connected.map_err(|source| DbError::Connect { address: self.address.clone(), source }),
+            Ok(connected) => connected.map_err(|source| DbError::Connect { address: self.url.address(), source }),
             Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
         }
     }
+}
+
+/// What the first connection led to.
+enum Found {
+    Direct(PgConnection),
+    Pooler,
 }
 
 /// Protocol violation (poolers), unknown parameter (older servers), value, privilege, feature not supported.

@@ -2,7 +2,6 @@
 //!
 //! # Why not borrow from the pool?
 //! A probe that waits for a busy pool reports a busy service as a dead one.
-
 //!
 //! # Why ask for a turn twenty times a second instead of listening?
 //! sqlx hands out notifications only through a listener with a pool of its own, which connects again in silence, and tries
@@ -10,13 +9,13 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::connector::{Connector, READ_ONLY};
 use super::migrations::{current_version, required_version};
 use super::roles::tell_wall;
-use super::{DbError, connect, within};
+use super::{DbError, Session, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
 use crate::membership::{Beat, Member, MembershipError};
@@ -112,7 +111,7 @@ struct Watch {
     settings: DatabaseSettings,
     role: Role,
     sender: watch::Sender<DatabaseState>,
-    connection: Option<PgConnection>,
+    connection: Option<Session>,
     /// How often in a row the server had no connection left, or took too long over one.
     refusals: u32,
 }
@@ -237,13 +236,19 @@ impl Watch {
         }
     }
 
-    async fn open(&mut self) -> Result<PgConnection, DbError> {
-        let Role::Member(member) = &self.role else { return connect(&self.settings, "rollcall-monitor").await };
-        let mut connection = connect(&self.settings, &member.control_name()).await?;
+    async fn open(&mut self) -> Result<Session, DbError> {
+        let Role::Member(member) = &self.role else {
+            return Connector::new(&self.settings, "rollcall-monitor", &[])?.connect().await;
+        };
         // A database that is made read-only still keeps its members.
-        let writable = sqlx::query("SET default_transaction_read_only = off").execute(&mut connection);
-        within(PROBE_DEADLINE, writable).await?;
-        Ok(connection)
+        let connector = Connector::new(&self.settings, &member.control_name(), &[(READ_ONLY, "off")])?;
+        let mut session = connector.connect().await?;
+        if !session.pooled() {
+            // For a server that refuses options.
+            let writable = sqlx::query("SET default_transaction_read_only = off").execute(session.connection_mut());
+            within(PROBE_DEADLINE, writable).await?;
+        }
+        Ok(session)
     }
 
     fn report(&mut self, state: &DatabaseState, away: Option<Duration>) {
@@ -265,12 +270,23 @@ impl Watch {
     }
 }
 
-async fn first_probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {
-    within(PROBE_DEADLINE, tell_wall(&mut connection)).await?;
-    probe(connection).await
+async fn first_probe(mut session: Session) -> Result<(Session, i64), DbError> {
+    within(PROBE_DEADLINE, async {
+        session.begin().await?;
+        tell_wall(session.connection_mut()).await?;
+        session.end().await
+    })
+    .await?;
+    probe(session).await
 }
 
-async fn probe(mut connection: PgConnection) -> Result<(PgConnection, i64), DbError> {
-    let version = within(PROBE_DEADLINE, current_version(&mut connection)).await?;
-    Ok((connection, version))
+async fn probe(mut session: Session) -> Result<(Session, i64), DbError> {
+    let version = within(PROBE_DEADLINE, async {
+        session.begin().await?;
+        let version = current_version(session.connection_mut()).await?;
+        session.end().await?;
+        Ok(version)
+    })
+    .await?;
+    Ok((session, version))
 }

@@ -9,7 +9,8 @@
 //! A connection goes back only through [`Lease::release`]. A lease that is dropped on any other way (an error, a deadline,
 //! a cancelled future) closes its connection first and frees its place afterwards. Connections that the server could see
 //! never exceed the size, except those in use when it shrank: they close as they come back. The connection used last is
-//! used next; waiters are served in order; nothing pings.
+//! used next; waiters are served in order; nothing pings. Behind a pooler that lends sessions by the transaction, a lease is
+//! one transaction, and its release the commit.
 //!
 //! # Why does a lease run out by itself?
 //! Others end this instance's sessions once its heartbeat is too old by the server's clock. A process that was frozen, or
@@ -21,12 +22,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use self::places::{Found, Opening, Place, Places};
-use super::DbError;
 use super::connector::Connector;
+use super::{DbError, Session, within};
 use crate::config::DatabaseSettings;
 
 /// The age at which a connection is replaced, so that changed DNS, roles and settings take hold.
@@ -36,6 +37,8 @@ const LIFETIME_JITTER: Duration = Duration::from_mins(5);
 
 /// How long the server may take to hear that a connection closes.
 const CLOSE_DEADLINE: Duration = Duration::from_millis(500);
+/// For the round trips by which a use begins and ends behind a pooler; the commit waits for the server's disk.
+const USE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Connections to one database. Cheap to clone; all clones are one pool.
 #[derive(Debug, Clone)]
@@ -76,7 +79,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct Open {
-    connection: PgConnection,
+    session: Session,
     expires_at: Instant,
     opening: Opening<Open>,
 }
@@ -121,20 +124,25 @@ impl Pool {
         let places = &self.shared.places;
         let waited = tokio::time::timeout(patience, places.acquire(|open| open.expires_at > Instant::now())).await;
         let Ok(Some((place, found))) = waited else { return Err(DbError::Exhausted(patience)) };
-        let mut opening = match found {
+        let open = match found {
             Found::Idle(mut open) => {
                 open.opening.busy(true);
-                return Ok(Lease { open, place });
+                open
             }
-            Found::Opening(opening) => opening,
+            Found::Opening(opening) => self.open(opening).await?,
         };
+        let mut lease = Lease { open, place };
+        within(USE_DEADLINE, lease.open.session.begin()).await?;
+        Ok(lease)
+    }
+
+    async fn open(&self, mut opening: Opening<Open>) -> Result<Open, DbError> {
         let connected = self.shared.connector.connect().await;
         // Refused: there is no session whose end the server would have to notice.
         opening.busy(!matches!(connected, Err(DbError::Connect { .. })));
-        let connection = connected?;
+        let session = connected?;
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
-        let open = Open { connection, expires_at: Instant::now() + LIFETIME + jitter, opening };
-        Ok(Lease { open, place })
+        Ok(Open { session, expires_at: Instant::now() + LIFETIME + jitter, opening })
     }
 
     /// Closes every idle connection: the server they led to is no longer the same.
@@ -150,9 +158,8 @@ impl Pool {
     /// Closes idle connections and lends no more; leases out close when they end.
     pub async fn close(&self) {
         let closing = self.shared.places.close().into_iter().map(async |open| {
-            // The server notices a closed socket too, only later.
-            let Open { connection, opening, .. } = open;
-            let _ = tokio::time::timeout(CLOSE_DEADLINE, connection.close()).await;
+            let Open { session, opening, .. } = open;
+            let _ = tokio::time::timeout(CLOSE_DEADLINE, session.close()).await;
             drop(opening);
         });
         futures_util::future::join_all(closing).await;
@@ -191,14 +198,25 @@ impl Pool {
     pub(crate) fn most(&self) -> usize {
         self.shared.most
     }
+
+    /// Whether its connections were found to be a pooler's, which no lease can count.
+    pub(crate) fn through_pooler(&self) -> bool {
+        self.shared.connector.through_pooler()
+    }
 }
 
 impl Lease {
-    /// Gives the connection back. Only for a use that ended cleanly: no error, no open transaction.
-    pub fn release(self) {
+    /// Gives the connection back. Only for a use that ended cleanly: no error, no open transaction. What was done counts
+    /// once this says so.
+    ///
+    /// # Errors
+    /// [`DbError::Statement`] or [`DbError::Deadline`] when the commit fails that a use behind a pooler ends with.
+    pub async fn release(mut self) -> Result<(), DbError> {
+        within(USE_DEADLINE, self.open.session.end()).await?;
         let Self { mut open, place } = self;
         open.opening.busy(false);
         place.put_back(open);
+        Ok(())
     }
 }
 
@@ -206,13 +224,13 @@ impl Deref for Lease {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.open.connection
+        self.open.session.connection()
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.open.connection
+        self.open.session.connection_mut()
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Standing {
     TurnedAway(String),
     /// It may open as many connections as it was granted.
     Member(Share),
+    /// Its connections are a pooler's: it has this many, and nothing moves.
+    Shareless(usize),
 }
 
 /// The part of one instance in the budget.
@@ -49,6 +51,9 @@ impl Standing {
             Self::Outside => Err("takes no part in the connection budget at the moment".to_owned()),
             Self::TurnedAway(reason) => {
                 Err(format!("{reason}; asks again in {:.1} s", away.unwrap_or_default().as_secs_f64()))
+            }
+            Self::Shareless(most) => {
+                Ok(format!("may have {most} connections to a pooler, which no budget counts (DATABASE_POOL_MAX)"))
             }
             Self::Member(Share { granted: 0, budget, instances, .. }) => {
                 Err(format!("waits until others have closed connections: {instances} instances share {budget}"))

@@ -65,25 +65,70 @@ async fn options_of_the_url_reach_the_session_beside_ours() {
     assert_eq!(shown(&mut connection, "tcp_user_timeout").await, "6000");
 }
 
-#[tokio::test]
-async fn a_pooler_that_refuses_startup_options_is_used_without_them() {
-    let database = database().await;
+/// A PgBouncer in transaction mode in front of the database.
+async fn pooler(database: &str) -> (Pooler, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let options = Options { install: true, progress: Arc::new(|_| {}), ..Options::new(folder.path()) };
-    let url = database.url().to_owned();
+    let url = database.to_owned();
     let pooler = tokio::task::spawn_blocking(move || Pooler::start(options, &url)).await.expect("no panic");
-    let pooler = pooler.expect("PgBouncer");
+    (pooler.expect("PgBouncer"), folder)
+}
+
+#[tokio::test]
+async fn behind_a_pooler_a_lease_is_a_transaction_and_prepared_statements_are_no_error() {
+    const BORROWERS: i32 = 8;
+    const TIMES: i32 = 40;
+    let database = database().await;
+    let mut witness = connect(database.url()).await;
+    witness.execute("CREATE TABLE done (borrower integer, number integer)").await.expect("a table");
+    let (pooler, _folder) = pooler(database.url()).await;
     let asking = PgConnectOptions::from_str(pooler.url()).expect("a URL").extra_float_digits(None);
     let refused = PgConnection::connect_with(&asking.options([("tcp_user_timeout", "1")])).await.expect_err("refused");
     assert_eq!(refused.as_database_error().and_then(DatabaseError::code).as_deref(), Some("08P01"), "{refused}");
-    let settings = settings(pooler.url(), 2);
-    let pool = Pool::new(&settings, "test", &[("default_transaction_read_only", "on")]).expect("a pool");
-    for _ in 0..2 {
-        let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
-        let answer: i32 = sqlx::query_scalar("SELECT 1").persistent(false).fetch_one(&mut *lease).await.expect("one");
-        assert_eq!(answer, 1);
-    }
-    db::connect(&settings, "test").await.expect("a connection");
+
+    let pool = Pool::new(&settings(pooler.url(), 4), "rollcall/test", &[]).expect("a pool");
+    let borrowing = (0..BORROWERS).map(async |borrower| {
+        for number in 0..TIMES {
+            let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+            let mut tx = lease.begin().await.expect("a savepoint");
+            let insert = sqlx::query("INSERT INTO done VALUES ($1, $2)").bind(borrower).bind(number);
+            insert.execute(&mut *tx).await.expect("an insertion");
+            tx.commit().await.expect("a savepoint");
+            if number % 4 == 3 {
+                // Ended by a fault: nothing of it counts.
+                sqlx::query("SELECT 1 / $1").bind(0).execute(&mut *lease).await.expect_err("a division by nothing");
+            } else {
+                lease.release().await.expect("released");
+            }
+        }
+    });
+    futures_util::future::join_all(borrowing).await;
+    let done: i64 = sqlx::query_scalar("SELECT count(*) FROM done").fetch_one(&mut witness).await.expect("a count");
+    assert_eq!(done, i64::from(BORROWERS * TIMES * 3 / 4));
+    let counted = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'rollcall/%' AND datname = current_database()";
+    let counted: i64 = sqlx::query_scalar(counted).fetch_one(&mut witness).await.expect("a count");
+    assert!(counted <= 1, "the budget would count {counted} sessions of the pooler");
+}
+
+#[tokio::test]
+async fn behind_a_pooler_a_pool_that_only_reads_cannot_write() {
+    let database = database().await;
+    connect(database.url()).await.execute("CREATE TABLE things (id integer)").await.expect("a table");
+    let (pooler, _folder) = pooler(database.url()).await;
+    let session = [("default_transaction_read_only", "on")];
+    let pool = Pool::new(&settings(pooler.url(), 1), "rollcall/test", &session).expect("a pool");
+    let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+    let refused = lease.execute("INSERT INTO things VALUES (1)").await.expect_err("refused");
+    assert_eq!(refused.as_database_error().and_then(DatabaseError::code).as_deref(), Some("25006"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_needs_a_session_of_its_own_names_the_pooler_and_the_mend() {
+    let database = database().await;
+    let (pooler, _folder) = pooler(database.url()).await;
+    let refused = db::connect(&settings(pooler.url(), 1), "test").await.expect_err("refused");
+    assert!(matches!(refused, DbError::Pooler(_)), "{refused:?}");
+    assert!(refused.to_string().contains("set DATABASE_URL_DIRECT"), "{refused}");
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ async fn a_pool_never_uses_more_connections_than_its_size() {
                 } else {
                     let sleep = sqlx::query("SELECT pg_sleep(0.01)").execute(&mut *lease);
                     sleep.await.expect("a nap");
-                    lease.release();
+                    lease.release().await.expect("released");
                 }
             }
         });
@@ -87,7 +87,7 @@ async fn a_lease_dropped_inside_a_transaction_leaves_nothing_behind() {
     let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
     assert_ne!(pid(&mut lease).await, first, "another session");
     sqlx::query(create).execute(&mut *lease).await.expect("the name is free, and this is committed");
-    lease.release();
+    lease.release().await.expect("released");
     let mut witness = connect(database.url()).await;
     let exists: bool = sqlx::query_scalar("SELECT to_regclass('left_behind') IS NOT NULL")
         .fetch_one(&mut witness)
@@ -112,7 +112,7 @@ async fn a_begin_that_is_cancelled_leaves_no_transaction_to_the_next_borrower() 
         let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
         let insert = sqlx::query("INSERT INTO notes VALUES ($1)").bind(note);
         insert.execute(&mut *lease).await.expect("a note");
-        lease.release();
+        lease.release().await.expect("released");
     }
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut witness).await.expect("a count");
     assert_eq!(count, 8);
@@ -158,13 +158,13 @@ async fn the_connection_used_last_is_used_next() {
     let mut pids = Vec::new();
     for mut lease in leases {
         pids.push(pid(&mut lease).await);
-        lease.release();
+        lease.release().await.expect("released");
     }
     assert_eq!(pool.status(), PoolStatus { size: 3, open: 3, in_use: 0, idle: 3, waiting: 0 });
     for _ in 0..5 {
         let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
         assert_eq!(pid(&mut lease).await, pids[2]);
-        lease.release();
+        lease.release().await.expect("released");
     }
 }
 
@@ -177,10 +177,10 @@ async fn waiters_are_served_in_order() {
     let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
     assert!(futures_util::poll!(first.as_mut()).is_pending());
     assert!(futures_util::poll!(second.as_mut()).is_pending());
-    held.release();
+    held.release().await.expect("released");
     assert!(futures_util::poll!(second.as_mut()).is_pending(), "it came second");
-    first.await.expect("a connection").release();
-    second.await.expect("a connection").release();
+    first.await.expect("a connection").release().await.expect("released");
+    second.await.expect("a connection").release().await.expect("released");
 }
 
 #[tokio::test]
@@ -191,8 +191,8 @@ async fn an_exhausted_pool_says_so_in_time() {
     let patience = Duration::from_millis(30);
     let end = soon("an answer", pool.acquire(patience)).await.expect_err("exhausted");
     assert!(matches!(end, DbError::Exhausted(waited) if waited == patience), "{end}");
-    held.release();
-    pool.acquire(patience).await.expect("the place is free again").release();
+    held.release().await.expect("released");
+    pool.acquire(patience).await.expect("the place is free again").release().await.expect("released");
 }
 
 #[tokio::test]
@@ -204,13 +204,13 @@ async fn a_waiter_that_leaves_takes_no_place() {
         let mut waiting = std::pin::pin!(pool.acquire(PATIENCE));
         assert!(futures_util::poll!(waiting.as_mut()).is_pending());
     }
-    held.release();
+    held.release().await.expect("released");
     {
         // Given the place, but gone before it looked.
         let mut served = std::pin::pin!(pool.acquire(PATIENCE));
         let _ = futures_util::poll!(served.as_mut());
     }
-    soon("the place", pool.acquire(PATIENCE)).await.expect("a connection").release();
+    soon("the place", pool.acquire(PATIENCE)).await.expect("a connection").release().await.expect("released");
 }
 
 #[tokio::test]
@@ -250,12 +250,12 @@ async fn a_closed_pool_lends_nothing_and_keeps_nothing() {
     let mut witness = connect(database.url()).await;
     let out = pool.acquire(PATIENCE).await.expect("a connection");
     let idle = pool.acquire(PATIENCE).await.expect("a connection");
-    idle.release();
+    idle.release().await.expect("released");
     pool.close().await;
     eventually("only the lease is open", async || sessions(&mut witness).await == 1).await;
     let end = soon("an answer", pool.acquire(PATIENCE)).await.expect_err("closed");
     assert!(matches!(end, DbError::Exhausted(_)), "{end}");
-    out.release();
+    out.release().await.expect("released");
     assert_eq!(pool.status().idle, 0);
     eventually("nothing is open", async || sessions(&mut witness).await == 0).await;
 }
@@ -283,19 +283,19 @@ async fn a_pool_that_shrinks_closes_what_is_idle_and_drains_what_is_busy() {
     }
     let (busy, also_busy) = (leases.remove(0), leases.remove(0));
     for lease in leases {
-        lease.release();
+        lease.release().await.expect("released");
     }
     pool.resize(1);
     eventually("idle connections are closed", async || sessions(&mut witness).await == 2).await;
     let end =
         soon("an answer", pool.acquire(Duration::from_millis(30))).await.expect_err("two are out, and one is allowed");
     assert!(matches!(end, DbError::Exhausted(_)), "{end}");
-    busy.release();
+    busy.release().await.expect("released");
     eventually("one is left", async || sessions(&mut witness).await == 1).await;
-    also_busy.release();
+    also_busy.release().await.expect("released");
     let again = soon("the place", pool.acquire(PATIENCE)).await.expect("a connection");
     pool.resize(0);
-    again.release();
+    again.release().await.expect("released");
     eventually("nothing is left", async || sessions(&mut witness).await == 0 && pool.status().open == 0).await;
 }
 
@@ -314,8 +314,8 @@ async fn a_pool_that_grows_serves_those_who_wait_in_order() {
     let held = soon("a connection", first).await.expect("a connection");
     assert!(futures_util::poll!(second.as_mut()).is_pending(), "there is one place");
     pool.resize(2);
-    soon("a connection", second).await.expect("a connection").release();
-    held.release();
+    soon("a connection", second).await.expect("a connection").release().await.expect("released");
+    held.release().await.expect("released");
     assert_eq!(pool.status(), PoolStatus { size: 2, open: 2, in_use: 0, idle: 2, waiting: 0 });
 }
 
@@ -354,13 +354,13 @@ async fn a_use_that_is_cancelled_at_any_poll_leaves_no_transaction_open_and_no_p
             savepoint.rollback().await.expect("an end");
             sqlx::query("SELECT pg_sleep(0.001)").execute(&mut *tx).await.expect("a nap");
             tx.rollback().await.expect("an end");
-            lease.release();
+            lease.release().await.expect("released");
         };
         let ended = soon("an end", Box::pin(polled(times, using))).await;
         // Outside a transaction of anybody: a note that is written is there.
         let mut lease = soon("the place", pool.acquire(PATIENCE)).await.expect("the place is free");
         sqlx::query("INSERT INTO notes VALUES (1)").execute(&mut *lease).await.expect("a note");
-        lease.release();
+        lease.release().await.expect("released");
         written += 1;
         let count: i64 =
             sqlx::query_scalar("SELECT count(*) FROM notes").fetch_one(&mut witness).await.expect("a count");

@@ -62,6 +62,8 @@ impl Service {
         let child = Command::new(std::env::current_exe()?)
             .arg(self.role)
             .env_remove("DATABASE_URL_FILE")
+            .env_remove("DATABASE_URL_DIRECT")
+            .env_remove("DATABASE_URL_DIRECT_FILE")
             .env_remove("DATABASE_CONTROL_URL")
             .env_remove("DATABASE_CONTROL_URL_FILE")
             .env_remove("AMQP_URL_FILE")

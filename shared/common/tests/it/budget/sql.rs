@@ -50,7 +50,7 @@ impl Stage {
         let expected = self.server.join(i, claim);
         self.run(format!("DELETE FROM cut WHERE instance = '{}'", self.names[i])).await;
         let joined: Option<i64> = sqlx::query_scalar(
-            "SELECT joined FROM join_membership($1, $2, 'test', 4, $3::integer, $4::integer, $5::integer, $6::integer, NULL)",
+            "SELECT joined FROM join_membership($1, $2, 'test', 4, $3::integer, $4::integer, $5::integer, $6::integer, NULL, true)",
         )
         .bind(self.names[i])
         .bind(claim.service)
