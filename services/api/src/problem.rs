@@ -85,10 +85,14 @@ problems! {
     VersionLost "version-lost" 412 "The user has changed";
     /// The body is larger than 64 KiB.
     BodyTooLarge "body-too-large" 413 "The request body is too large";
+    /// The target of the request is longer than 64 KiB.
+    UriTooLong "uri-too-long" 414 "The request target is too long";
     /// Send application/json, or application/merge-patch+json where a user is changed.
     UnsupportedMediaType "unsupported-media-type" 415 "The media type is not supported";
     /// Another request came under this Idempotency-Key before; this one changed nothing. Use a fresh key for each request, and the same one only to send it again unchanged.
     IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key belongs to another request";
+    /// There are more than 100 header fields, or more than 64 KiB of them.
+    HeadersTooLarge "headers-too-large" 431 "The header fields are too large";
     /// A fault of the service; its log has the details under the trace id.
     Internal "internal" 500 "The service failed";
     /// The database cannot be read at the moment. Try again after the time in Retry-After.

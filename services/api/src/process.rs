@@ -36,6 +36,6 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");
-    http::serve(shutdown, "http", listener, app::routes(api, &health).boxed());
+    http::serve(shutdown, "http", listener, settings.most_connections, app::routes(api, &health).boxed());
     Ok(pool)
 }

@@ -16,6 +16,11 @@ const AUTH: Variable = Variable::optional(
     "none",
     "Set to none to serve other machines although nobody has to log in; without it only loopback is served.",
 );
+const MAX_CONNECTIONS: Variable = Variable::with_default(
+    "MAX_CONNECTIONS",
+    "10000",
+    "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
+);
 const READY_WHEN: Variable = Variable::with_default(
     "READY_WHEN",
     "all",
@@ -23,7 +28,7 @@ const READY_WHEN: Variable = Variable::with_default(
 );
 
 /// The API's own variables.
-pub const OWN: &[&Variable] = &[&HOST, &PORT, &AUTH, &READY_WHEN];
+pub const OWN: &[&Variable] = &[&HOST, &PORT, &AUTH, &MAX_CONNECTIONS, &READY_WHEN];
 
 /// Everything the API can be told.
 #[derive(Debug, Clone)]
@@ -32,6 +37,8 @@ pub struct ApiSettings {
     pub service: ServiceSettings,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Connections at once.
+    pub most_connections: usize,
     /// When it counts as ready.
     pub ready_when: ReadyWhen,
 }
@@ -54,9 +61,17 @@ impl ApiSettings {
             }
         });
         let port = reader.number(&PORT, 0..=u16::MAX);
+        let most_connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
-        let settings = || Some(Self { service: service?, listen: listen?, ready_when: ready_when? });
+        let settings = || {
+            Some(Self {
+                service: service?,
+                listen: listen?,
+                most_connections: most_connections?,
+                ready_when: ready_when?,
+            })
+        };
         let settings = settings();
         reader.finish(settings)
     }

@@ -53,7 +53,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let replies = Replies::start(shutdown, publishing.clone());
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
-    http::serve(shutdown, "probes", listener, http::probes(&health).boxed());
+    http::serve(shutdown, "probes", listener, http::MOST_CONNECTIONS, http::probes(&health).boxed());
 
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     let applying = Applying::new(&health);

@@ -6,6 +6,7 @@
 mod bodies;
 mod commands;
 mod contract;
+mod fuzz;
 mod lists;
 mod page;
 mod parameters;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::http::serve;
+use common::http::{MOST_CONNECTIONS, serve};
 use common::shutdown::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ pub(crate) async fn server() -> (SocketAddr, Shutdown) {
     let shutdown = app.shutdown.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
-    serve(&shutdown, "http", listener, app.into_endpoint());
+    serve(&shutdown, "http", listener, MOST_CONNECTIONS, app.into_endpoint());
     (address, shutdown)
 }
 
