@@ -114,7 +114,9 @@ fn request(random: &mut StdRng) -> Vec<u8> {
         text.push_str("\r\n");
     }
     if random.random_bool(0.02) {
-        text.push_str(&format!("X: {}\r\n", "x".repeat(random.random_range(60_000..90_000))));
+        text.push_str("X: ");
+        text.push_str(&"x".repeat(random.random_range(60_000..90_000)));
+        text.push_str("\r\n");
     }
     if random.random_bool(0.02) {
         text.push_str(&"X: y\r\n".repeat(200));
