@@ -179,14 +179,12 @@ mod tests {
         let [served, quiet, woken] = [crowd.enter().await, crowd.enter().await, crowd.enter().await];
         let request = served.busy();
         drop(woken.busy());
-        let newcomer = tokio::spawn({
-            let crowd = crowd.clone();
-            async move { crowd.enter().await }
-        });
-        timeout(SOON, quiet.asked_to_go()).await.expect("the longest quiet one");
-        assert!(!served.asked_to_go.is_cancelled() && !woken.asked_to_go.is_cancelled());
-        drop(quiet);
-        let newcomer = timeout(SOON, newcomer).await.expect("in time").expect("no panic");
+        let going = async {
+            timeout(SOON, quiet.asked_to_go()).await.expect("the longest quiet one");
+            assert!(!served.asked_to_go.is_cancelled() && !woken.asked_to_go.is_cancelled());
+            drop(quiet);
+        };
+        let (newcomer, ()) = timeout(SOON, async { tokio::join!(crowd.enter(), going) }).await.expect("in time");
         assert_eq!(counts(&crowd), (3, 2));
         drop((request, served, woken, newcomer));
         assert_eq!(counts(&crowd), (0, 0));
