@@ -92,12 +92,16 @@ BEGIN
     UPDATE partitions SET heir = NULL
     WHERE heir IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE instance = heir);
     -- A transaction that applies commands holds its partition's row FOR KEY SHARE. A new heir does not disturb it; a new
-    -- owner waits for it.
-    PERFORM FROM partitions
-    WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE instance = owner)
-    FOR UPDATE;
+    -- owner has to wait for it, and so comes with a later heartbeat: everybody else waits for the lock that is held here.
+    WITH abandoned AS (
+        SELECT number
+        FROM partitions
+        WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE instance = owner)
+        FOR UPDATE SKIP LOCKED
+    )
     UPDATE partitions SET owner = heir, heir = NULL, epoch = epoch + 1
-    WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE instance = owner);
+    FROM abandoned
+    WHERE partitions.number = abandoned.number;
 
     WITH workers AS (
         SELECT
@@ -200,6 +204,8 @@ CREATE FUNCTION pool_sessions() RETURNS TABLE (pool text, sessions integer)
         SELECT application_name, count(*)::integer
         FROM pg_stat_activity
         WHERE datname = current_database() AND application_name LIKE 'rollcall/%'
+            -- One of these is no connection, and has the name of the session that it helps.
+            AND backend_type IS DISTINCT FROM 'parallel worker'
         GROUP BY application_name
     $$;
 
@@ -256,11 +262,17 @@ CREATE FUNCTION taken_connections() RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
         SELECT
-            -- Each member's control connection, and what it may have open or, longer than it should, has.
+            -- Each member's control connection, or what the server still shows of several, and what it may have open or, longer
+            -- than it should, has.
             (
-                SELECT coalesce(sum(1 + greatest(granted, coalesce(sessions, 0))), 0)
+                SELECT coalesce(sum(greatest(controls, 1) + greatest(granted, coalesce(sessions, 0))), 0)
                 FROM members
                 LEFT JOIN pool_sessions() ON pool = 'rollcall/' || instance
+                CROSS JOIN LATERAL (
+                    SELECT count(*) AS controls
+                    FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name = 'rollcall-control/' || instance
+                ) AS control
             )
             -- What those who are gone have left behind.
             + (
@@ -389,6 +401,9 @@ BEGIN
 
     PERFORM FROM membership FOR UPDATE;
     PERFORM pg_stat_clear_snapshot();
+    -- It lost its control connection and came back before its heartbeat was too old: not gone, and what it has is still its own.
+    UPDATE members SET control_pid = CASE WHEN own_session THEN pg_backend_pid() END
+    WHERE members.instance = join_membership.instance AND expires_at > clock_timestamp();
     IF reap_members() THEN
         PERFORM redistribute();
         PERFORM pg_stat_clear_snapshot();
@@ -401,6 +416,11 @@ BEGIN
             USING ERRCODE = 'RC001';
     END IF;
     UPDATE membership SET budget = total WHERE budget <> total;
+    IF FOUND THEN
+        -- Whether or not there is room for this one: the others must heed it.
+        PERFORM redistribute();
+        PERFORM pg_stat_clear_snapshot();
+    END IF;
 
     -- Seats: a control connection and the floor for each, and one seat for each service that is not here yet.
     SELECT coalesce(sum(1 + least(members.floor, members.most)), 0) INTO taken
@@ -432,12 +452,14 @@ BEGIN
     )
     SELECT
         join_membership.instance, join_membership.service, join_membership.version, join_membership.weight,
-        join_membership.floor, join_membership.most, clock_timestamp() + time_to_live,
+        join_membership.floor,
+        -- Its own role may be given less than another one, by which the budget was computed.
+        least(join_membership.most, CASE WHEN limits.of_role >= 0 THEN limits.of_role END),
+        clock_timestamp() + time_to_live,
         CASE WHEN own_session THEN pg_backend_pid() END
     FROM membership
     -- The condition only tells the parser where the SELECT ends.
     WHERE true
-    -- It lost its control connection and came back before anybody reaped it: what it has is still its own.
     ON CONFLICT ON CONSTRAINT members_pkey DO UPDATE
     SET epoch = DEFAULT,
         expires_at = excluded.expires_at,
@@ -451,16 +473,18 @@ END
 $$;
 
 -- A heartbeat. Looks after the others, too: whoever beats reaps. `held` is the most that the pool may open by itself or has
--- open. Not alive when this instance was reaped itself; `soon` when something is about to change.
+-- open. Not alive when this instance was reaped itself; `soon` when something is about to change; `sessions` is what the
+-- server shows of its pool, of which some may be closed and not ended yet.
 CREATE FUNCTION beat_membership(
     instance uuid, epoch bigint, held integer, open integer, in_use integer, waiting integer, demand integer,
     OUT alive boolean, OUT granted integer, OUT target integer, OUT soon boolean,
-    OUT budget integer, OUT instances integer, OUT turn bigint
+    OUT budget integer, OUT instances integer, OUT turn bigint, OUT sessions integer
 )
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
     reaped boolean;
+    abandoned boolean;
     came_of_age boolean;
     unfair boolean;
     freed boolean;
@@ -470,6 +494,12 @@ BEGIN
             SELECT
             FROM gone_members() AS gone
             WHERE gone.instance <> beat_membership.instance
+        ),
+        -- A transaction of somebody who is gone still held them.
+        EXISTS (
+            SELECT
+            FROM partitions
+            WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE members.instance = owner)
         ),
         NOT me.settled AND me.joined_at <= clock_timestamp() - interval '1 second',
         -- It waits, and there is something for it: what nobody shall have, what another has no use for, or more than its due.
@@ -489,10 +519,10 @@ BEGIN
             )
         ),
         me.granted <> me.target
-    INTO reaped, came_of_age, unfair, freed
+    INTO reaped, abandoned, came_of_age, unfair, freed
     FROM membership, members AS me
     WHERE me.instance = beat_membership.instance AND me.epoch = beat_membership.epoch;
-    IF reaped OR came_of_age OR unfair OR freed THEN
+    IF reaped OR abandoned OR came_of_age OR unfair OR freed THEN
         PERFORM FROM membership FOR UPDATE;
         PERFORM pg_stat_clear_snapshot();
         reaped := reap_members();
@@ -513,6 +543,9 @@ BEGIN
         AND expires_at > clock_timestamp();
     alive := FOUND;
 
+    IF abandoned AND NOT reaped THEN
+        PERFORM redistribute_partitions();
+    END IF;
     IF reaped THEN
         PERFORM redistribute();
     ELSIF came_of_age OR unfair THEN
@@ -533,8 +566,13 @@ BEGIN
         ),
         membership.budget,
         (SELECT count(*) FROM members),
-        membership.turn
-    INTO granted, target, soon, budget, instances, turn
+        membership.turn,
+        coalesce((
+            SELECT pools.sessions
+            FROM pool_sessions() AS pools
+            WHERE pool = 'rollcall/' || beat_membership.instance
+        ), 0)
+    INTO granted, target, soon, budget, instances, turn, sessions
     FROM membership, members
     WHERE members.instance = beat_membership.instance AND members.epoch = beat_membership.epoch;
 END

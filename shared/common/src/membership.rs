@@ -105,6 +105,8 @@ struct BeatAnswer {
     budget: i32,
     instances: i32,
     turn: i64,
+    /// What the server shows of the pool.
+    sessions: i32,
 }
 
 /// What came of a heartbeat.
@@ -261,27 +263,17 @@ impl Member {
                 Err(away) => return Ok(Beat::Away(away)),
             },
         };
-        let connection = session.connection_mut();
-        if !self.say(connection, joined).await? {
+        // First what takes the membership's lock before any other: behind a pooler all of this is one transaction.
+        self.release_partitions(session.connection_mut()).await?;
+        if !self.say(session, joined).await? {
             warn!(instance = %self.instance, "reaped: the heartbeat came too late");
             // One turn without anything, so that every loop stops before something is owned anew.
             self.lost();
             self.pool.resize(0);
             return Ok(Beat::Kept);
         }
+        let connection = session.connection_mut();
         check_partitions(connection, self.partitions).await?;
-        while let Ok(partition) = self.letting_go.try_recv() {
-            self.let_go.insert(partition);
-        }
-        if !self.let_go.is_empty() {
-            let numbers: Vec<i32> = self.let_go.iter().map(|number| i32::from(*number)).collect();
-            sqlx::query("SELECT release_partitions($1, $2)")
-                .bind(self.instance)
-                .bind(numbers)
-                .execute(&mut *connection)
-                .await?;
-            self.let_go.clear();
-        }
         let rows: Vec<(i32, i64, bool, bool)> = sqlx::query_as(
             "SELECT number, epoch, heir IS NOT NULL, owner IS NOT DISTINCT FROM $1
              FROM partitions
@@ -296,6 +288,20 @@ impl Member {
         let holding = |(number, epoch, wanted, _)| Some((u16::try_from(number).ok()?, Holding { epoch, wanted }));
         self.publish(owned.filter_map(holding).collect());
         Ok(Beat::Kept)
+    }
+
+    /// Lets go what was asked for.
+    async fn release_partitions(&mut self, connection: &mut PgConnection) -> Result<(), MembershipError> {
+        while let Ok(partition) = self.letting_go.try_recv() {
+            self.let_go.insert(partition);
+        }
+        if !self.let_go.is_empty() {
+            let numbers: Vec<i32> = self.let_go.iter().map(|number| i32::from(*number)).collect();
+            let releasing = sqlx::query("SELECT release_partitions($1, $2)").bind(self.instance).bind(numbers);
+            releasing.execute(connection).await?;
+            self.let_go.clear();
+        }
+        Ok(())
     }
 
     /// Takes part; without room it gives how long to stay away.
@@ -335,7 +341,7 @@ impl Member {
     }
 
     /// Beats and obeys the answer; false when this instance was reaped.
-    async fn say(&mut self, connection: &mut PgConnection, joined: Joined) -> Result<bool, MembershipError> {
+    async fn say(&mut self, session: &mut Session, joined: Joined) -> Result<bool, MembershipError> {
         self.demand.note(self.pool.take_peak());
         loop {
             // The lease runs from before the question: the server counts from later.
@@ -343,7 +349,7 @@ impl Member {
             let status = self.pool.status();
             let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
             let answer: Option<BeatAnswer> = sqlx::query_as(
-                "SELECT granted, target, soon, budget, instances, turn
+                "SELECT granted, target, soon, budget, instances, turn, sessions
                  FROM beat_membership($1, $2, $3, $4, $5, $6, $7)
                  WHERE alive",
             )
@@ -354,9 +360,11 @@ impl Member {
             .bind(count(status.in_use))
             .bind(count(status.waiting))
             .bind(count(self.demand.peak().min(self.pool.most())))
-            .fetch_optional(&mut *connection)
+            .fetch_optional(session.connection_mut())
             .await?;
-            let Some(BeatAnswer { granted, target, soon, budget, instances, turn }) = answer else { return Ok(false) };
+            let Some(BeatAnswer { granted, target, soon, budget, instances, turn, sessions }) = answer else {
+                return Ok(false);
+            };
             self.awaiting = soon;
             self.turn = turn;
             let until = asked_at + joined.lives.saturating_sub(MARGIN);
@@ -366,19 +374,28 @@ impl Member {
                 return Ok(true);
             }
             self.stand(Standing::Member(Share { granted, target, budget, instances }));
-            let size = usize::try_from(granted.min(target)).unwrap_or_default();
-            self.pool.obey(size, until);
+            let number = |count: i32| usize::try_from(count).unwrap_or_default();
+            self.pool.correct(status, asked_at, number(sessions));
+            self.pool.obey(number(granted.min(target)), until);
             // What could be given back at once is: somebody waits for it.
             let PoolStatus { size, open, .. } = self.pool.status();
             if granted <= target || count(size.max(open)) >= granted {
                 return Ok(true);
             }
+            // Behind a pooler the locks of one heartbeat must not be there for the next.
+            session.end().await?;
+            session.begin().await?;
         }
     }
 
     /// Stops everything: somebody else may own it by now.
     pub(crate) fn lost(&mut self) {
         self.stand(Standing::Outside);
+        self.stop();
+    }
+
+    /// The same for one who was turned away, and knows why.
+    pub(crate) fn stop(&mut self) {
         if self.joined.take().is_some() {
             self.pool.hold();
         }

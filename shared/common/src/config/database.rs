@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OnceCell;
 use url::Url;
 
 /// Parameters that say something to us.
@@ -54,7 +55,7 @@ pub struct DatabaseUrl {
     /// What the operator asks of each session, besides what we ask.
     pub(crate) options: Option<SecretString>,
     /// What the first connection found out; known to all clones.
-    pub(crate) reached: Arc<OnceLock<Reached>>,
+    pub(crate) reached: Arc<OnceCell<Reached>>,
 }
 
 /// How the server is reached.

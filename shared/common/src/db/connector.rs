@@ -8,12 +8,10 @@
 //! None that lends sessions by the transaction heeds these options: it refuses or ignores them. That alone proves nothing,
 //! but then two connections that are open at once are asked for their sessions on the server, which only a pooler mixes up.
 
-use std::fmt::Display;
-
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use tracing::warn;
 
 use super::session::Session;
@@ -36,9 +34,13 @@ pub(super) const READ_ONLY: &str = "default_transaction_read_only";
 /// What shows that the options were heeded; on a socket of the file system the others do not apply.
 const HEEDED: (&str, &str) = ("client_connection_check_interval", "100ms");
 
-/// How a use behind a pooler ends when its client vanished or its statement hangs: the pooler closes the connection, and the
-/// server would not look whether somebody still waits. Longer than any deadline of ours.
-const LIMITS: &str = "SET LOCAL idle_in_transaction_session_timeout = '5s'; SET LOCAL statement_timeout = '15s'";
+/// What a use behind a pooler asks of the server for itself: when its client vanishes the pooler closes the connection, and
+/// the server shall notice, and not hold its locks. Longer than any deadline of ours, unless the use asks for something else.
+const LIMITS: [(&str, &str); 3] = [
+    ("client_connection_check_interval", "100ms"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("statement_timeout", "15s"),
+];
 
 /// How often two connections are asked for their sessions before they are taken for direct ones.
 const COMPARISONS: usize = 5;
@@ -50,6 +52,8 @@ pub(super) struct Connector {
     plain: PgConnectOptions,
     pooled: PgConnectOptions,
     begin: String,
+    /// What is asked of a session that refused it as options.
+    settings: Vec<String>,
     url: DatabaseUrl,
 }
 
@@ -70,30 +74,57 @@ impl Connector {
             Some(_) => " READ WRITE",
             None => "",
         };
+        let set = |local: &str, (name, value): (&str, &str)| format!("SET {local}{name} = '{value}'");
+        // A later one counts.
+        let limits = LIMITS.iter().chain(session).filter(|(name, _)| *name != READ_ONLY);
+        let begin = limits.map(|setting| set("LOCAL ", *setting)).collect::<Vec<_>>().join("; ");
         Ok(Self {
             asking: plain.clone().options(SESSION.iter().chain(session).copied()),
             // Under a name that no budget counts: the sessions are the pooler's.
             pooled: plain.clone().application_name(&application_name.replacen("rollcall", "rollcall-pooled", 1)),
             plain,
-            begin: format!("BEGIN{access}; {LIMITS}"),
+            begin: format!("BEGIN{access}; {begin}"),
+            settings: SESSION.iter().chain(session).map(|setting| set("", *setting)).collect(),
             url: settings.url.clone(),
         })
     }
 
     /// Opens one.
     pub(super) async fn connect(&self) -> Result<Session, DbError> {
-        let reached = match self.url.reached.get() {
-            Some(reached) => reached,
-            None => match self.find_out().await? {
-                Found::Direct(connection) => return Ok(Session::new(connection, None)),
-                Found::Pooler => &Reached::ThroughPooler,
-            },
+        let mut first = None;
+        // Whoever comes meanwhile waits for the answer: it takes two connections to find out.
+        let reached = self.url.reached.get_or_try_init(async || {
+            let (reached, connection) = self.find_out().await?;
+            first = connection;
+            Ok::<_, DbError>(reached)
+        });
+        let reached = *reached.await?;
+        let (options, begin) = match reached {
+            Reached::Directly => (&self.asking, None),
+            Reached::WithoutOptions => (&self.plain, None),
+            Reached::ThroughPooler => (&self.pooled, Some(self.begin.clone())),
         };
-        Ok(match reached {
-            Reached::Directly => Session::new(self.open(&self.asking).await?, None),
-            Reached::WithoutOptions => Session::new(self.open(&self.plain).await?, None),
-            Reached::ThroughPooler => Session::new(self.open(&self.pooled).await?, Some(self.begin.clone())),
-        })
+        let mut connection = match first {
+            Some(connection) => connection,
+            None => self.open(options).await?,
+        };
+        if reached == Reached::WithoutOptions {
+            self.set(&mut connection).await?;
+        }
+        Ok(Session::new(connection, begin))
+    }
+
+    /// Asks for each setting by itself: what a host refuses, and older servers do not know, is gone without.
+    async fn set(&self, connection: &mut PgConnection) -> Result<(), DbError> {
+        for setting in &self.settings {
+            let set = sqlx::raw_sql(AssertSqlSafe(setting.clone())).execute(&mut *connection);
+            match within(CONNECT_DEADLINE, set).await {
+                Err(DbError::Statement(error)) if error.as_database_error().is_none() => return Err(error.into()),
+                Err(late @ DbError::Deadline(_)) => return Err(late),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Whether the server was found behind a pooler.
@@ -101,41 +132,39 @@ impl Connector {
         self.url.reached.get() == Some(&Reached::ThroughPooler)
     }
 
-    async fn find_out(&self) -> Result<Found, DbError> {
-        let (mut connection, reason): (_, Box<dyn Display + Send>) = match self.open(&self.asking).await {
+    /// How the server is reached, and the connection that told it, if it can be used.
+    async fn find_out(&self) -> Result<(Reached, Option<PgConnection>), DbError> {
+        let (mut connection, reason) = match self.open(&self.asking).await {
             Err(DbError::Connect { source, .. }) if refuses_options(&source) => {
-                (self.open(&self.plain).await?, Box::new(source))
+                (self.open(&self.plain).await?, source.to_string())
             }
             opened => {
                 let mut connection = opened?;
-                let question = "SELECT current_setting($1, true)".replace("$1", &format!("'{}'", HEEDED.0));
-                if self.ask::<Option<String>>(&mut connection, question).await?.as_deref() == Some(HEEDED.1) {
-                    let _ = self.url.reached.set(Reached::Directly);
-                    return Ok(Found::Direct(connection));
+                let (name, value) = HEEDED;
+                let heeded: Option<String> =
+                    self.ask(&mut connection, format!("SELECT current_setting('{name}', true)")).await?;
+                if heeded.as_deref() == Some(value) {
+                    return Ok((Reached::Directly, Some(connection)));
                 }
-                (connection, Box::new("they had no effect"))
+                (connection, "they had no effect".to_owned())
             }
         };
         if self.shares_sessions(&mut connection).await? {
-            if self.url.reached.set(Reached::ThroughPooler).is_ok() {
-                warn!(
-                    address = %self.url.address(),
-                    "a pooler that lends the server's sessions by the transaction is in front of the database: the connection \
-                     budget cannot count them, so this process uses up to DATABASE_POOL_MAX of the pooler's connections, whatever \
-                     others need; every use is a transaction of its own, which costs round trips; set DATABASE_URL_DIRECT to \
-                     the server itself for what needs a session, or do without the pooler"
-                );
-            }
-            return Ok(Found::Pooler);
-        }
-        if self.url.reached.set(Reached::WithoutOptions).is_ok() {
             warn!(
-                %reason,
-                "the server, or a pooler in front of it, refuses startup options: going on without the session's own \
-                 settings; a client that vanishes is noticed later"
+                address = %self.url.address(),
+                "a pooler that lends the server's sessions by the transaction is in front of the database: the connection \
+                 budget cannot count them, so this process uses up to DATABASE_POOL_MAX of the pooler's connections, whatever \
+                 others need; every use is a transaction of its own, which costs round trips; set DATABASE_URL_DIRECT to \
+                 the server itself for what needs a session, or do without the pooler"
             );
+            return Ok((Reached::ThroughPooler, None));
         }
-        Ok(Found::Direct(connection))
+        warn!(
+            %reason,
+            "the server, or a pooler in front of it, refuses startup options: each setting is asked for by itself, and those \
+             that are refused are gone without; a client that vanishes may be noticed later"
+        );
+        Ok((Reached::WithoutOptions, Some(connection)))
     }
 
     /// Whether two connections that are open at once have, at one time or another, the same session on the server, or one
@@ -158,7 +187,7 @@ impl Connector {
     where
         T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
-        let row = sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection);
+        let row = sqlx::raw_sql(AssertSqlSafe(question)).fetch_one(connection);
         Ok(within(CONNECT_DEADLINE, row).await?.try_get(0)?)
     }
 
@@ -168,12 +197,6 @@ impl Connector {
             Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
         }
     }
-}
-
-/// What the first connection led to.
-enum Found {
-    Direct(PgConnection),
-    Pooler,
 }
 
 /// Protocol violation (poolers), unknown parameter (older servers), value, privilege, feature not supported.

@@ -28,6 +28,8 @@ const SOON: Duration = Duration::from_millis(50);
 /// Between two questions whether there was a redistribution.
 const TURN_INTERVAL: Duration = Duration::from_millis(50);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// The same over the connection that carries a lease: others take its loss for this instance's end.
+const MEMBER_PROBE_DEADLINE: Duration = Duration::from_millis(2500);
 /// Below the time to live of a heartbeat.
 const BEAT_DEADLINE: Duration = Duration::from_secs(3);
 /// How often the pool looks whether its lease has run out.
@@ -38,6 +40,11 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 /// How long connections in use may take to come back when the process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What a control connection asks of its session. A database that is made read-only still keeps its members; and where a
+/// pooler makes a heartbeat one transaction, a process that freezes in the middle of it holds up the others for a second only.
+const CONTROL: [(&str, &str); 3] =
+    [(READ_ONLY, "off"), ("idle_in_transaction_session_timeout", "1s"), ("statement_timeout", "4s")];
 
 /// What the last look at the database showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +133,9 @@ impl Watch {
                 Ok(Beat::Away(stay)) => {
                     // Those who have room need this connection.
                     self.connection = None;
+                    if let Some(member) = self.role.member() {
+                        member.stop();
+                    }
                     away = Some(stay);
                 }
                 Err(misfit @ MembershipError::Misfit(_)) => return Err(misfit.into()),
@@ -173,13 +183,24 @@ impl Watch {
         }
         let Role::Member(member) = &mut self.role else { return tokio::time::sleep(INTERVAL).await };
         let soon = member.awaiting() && self.connection.is_some();
-        let next = Instant::now() + if soon { SOON } else { INTERVAL };
+        let pause = match (soon, &self.connection) {
+            (true, _) => SOON,
+            (false, Some(_)) => INTERVAL,
+            // Not all at the same moment, when the server comes back.
+            (false, None) => INTERVAL.mul_f64(0.5 + rand::random::<f64>()),
+        };
+        let next = Instant::now() + pause;
         loop {
             tokio::select! {
                 () = member.asked() => return,
                 () = tokio::time::sleep_until(next.min(Instant::now() + TURN_INTERVAL)) => {}
             }
-            let Some(connection) = &mut self.connection else { return };
+            let Some(connection) = &mut self.connection else {
+                if Instant::now() >= next {
+                    return;
+                }
+                continue;
+            };
             // The look finds out why, when it gave no answer.
             let called = tokio::time::timeout(PROBE_DEADLINE, member.called(connection)).await;
             if Instant::now() >= next || !matches!(called, Ok(Ok(false))) {
@@ -217,7 +238,10 @@ impl Watch {
         let had_one = self.connection.is_some();
         // Taken out, so that a probe that fails leaves no connection behind.
         let probed = match self.connection.take() {
-            Some(open) => probe(open).await,
+            Some(open) => {
+                let lease = matches!(self.role, Role::Member(_));
+                probe(open, if lease { MEMBER_PROBE_DEADLINE } else { PROBE_DEADLINE }).await
+            }
             None => match self.open().await {
                 Ok(open) => first_probe(open).await,
                 Err(error) => Err(error),
@@ -240,15 +264,8 @@ impl Watch {
         let Role::Member(member) = &self.role else {
             return Connector::new(&self.settings, "rollcall-monitor", &[])?.connect().await;
         };
-        // A database that is made read-only still keeps its members.
-        let connector = Connector::new(&self.settings, &member.control_name(), &[(READ_ONLY, "off")])?;
-        let mut session = connector.connect().await?;
-        if !session.pooled() {
-            // For a server that refuses options.
-            let writable = sqlx::query("SET default_transaction_read_only = off").execute(session.connection_mut());
-            within(PROBE_DEADLINE, writable).await?;
-        }
-        Ok(session)
+        let connector = Connector::new(&self.settings, &member.control_name(), &CONTROL)?;
+        connector.connect().await
     }
 
     fn report(&mut self, state: &DatabaseState, away: Option<Duration>) {
@@ -277,11 +294,11 @@ async fn first_probe(mut session: Session) -> Result<(Session, i64), DbError> {
         session.end().await
     })
     .await?;
-    probe(session).await
+    probe(session, PROBE_DEADLINE).await
 }
 
-async fn probe(mut session: Session) -> Result<(Session, i64), DbError> {
-    let version = within(PROBE_DEADLINE, async {
+async fn probe(mut session: Session, deadline: Duration) -> Result<(Session, i64), DbError> {
+    let version = within(deadline, async {
         session.begin().await?;
         let version = current_version(session.connection_mut()).await?;
         session.end().await?;

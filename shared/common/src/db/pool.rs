@@ -51,8 +51,10 @@ pub struct Pool {
 pub struct PoolStatus {
     /// How many there may be.
     pub size: usize,
-    /// Open or being opened: more than the size only while it shrinks.
+    /// Open, being opened, or closed and not ended by the server yet: more than the size only while it shrinks.
     pub open: usize,
+    /// Of these, those that are surely open.
+    pub connected: usize,
     /// Lent out or being opened.
     pub in_use: usize,
     /// Open and waiting for work.
@@ -129,7 +131,14 @@ impl Pool {
                 open.opening.busy(true);
                 open
             }
-            Found::Opening(opening) => self.open(opening).await?,
+            Found::Opening(opening) => {
+                let open = self.open(opening).await?;
+                if self.shared.places.exceeded() {
+                    // The lease ran out or shrank meanwhile, as it does in a process that was frozen.
+                    return Err(DbError::Exhausted(patience));
+                }
+                open
+            }
         };
         let mut lease = Lease { open, place };
         within(USE_DEADLINE, lease.open.session.begin()).await?;
@@ -141,6 +150,10 @@ impl Pool {
         // Refused: there is no session whose end the server would have to notice.
         opening.busy(!matches!(connected, Err(DbError::Connect { .. })));
         let session = connected?;
+        opening.connected();
+        if session.pooled() {
+            opening.hidden();
+        }
         let jitter = LIFETIME_JITTER.mul_f64(rand::random::<f64>());
         Ok(Open { session, expires_at: Instant::now() + LIFETIME + jitter, opening })
     }
@@ -173,6 +186,12 @@ impl Pool {
     /// The same for a lease that runs out at that time.
     pub(crate) fn obey(&self, size: usize, until: Instant) {
         self.shared.places.resize(size.min(self.shared.most), Some(until));
+    }
+
+    /// Takes into account what the server shows of this pool's sessions, as an answer to a question that was asked at this
+    /// status and time: those that closed before and are not shown have ended, and those that are shown have not.
+    pub(crate) fn correct(&self, status: PoolStatus, asked_at: Instant, sessions: usize) {
+        self.shared.places.correct(status, asked_at, sessions);
     }
 
     /// Opens nothing more until the next resize; what is open stays, until the lease runs out.
@@ -241,7 +260,7 @@ pub fn observe_pool(pool: &Pool) {
         .u64_observable_gauge("rollcall.db.pool.connections")
         .with_description("Connections of the pool, and borrowers that wait for one, by state")
         .with_callback(move |observer| {
-            let PoolStatus { size, open, in_use, idle, waiting } = pool.status();
+            let PoolStatus { size, open, in_use, idle, waiting, .. } = pool.status();
             let states = [("granted", size), ("open", open), ("in_use", in_use), ("idle", idle), ("waiting", waiting)];
             for (state, count) in states {
                 observer.observe(count.try_into().unwrap_or(u64::MAX), &[opentelemetry::KeyValue::new("state", state)]);

@@ -1,6 +1,7 @@
 //! The lease protocol under random schedules: as a model, as a model with faults, and in SQL beside the model.
 
 mod model;
+mod sessions;
 mod sql;
 mod world;
 

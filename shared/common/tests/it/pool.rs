@@ -130,7 +130,7 @@ async fn a_deadline_closes_the_connection_and_frees_its_place() {
     assert!(matches!(end, Err(DbError::Deadline(_))), "{end:?}");
     drop(lease);
     // Until the server has noticed, it counts as open.
-    assert_eq!(pool.status(), PoolStatus { size: 1, open: 1, in_use: 0, idle: 0, waiting: 0 });
+    assert_eq!(pool.status(), PoolStatus { size: 1, open: 1, connected: 0, in_use: 0, idle: 0, waiting: 0 });
     eventually("the server noticed", async || sessions(&mut witness).await == 0).await;
 
     let mut lease = pool.acquire(PATIENCE).await.expect("the place is free");
@@ -160,7 +160,7 @@ async fn the_connection_used_last_is_used_next() {
         pids.push(pid(&mut lease).await);
         lease.release().await.expect("released");
     }
-    assert_eq!(pool.status(), PoolStatus { size: 3, open: 3, in_use: 0, idle: 3, waiting: 0 });
+    assert_eq!(pool.status(), PoolStatus { size: 3, open: 3, connected: 3, in_use: 0, idle: 3, waiting: 0 });
     for _ in 0..5 {
         let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
         assert_eq!(pid(&mut lease).await, pids[2]);
@@ -220,7 +220,7 @@ async fn a_server_that_cannot_be_reached_takes_no_place() {
         let end = soon("an answer", pool.acquire(PATIENCE)).await.expect_err("nobody there");
         assert!(matches!(end, DbError::Connect { .. }), "{end}");
     }
-    let none = PoolStatus { size: 1, open: 0, in_use: 0, idle: 0, waiting: 0 };
+    let none = PoolStatus { size: 1, open: 0, connected: 0, in_use: 0, idle: 0, waiting: 0 };
     eventually("nothing counts as open", async || pool.status() == none).await;
 }
 
@@ -316,7 +316,7 @@ async fn a_pool_that_grows_serves_those_who_wait_in_order() {
     pool.resize(2);
     soon("a connection", second).await.expect("a connection").release().await.expect("released");
     held.release().await.expect("released");
-    assert_eq!(pool.status(), PoolStatus { size: 2, open: 2, in_use: 0, idle: 2, waiting: 0 });
+    assert_eq!(pool.status(), PoolStatus { size: 2, open: 2, connected: 2, in_use: 0, idle: 2, waiting: 0 });
 }
 
 /// Polls a future so many times at most, each when it asked for it; true when it ended.

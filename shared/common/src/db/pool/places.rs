@@ -5,7 +5,9 @@
 //!
 //! # Why does a closed connection go on counting?
 //! The server takes a moment to notice, and in the middle of a statement a longer one. When every statement of every
-//! instance runs into its deadline, as behind a lock, each would otherwise have twice its share of sessions.
+//! instance runs into its deadline, as behind a lock, each would otherwise have twice its share of sessions. How long the
+//! server takes is a guess, which each heartbeat corrects by what the server shows: one that cannot end its sessions, for want
+//! of a disk or of a standby, is not opened more of them.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -19,8 +21,14 @@ use super::PoolStatus;
 
 /// For how long the server may take to notice that the client of an idle session is gone.
 const IDLE_LINGER: Duration = Duration::from_millis(20);
-/// The same in the middle of a statement, where it looks from time to time: well above the connector's interval.
-const BUSY_LINGER: Duration = Duration::from_millis(250);
+/// The same in the middle of a statement, where it looks from time to time: longer than until the next heartbeat, which
+/// corrects it.
+const BUSY_LINGER: Duration = Duration::from_millis(750);
+/// For how long a session counts that the server still showed: until a heartbeat later than the next.
+const SHOWN_LINGER: Duration = Duration::from_millis(1500);
+/// How often a borrower looks again who waits for a closed connection to end.
+const RECHECK: Duration = Duration::from_millis(20);
+
 /// The places of one pool; `C` is what it keeps.
 #[derive(Debug)]
 pub(super) struct Places<C> {
@@ -36,8 +44,10 @@ struct State<C> {
     debt: usize,
     /// Connections that are open, being opened or not yet ended by the server; idle ones included.
     open: usize,
-    /// When those that were closed will have ended.
-    ending: BinaryHeap<Reverse<Instant>>,
+    /// When those that were closed will have ended, each with the time at which it closed.
+    ending: BinaryHeap<Reverse<(Instant, Instant)>>,
+    /// Of those that are open, those that the server surely shows.
+    connected: usize,
     idle: Vec<C>,
     in_use: usize,
     waiting: usize,
@@ -58,6 +68,8 @@ pub(super) struct Place<C> {
 #[derive(Debug)]
 pub(super) struct Opening<C> {
     linger: Duration,
+    connected: bool,
+    hidden: bool,
     places: Arc<Places<C>>,
 }
 
@@ -95,6 +107,7 @@ impl<C> Places<C> {
             debt: 0,
             open: 0,
             ending: BinaryHeap::new(),
+            connected: 0,
             idle: Vec::new(),
             in_use: 0,
             waiting: 0,
@@ -144,10 +157,18 @@ impl<C> Places<C> {
             Some(unfit) => Err(Otherwise::Drop(unfit)),
             None if state.open < state.size => {
                 state.open += 1;
-                Ok(Found::Opening(Opening { linger: BUSY_LINGER, places: Arc::clone(self) }))
+                Ok(Found::Opening(Opening {
+                    linger: BUSY_LINGER,
+                    connected: false,
+                    hidden: false,
+                    places: Arc::clone(self),
+                }))
             }
             None => match state.ending.peek() {
-                Some(Reverse(next)) if state.debt == 0 => Err(Otherwise::Wait(*next)),
+                Some(Reverse((next, _))) if state.debt == 0 => {
+                    // A heartbeat may find that it has ended already.
+                    Err(Otherwise::Wait((*next).min(Instant::now() + RECHECK)))
+                }
                 _ => Err(Otherwise::Return),
             },
         }
@@ -190,6 +211,27 @@ impl<C> Places<C> {
         drop(closing);
     }
 
+    /// See [`Pool::correct`](super::Pool::correct).
+    pub(super) fn correct(&self, before: PoolStatus, asked_at: Instant, sessions: usize) {
+        let mut state = self.lock();
+        let (closed, since): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.ending).into_iter().partition(|Reverse((_, closed_at))| *closed_at < asked_at);
+        let shown = sessions.saturating_sub(before.connected);
+        let counts_until = Instant::now() + SHOWN_LINGER;
+        state.open = state.open - closed.len() + shown;
+        state.ending = since.into_iter().chain((0..shown).map(|_| Reverse((counts_until, asked_at)))).collect();
+        // The closed ones were cut to what is shown, or grew to it.
+        drop(state);
+        self.closing.notify_one();
+    }
+
+    /// Whether there are more than there may be, or there may be none.
+    pub(super) fn exceeded(&self) -> bool {
+        self.expire();
+        let state = self.lock();
+        state.closed || state.open > state.size
+    }
+
     /// Gives what is idle beyond the new size, to be dropped outside the lock.
     fn set_size(&self, state: &mut State<C>, size: usize) -> Vec<C> {
         if size > state.size {
@@ -228,6 +270,7 @@ impl<C> Places<C> {
             in_use: state.in_use,
             idle: state.idle.len(),
             waiting: state.waiting,
+            connected: state.connected,
         }
     }
 
@@ -251,7 +294,7 @@ impl<C> Places<C> {
                 state.ending.peek().copied()
             };
             match end {
-                Some(Reverse(end)) if exceeded => tokio::select! {
+                Some(Reverse((end, _))) if exceeded => tokio::select! {
                     () = closing => {}
                     () = tokio::time::sleep_until(end) => {}
                 },
@@ -263,7 +306,7 @@ impl<C> Places<C> {
     fn lock(&self) -> MutexGuard<'_, State<C>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        while state.ending.peek().is_some_and(|Reverse(end)| *end <= now) {
+        while state.ending.peek().is_some_and(|Reverse((end, _))| *end <= now) {
             state.ending.pop();
             state.open -= 1;
         }
@@ -310,6 +353,17 @@ impl<C> Drop for Place<C> {
 }
 
 impl<C> Opening<C> {
+    /// Says that the server let it in.
+    pub(super) fn connected(&mut self) {
+        self.connected = true;
+        self.places.lock().connected += 1;
+    }
+
+    /// Says that it is a pooler's, which shows the server nothing of it.
+    pub(super) fn hidden(&mut self) {
+        self.hidden = true;
+    }
+
     /// Says whether a statement may be under way.
     pub(super) fn busy(&mut self, busy: bool) {
         self.linger = if busy { BUSY_LINGER } else { IDLE_LINGER };
@@ -319,8 +373,55 @@ impl<C> Opening<C> {
 impl<C> Drop for Opening<C> {
     fn drop(&mut self) {
         let mut state = self.places.lock();
-        state.ending.push(Reverse(Instant::now() + self.linger));
+        let now = Instant::now();
+        let linger = if self.hidden { Duration::ZERO } else { self.linger };
+        state.ending.push(Reverse((now + linger, now)));
+        state.connected -= usize::from(self.connected);
         drop(state);
         self.places.closing.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn open(places: &Arc<Places<()>>) -> (Place<()>, Opening<()>) {
+        let taken = tokio::time::timeout(Duration::from_secs(5), places.acquire(|()| true)).await;
+        let Some((place, Found::Opening(mut opening))) = taken.expect("a place in time") else { panic!("closed") };
+        opening.connected();
+        (place, opening)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_still_shows_counts_until_it_does_not() {
+        let places: Arc<Places<()>> = Places::new();
+        places.resize(2, None);
+        let (first, second) = (open(&places).await, open(&places).await);
+        drop(first.1);
+        drop(first.0);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        // It goes on showing both, beat after beat, for longer than any guess.
+        for _ in 0..8 {
+            places.correct(places.status(), Instant::now(), 2);
+            tokio::time::advance(Duration::from_millis(500)).await;
+            assert_eq!(places.status().open, 2);
+        }
+        places.correct(places.status(), Instant::now(), 1);
+        assert_eq!(places.status().open, 1, "sooner than the guess");
+        drop((open(&places).await, second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_closed_after_the_question_is_no_part_of_the_answer() {
+        let places: Arc<Places<()>> = Places::new();
+        places.resize(1, None);
+        let (place, opening) = open(&places).await;
+        let (status, asked_at) = (places.status(), Instant::now());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        drop(opening);
+        drop(place);
+        places.correct(status, asked_at, 1);
+        assert_eq!(places.status().open, 1);
     }
 }

@@ -1,0 +1,128 @@
+//! The SQL functions with sessions of their own: what only shows when one is gone, or holds a lock.
+
+use std::time::Duration;
+
+use local_stack::testing::TestDatabase;
+use rollcall_common::db;
+use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
+
+use crate::support::{connect, database, settings};
+
+const PARTITIONS: i32 = 4;
+/// Far less than the time to live of a member.
+const PROMPT: Duration = Duration::from_secs(3);
+
+struct Instance {
+    name: Uuid,
+    epoch: i64,
+    control: PgConnection,
+}
+
+async fn control(database: &TestDatabase, name: Uuid) -> PgConnection {
+    let name = format!("rollcall-control/{name}");
+    db::connect(&settings(database.url(), 1), &name).await.expect("a control connection")
+}
+
+async fn join(control: &mut PgConnection, name: Uuid, floor: i32, budget: i32) -> Option<i64> {
+    sqlx::query_scalar("SELECT joined FROM join_membership($1, 'worker', 'test', $2, 1, $3, 50, $4, NULL, true)")
+        .bind(name)
+        .bind(PARTITIONS)
+        .bind(floor)
+        .bind(budget)
+        .fetch_one(control)
+        .await
+        .expect("an answer")
+}
+
+impl Instance {
+    async fn start(database: &TestDatabase, budget: i32) -> Self {
+        let name = Uuid::now_v7();
+        let mut control = control(database, name).await;
+        let epoch = join(&mut control, name, 1, budget).await.expect("room");
+        let grown = "UPDATE members SET joined_at = '-infinity' WHERE instance = $1";
+        sqlx::query(grown).bind(name).execute(&mut control).await.expect("of age");
+        let mut instance = Self { name, epoch, control };
+        instance.beat().await;
+        instance
+    }
+
+    /// Beats as if nothing were open; gives what it may open and what the server shows.
+    async fn beat(&mut self) -> (i32, i32) {
+        let beat = "SELECT granted, sessions FROM beat_membership($1, $2, 0, 0, 0, 0, 50) WHERE alive";
+        let beating = sqlx::query_as(beat).bind(self.name).bind(self.epoch).fetch_one(&mut self.control);
+        tokio::time::timeout(PROMPT, beating).await.expect("an answer in time").expect("a member")
+    }
+
+    async fn session(&self, database: &TestDatabase) -> PgConnection {
+        db::connect(&settings(database.url(), 1), &format!("rollcall/{}", self.name)).await.expect("a session")
+    }
+}
+
+async fn owners(conn: &mut PgConnection) -> Vec<(Option<Uuid>, i64)> {
+    let query = "SELECT owner, epoch FROM partitions ORDER BY number";
+    sqlx::query_as(query).fetch_all(conn).await.expect("partitions")
+}
+
+#[tokio::test]
+async fn whoever_comes_back_over_another_control_connection_keeps_what_it_has() {
+    let database = database().await;
+    let mut instance = Instance::start(&database, 30).await;
+    let mut session = instance.session(&database).await;
+    let (granted, _) = instance.beat().await;
+    assert!(granted > 1);
+    let before = owners(&mut session).await;
+
+    let end = "SELECT pg_terminate_backend(control_pid) FROM members WHERE instance = $1";
+    sqlx::query(end).bind(instance.name).execute(&mut session).await.expect("the end of the control connection");
+    instance.control = control(&database, instance.name).await;
+    instance.epoch = join(&mut instance.control, instance.name, 1, 30).await.expect("room");
+    assert_eq!(owners(&mut session).await, before, "its session goes on, and its partitions under the same epochs");
+    assert_eq!(instance.beat().await, (granted, 1));
+}
+
+#[tokio::test]
+async fn a_transaction_that_holds_the_partition_of_one_who_is_gone_holds_up_nobody_else() {
+    let database = database().await;
+    let (gone, mut stays) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
+    let mut stuck = connect(database.url()).await;
+    // As a pooler's session does, which no other instance knows as that of the one who is gone.
+    let mut tx = stuck.begin().await.expect("a transaction");
+    let locking = "SELECT number FROM partitions WHERE owner = $1 LIMIT 1 FOR KEY SHARE";
+    let held: i32 = sqlx::query_scalar(locking).bind(gone.name).fetch_one(&mut *tx).await.expect("a partition");
+    gone.control.close().await.expect("the end");
+
+    stays.beat().await;
+    let mut witness = connect(database.url()).await;
+    let index = usize::try_from(held).expect("a partition");
+    for (number, (owner, _)) in owners(&mut witness).await.into_iter().enumerate() {
+        assert_eq!(owner == Some(stays.name), number != index, "partition {number}, and {held} is held");
+    }
+    tx.rollback().await.expect("an end");
+    stays.beat().await;
+    assert!(owners(&mut witness).await.iter().all(|(owner, _)| *owner == Some(stays.name)));
+}
+
+#[tokio::test]
+async fn a_smaller_budget_counts_although_whoever_brings_it_finds_no_room() {
+    let database = database().await;
+    let mut instance = Instance::start(&database, 30).await;
+    assert!(instance.beat().await.0 > 8);
+    let late = Uuid::now_v7();
+    let mut knocking = control(&database, late).await;
+    assert_eq!(join(&mut knocking, late, 5, 8).await, None);
+    instance.beat().await;
+    let (granted, _) = instance.beat().await;
+    // Two places are kept for arrivals, one is its control connection's.
+    assert_eq!(granted, 5);
+}
+
+#[tokio::test]
+async fn a_heartbeat_tells_how_many_sessions_the_server_shows() {
+    let database = database().await;
+    let mut instance = Instance::start(&database, 30).await;
+    assert_eq!(instance.beat().await.1, 0);
+    let sessions = [instance.session(&database).await, instance.session(&database).await];
+    assert_eq!(instance.beat().await.1, 2);
+    drop(sessions);
+}
