@@ -84,8 +84,9 @@ impl Node {
         self.folder.join("data").exists()
     }
 
-    /// Forgets a first start that was cut short: whether its users were written nobody knows, and nothing else is there.
-    pub(crate) fn discard_draft(&self) -> Result<(), Error> {
+    /// Forgets the data: that of a first start that was cut short, of which nobody knows whether its users were written, or what
+    /// nobody wants to keep.
+    pub(crate) fn discard(&self) -> Result<(), Error> {
         let data = self.folder.join("data");
         if !data.exists() {
             return Ok(());

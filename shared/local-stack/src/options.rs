@@ -31,6 +31,8 @@ pub struct Options {
     pub postgres_settings: Vec<(String, String)>,
     /// Further lines for `rabbitmq.conf`, by key.
     pub rabbitmq_settings: Vec<(String, String)>,
+    /// Whether what is in RabbitMQ outlives its run.
+    pub keep_messages: bool,
     /// How long one server may take to become ready.
     pub start_timeout: Duration,
     /// How long a shared stack stays up after its last user has ended, in whole seconds.
@@ -57,6 +59,7 @@ impl Options {
             max_connections: 200,
             postgres_settings: Vec::new(),
             rabbitmq_settings: Vec::new(),
+            keep_messages: true,
             start_timeout: Duration::from_mins(1),
             linger: Duration::from_secs(30),
             path: variable("PATH").unwrap_or_default(),

@@ -138,8 +138,8 @@ impl RabbitMq {
         }
         home.end(NAME, "KILL", Duration::from_secs(5));
         home.end("epmd", "TERM", Duration::from_secs(2));
-        if let Some(node) = node.as_ref().filter(|_| state.get("created").is_none()) {
-            node.discard_draft()?;
+        if let Some(node) = node.as_ref().filter(|_| state.get("created").is_none() || !home.options.keep_messages) {
+            node.discard()?;
         }
         let mut attempts = provision::ATTEMPTS;
         loop {

@@ -28,7 +28,15 @@ pub fn shared_stack() -> Result<Stack, Error> {
     // a connection half authenticated, which its database's drop would wait for.
     let settings = [("fsync", "off"), ("authentication_timeout", "5s")];
     let postgres_settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-    Stack::start_shared(Options { install: true, progress, postgres_settings, ..Options::new(STACK_FOLDER) })
+    // The queues of tests that were killed would be brought up again each time, and take longer every time.
+    let keep_messages = false;
+    Stack::start_shared(Options {
+        install: true,
+        progress,
+        postgres_settings,
+        keep_messages,
+        ..Options::new(STACK_FOLDER)
+    })
 }
 
 /// Under the build folder, so that `cargo clean` removes it.
