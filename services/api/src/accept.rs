@@ -52,14 +52,15 @@ pub(crate) enum Accepted {
 }
 
 impl Terms {
-    /// Reads `Prefer`, `If-Match` and `Idempotency-Key`.
+    /// Reads `Prefer`, `If-Match` and `Idempotency-Key`, which counts for this principal alone.
     pub(crate) fn read(
+        principal: &Principal,
         prefer: Option<&str>,
         if_match: Option<&str>,
         idempotency_key: Option<&str>,
     ) -> Result<Self, Problem> {
         let key = headers::idempotency_key(idempotency_key)?;
-        let key = key.map(|key| Digest::of_key(&Principal::anonymous(), &key));
+        let key = key.map(|key| Digest::of_key(principal, &key));
         Ok(Self { wait: headers::wait(prefer)?, if_match: headers::if_match(if_match)?, key })
     }
 
@@ -85,12 +86,17 @@ impl Acceptor {
         Self { publishers, topology, waiting, decisions, shutdown }
     }
 
-    /// Publishes a command and waits as its terms say. A rejection that was waited for is the problem that it names.
-    pub(crate) async fn accept(&self, command: Command, terms: Terms) -> Result<Accepted, Problem> {
+    /// Publishes a command of this principal and waits as its terms say. A rejection that was waited for is the problem that it names.
+    pub(crate) async fn accept(
+        &self,
+        principal: Principal,
+        command: Command,
+        terms: Terms,
+    ) -> Result<Accepted, Problem> {
         let envelope = Envelope {
             id: CommandId::mint(),
             accepted_at: OffsetDateTime::now_utc(),
-            principal: Principal::anonymous(),
+            principal,
             if_match: terms.if_match,
             idempotency: terms
                 .key

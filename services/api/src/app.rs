@@ -16,6 +16,7 @@ use secrecy::SecretString;
 use tokio::sync::watch;
 
 use crate::accept::Acceptor;
+use crate::auth::Guard;
 use crate::commands;
 use crate::contract;
 use crate::edge::Edge;
@@ -69,8 +70,8 @@ impl Api {
     }
 }
 
-/// Everything the service answers.
-pub fn routes(api: Api, health: &Health) -> impl Endpoint<Output = Response> + use<> {
+/// Everything the service answers; the guard stands before the operations, and nothing else.
+pub fn routes(api: Api, guard: Guard, health: &Health) -> impl Endpoint<Output = Response> + use<> {
     let service = contract::service(&Arc::new(api));
     let document = contract::document(&service);
     let allowed = contract::allowed_methods(&document);
@@ -79,6 +80,6 @@ pub fn routes(api: Api, health: &Health) -> impl Endpoint<Output = Response> + u
         .at("/docs", get(contract::Fixed::page(&service, &document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
-        .nest("/", service)
+        .nest("/", service.data(guard))
         .with(Edge::new(allowed))
 }

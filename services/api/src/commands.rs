@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::accept::Terms;
 use crate::app::Api;
+use crate::auth::{Caller, UsersRead, UsersWrite};
 use crate::contract::Tag;
 use crate::headers::Field;
 use crate::loader::Rows;
@@ -179,18 +180,19 @@ impl CommandsApi {
     #[oai(path = "/commands/:command_id", method = "get", operation_id = "get_command")]
     async fn get_command(
         &self,
+        caller: Caller<(UsersRead, UsersWrite)>,
         /// The id from the 202.
         command_id: Path<Uuid>,
         /// `wait=N`: wait up to N seconds, at most 30, for the outcome.
         #[oai(name = "Prefer")]
         prefer: Field,
     ) -> Result<GetCommand, Failed<GetCommandFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), None, None)?;
+        let terms = Terms::read(&caller.principal, prefer.0.as_deref(), None, None)?;
         let id = CommandId::try_from(command_id.0).map_err(|_| Problem::new(ProblemKind::CommandNotFound))?;
         let age = OffsetDateTime::now_utc() - id.minted_at();
         let (ours, kept) = (id.checksum_holds(), age <= self.0.retention.0);
         // Only a command of ours that can still be decided is worth waiting for.
-        let terms = if ours && kept { terms } else { Terms::read(None, None, None)? };
+        let terms = if ours && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
         let resource = match self.0.acceptor.look(id, terms).await? {
             Some(decided) => decided.into(),
             None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use poem::http::{StatusCode, header};
 use poem::{Endpoint, Request, Response};
 use poem_openapi::{OpenApiService, Tags};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::Api;
+use crate::auth::SCHEME;
 use crate::commands::CommandsApi;
 use crate::edge::AllowedMethods;
 use crate::headers::{lines, none_match};
@@ -46,6 +47,7 @@ pub fn service(api: &Arc<Api>) -> Service {
 pub fn document(service: &Service) -> String {
     let mut document: Value = serde_json::from_str(&service.spec()).unwrap_or_default();
     plain_media_types(&mut document);
+    scopes(&mut document);
     format!("{document:#}\n")
 }
 
@@ -60,6 +62,26 @@ fn plain_media_types(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(plain_media_types),
         _ => {}
+    }
+}
+
+/// A bearer scheme has no scopes in OpenAPI 3.0: those of an operation, of which any one will do, become a member of their own
+/// and a sentence of the description.
+fn scopes(document: &mut Value) {
+    let operations =
+        document.get_mut("paths").and_then(Value::as_object_mut).into_iter().flat_map(|paths| paths.values_mut());
+    for operation in operations.filter_map(Value::as_object_mut).flat_map(|item| item.values_mut()) {
+        let named = operation["security"].as_array().into_iter().flatten().filter_map(Value::as_object);
+        let scopes: Vec<String> = named.flat_map(|scheme| scheme.keys().cloned()).collect();
+        let marked: Vec<_> = scopes.iter().map(|scope| format!("`{scope}`")).collect();
+        let sentence = format!("Needs the scope {}.", marked.join(" or "));
+        let description = match operation["description"].as_str() {
+            Some(text) => format!("{text}\n\n{sentence}"),
+            None => sentence,
+        };
+        operation["description"] = description.into();
+        operation["security"] = json!([{ SCHEME: [] }]);
+        operation["x-required-scope"] = scopes.into();
     }
 }
 

@@ -6,12 +6,14 @@
 //! 4. [`users`]: the operations on users, each with its SQL.
 //! 5. [`commands`]: the status of a command; `accept`: how one is published and waited for.
 //! 6. [`loader`]: point reads that arrive together become one query. `waiting`: who waits for which outcome.
-//! 7. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
-//! 8. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
-//! 9. [`contract`]: the OpenAPI document and its page.
+//! 7. [`auth`]: who is served; each operation names its scope.
+//! 8. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
+//! 9. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
+//! 10. [`contract`]: the OpenAPI document and its page.
 
 mod accept;
 pub mod app;
+pub mod auth;
 mod body;
 pub mod commands;
 pub mod contract;

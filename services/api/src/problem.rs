@@ -12,7 +12,7 @@ use common::db::DbError;
 use poem::http::StatusCode;
 use poem::web::Path;
 use poem::{Response, handler};
-use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, Registry};
+use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry};
 use poem_openapi::types::{ToJSON, Type};
 use poem_openapi::{ApiResponse, Object};
 
@@ -59,6 +59,10 @@ macro_rules! problems {
 problems! {
     /// The request is malformed or breaks a rule. `errors` names each field with its fault and the mend. Nothing was published.
     InvalidRequest "invalid-request" 400 "The request is not valid";
+    /// This operation needs to know who asks. Send `Authorization: Bearer …` with an API key or an access token; if one was sent, it is not valid, or not any more.
+    Unauthenticated "unauthenticated" 401 "No valid key or token came with the request";
+    /// The key or token is valid, but does not have the scope that this operation needs; `WWW-Authenticate` names it.
+    Forbidden "forbidden" 403 "The key or token does not allow this";
     /// No operation has this path.
     NoSuchRoute "no-such-route" 404 "There is nothing at this path";
     /// There is no user with this id: it was never created, not created yet, or deleted.
@@ -97,6 +101,8 @@ problems! {
     Internal "internal" 500 "The service failed";
     /// The database cannot be read at the moment. Try again after the time in Retry-After.
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
+    /// Whether the key or token is valid cannot be found out at the moment. Try again after the time in Retry-After.
+    AuthenticationUnavailable "authentication-unavailable" 503 "Keys and tokens cannot be checked";
     /// The command was not accepted, because the broker is away or refuses messages. Send it again after the time in Retry-After.
     BrokerUnavailable "broker-unavailable" 503 "Commands cannot be accepted";
     /// Too much waits already. Send it again after the time in Retry-After.
@@ -132,6 +138,7 @@ pub struct Problem {
     errors: Vec<FieldFault>,
     command_id: Option<CommandId>,
     retry_after_seconds: Option<u32>,
+    challenge: Option<String>,
 }
 
 /// An error, as every operation answers it (RFC 9457).
@@ -162,7 +169,7 @@ impl Problem {
     /// A problem without more to say.
     pub fn new(kind: ProblemKind) -> Self {
         let retry_after_seconds = (kind.status() == 503).then_some(1);
-        Self { kind, detail: None, errors: Vec::new(), command_id: None, retry_after_seconds }
+        Self { kind, detail: None, errors: Vec::new(), command_id: None, retry_after_seconds, challenge: None }
     }
 
     /// A request with faults.
@@ -186,6 +193,13 @@ impl Problem {
     #[must_use]
     pub fn of_command(mut self, id: CommandId) -> Self {
         self.command_id = Some(id);
+        self
+    }
+
+    /// Says in `WWW-Authenticate` what would let the client in (RFC 9110 §11.6.1).
+    #[must_use]
+    pub(crate) fn challenge(mut self, challenge: String) -> Self {
+        self.challenge = Some(challenge);
         self
     }
 
@@ -213,6 +227,9 @@ impl Problem {
         let mut response = Response::builder().status(status).content_type(CONTENT_TYPE);
         if let Some(seconds) = self.retry_after_seconds {
             response = response.header("retry-after", seconds);
+        }
+        if let Some(challenge) = self.challenge {
+            response = response.header("www-authenticate", challenge);
         }
         response.body(document.to_json_string())
     }
@@ -256,9 +273,22 @@ impl From<LoadError> for Problem {
     }
 }
 
+/// Every operation serves only whom it may.
+const REFUSALS: [u16; 2] = [401, 403];
+
+fn challenge_header() -> MetaHeader {
+    MetaHeader {
+        name: "WWW-Authenticate".to_owned(),
+        description: Some("What would let the client in (RFC 6750)".to_owned()),
+        required: true,
+        deprecated: false,
+        schema: String::schema_ref(),
+    }
+}
+
 /// The statuses with which an operation can fail, for the contract.
 pub trait Failures {
-    /// In ascending order.
+    /// In ascending order, without those of a caller who is not served.
     const STATUSES: &'static [u16];
 }
 
@@ -281,14 +311,16 @@ impl<F> From<Failed<F>> for poem::Error {
 
 impl<F: Failures> ApiResponse for Failed<F> {
     fn meta() -> MetaResponses {
-        let response = |status: &u16| MetaResponse {
-            description: describe_status(*status),
-            status: Some(*status),
+        let mut statuses = [F::STATUSES, &REFUSALS].concat();
+        statuses.sort_unstable();
+        let response = |status: u16| MetaResponse {
+            description: describe_status(status),
+            status: Some(status),
             status_range: None,
             content: vec![MetaMediaType { content_type: CONTENT_TYPE, schema: ProblemDocument::schema_ref() }],
-            headers: vec![],
+            headers: if REFUSALS.contains(&status) { vec![challenge_header()] } else { vec![] },
         };
-        MetaResponses { responses: F::STATUSES.iter().map(response).collect() }
+        MetaResponses { responses: statuses.into_iter().map(response).collect() }
     }
 
     fn register(registry: &mut Registry) {
@@ -300,6 +332,8 @@ impl<F: Failures> ApiResponse for Failed<F> {
 fn describe_status(status: u16) -> &'static str {
     match status {
         400 => "The request is not valid.",
+        401 => "No valid key or token came with the request.",
+        403 => "The key or token does not have the scope that this operation needs.",
         404 => "There is no such user or command.",
         408 => "The request body did not arrive in time.",
         409 => "The command was rejected: the address is taken, or the user is in that state already. Or it is parked.",

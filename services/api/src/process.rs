@@ -11,6 +11,7 @@ use poem::EndpointExt;
 use tracing::info;
 
 use crate::app::{self, Api};
+use crate::auth::Guard;
 use crate::settings::ApiSettings;
 
 /// Runs the API until a signal or a failure.
@@ -34,8 +35,10 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
+    let guard = Guard::start(shutdown, &health, &pool, settings.auth)?;
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");
-    http::serve(shutdown, "http", listener, settings.most_connections, app::routes(api, &health).boxed());
+    let routes = app::routes(api, guard, &health).boxed();
+    http::serve(shutdown, "http", listener, settings.most_connections, routes);
     Ok(pool)
 }

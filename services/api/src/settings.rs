@@ -5,17 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 use common::health::ReadyWhen;
 
+use crate::auth::settings::{AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AuthSettings};
+
 const HOST: Variable = Variable::optional(
     "HOST",
     "127.0.0.1",
-    "IP address to listen on: 127.0.0.1 unless AUTH=none, then 0.0.0.0; anything but loopback needs AUTH=none.",
+    "IP address to listen on: 127.0.0.1 unless AUTH is set, then 0.0.0.0; anything but loopback needs AUTH.",
 );
 const PORT: Variable = Variable::with_default("PORT", "8080", "Port to listen on; 0 takes a free one.");
-const AUTH: Variable = Variable::optional(
-    "AUTH",
-    "none",
-    "Set to none to serve other machines although nobody has to log in; without it only loopback is served.",
-);
 const MAX_CONNECTIONS: Variable = Variable::with_default(
     "MAX_CONNECTIONS",
     "10000",
@@ -28,7 +25,17 @@ const READY_WHEN: Variable = Variable::with_default(
 );
 
 /// The API's own variables.
-pub const OWN: &[&Variable] = &[&HOST, &PORT, &AUTH, &MAX_CONNECTIONS, &READY_WHEN];
+pub const OWN: &[&Variable] = &[
+    &HOST,
+    &PORT,
+    &AUTH,
+    &AUTH_JWT_ISSUER,
+    &AUTH_JWT_AUDIENCE,
+    &AUTH_JWT_ALGORITHMS,
+    &AUTH_JWKS,
+    &MAX_CONNECTIONS,
+    &READY_WHEN,
+];
 
 /// Everything the API can be told.
 #[derive(Debug, Clone)]
@@ -39,6 +46,8 @@ pub struct ApiSettings {
     pub listen: SocketAddr,
     /// Connections at once.
     pub most_connections: usize,
+    /// Who is served.
+    pub auth: AuthSettings,
     /// When it counts as ready.
     pub ready_when: ReadyWhen,
 }
@@ -50,14 +59,14 @@ impl ApiSettings {
     /// All faults at once.
     pub fn read(mut reader: Reader) -> Result<Self, Faults> {
         let service = ServiceSettings::read(&mut reader);
-        let open = reader.choice(&AUTH, &[("none", ())]).is_some();
-        let everywhere = if open { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let (given, auth) = AuthSettings::read(&mut reader);
+        let everywhere = if given { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let host = reader.parse(&HOST, |text| {
             let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address"))?;
-            if open || address.is_loopback() {
+            if given || address.is_loopback() {
                 Ok(address)
             } else {
-                Err(format!("{address} is not loopback, and nobody has to log in; set AUTH=none if that is meant"))
+                Err(format!("{address} is not loopback, and nobody has to log in; set AUTH=keys or AUTH=jwt, or AUTH=none if that is meant"))
             }
         });
         let port = reader.number(&PORT, 0..=u16::MAX);
@@ -68,6 +77,7 @@ impl ApiSettings {
             Some(Self {
                 service: service?,
                 listen: listen?,
+                auth: auth?,
                 most_connections: most_connections?,
                 ready_when: ready_when?,
             })

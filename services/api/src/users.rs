@@ -5,7 +5,7 @@ mod rows;
 
 use std::sync::Arc;
 
-use common::command::{Command, CreateUser, DeleteUser, ReactivateUser, SuspendUser, UpdateUser, UserId};
+use common::command::{Command, CreateUser, DeleteUser, Principal, ReactivateUser, SuspendUser, UpdateUser, UserId};
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::accept::{Accepted, Terms};
 use crate::app::Api;
+use crate::auth::{Caller, UsersRead, UsersWrite};
 use crate::body::Body;
 use crate::contract::Tag;
 use crate::cursor;
@@ -37,6 +38,7 @@ impl UsersApi {
     #[oai(path = "/users", method = "post", operation_id = "create_user")]
     async fn create_user(
         &self,
+        caller: Caller<UsersWrite>,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
         #[oai(name = "Prefer")]
         prefer: Field,
@@ -46,12 +48,12 @@ impl UsersApi {
         idempotency_key: Field,
         body: Body<NewUser>,
     ) -> Result<CreateUserAnswer, Failed<CreateFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), None, idempotency_key.0.as_deref())?;
+        let terms = Terms::read(&caller.principal, prefer.0.as_deref(), None, idempotency_key.0.as_deref())?;
         let Body((email, name)) = body;
         let user_id = terms.user_id();
         let command = Command::CreateUser(CreateUser { user_id, email, name });
         let applied = terms.applied();
-        Ok(match self.change(user_id, command, terms).await? {
+        Ok(match self.change(caller.principal, user_id, command, terms).await? {
             Changed::User(user) => {
                 let (location, etag) = (format!("/v1/users/{}", user.id), entity_tag(user.version));
                 CreateUserAnswer::Created(Json(user), location, etag, applied)
@@ -67,6 +69,7 @@ impl UsersApi {
     #[oai(path = "/users/:user_id", method = "get", operation_id = "get_user")]
     async fn get_user(
         &self,
+        _caller: Caller<UsersRead>,
         /// The user's id.
         user_id: Path<Uuid>,
         /// Entity tags that the client has; when one is current, the answer is 304.
@@ -87,6 +90,7 @@ impl UsersApi {
     #[oai(path = "/users", method = "get", operation_id = "list_users")]
     async fn list_users(
         &self,
+        _caller: Caller<UsersRead>,
         /// Only the user with this e-mail address, in whatever letter case.
         email: Query<Option<String>>,
         /// Only users with this status.
@@ -124,6 +128,7 @@ impl UsersApi {
     #[oai(path = "/users/:user_id", method = "patch", operation_id = "update_user")]
     async fn update_user(
         &self,
+        caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
@@ -138,17 +143,19 @@ impl UsersApi {
         idempotency_key: Field,
         body: Body<UserPatch>,
     ) -> Result<ChangeUserAnswer, Failed<ChangeFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
+        let terms =
+            Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let Body((email, name)) = body;
         let command = Command::UpdateUser(UpdateUser { user_id, email, name });
-        Ok(self.change(user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
     }
 
     /// Delete a user
     #[oai(path = "/users/:user_id", method = "delete", operation_id = "delete_user")]
     async fn delete_user(
         &self,
+        caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
@@ -162,9 +169,10 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
+        let terms =
+            Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let command = Command::DeleteUser(DeleteUser { user_id: known(user_id.0)? });
-        Ok(match self.0.acceptor.accept(command, terms).await? {
+        Ok(match self.0.acceptor.accept(caller.principal, command, terms).await? {
             Accepted::Succeeded(_) => DeleteUserAnswer::Deleted(terms.applied()),
             Accepted::Pending(command) => {
                 let location = command.location();
@@ -177,6 +185,7 @@ impl UsersApi {
     #[oai(path = "/users/:user_id/suspend", method = "post", operation_id = "suspend_user")]
     async fn suspend_user(
         &self,
+        caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
@@ -190,16 +199,18 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
+        let terms =
+            Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::SuspendUser(SuspendUser { user_id });
-        Ok(self.change(user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
     }
 
     /// Reactivate a suspended user
     #[oai(path = "/users/:user_id/reactivate", method = "post", operation_id = "reactivate_user")]
     async fn reactivate_user(
         &self,
+        caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
         /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
@@ -213,16 +224,23 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms = Terms::read(prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
+        let terms =
+            Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::ReactivateUser(ReactivateUser { user_id });
-        Ok(self.change(user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
     }
 }
 
 impl UsersApi {
-    async fn change(&self, user_id: UserId, command: Command, terms: Terms) -> Result<Changed, Problem> {
-        let command = match self.0.acceptor.accept(command, terms).await? {
+    async fn change(
+        &self,
+        principal: Principal,
+        user_id: UserId,
+        command: Command,
+        terms: Terms,
+    ) -> Result<Changed, Problem> {
+        let command = match self.0.acceptor.accept(principal, command, terms).await? {
             Accepted::Pending(command) => return Ok(Changed::Command(command)),
             Accepted::Succeeded(command) => command,
         };

@@ -4,6 +4,8 @@
 //! database; they compare clocks of the API, the database and this machine.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -33,6 +36,20 @@ pub(crate) struct Arguments {
     /// Where the API is
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// A file that holds the API key or the token to send; it needs the scope users:write
+    #[arg(long, value_name = "FILE")]
+    bearer_file: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn headers(&self) -> anyhow::Result<HeaderMap> {
+        let Some(path) = &self.bearer_file else { return Ok(HeaderMap::new()) };
+        let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let value = HeaderValue::from_str(&format!("Bearer {}", text.trim_end()));
+        let mut value = value.with_context(|| format!("{} holds no key or token", path.display()))?;
+        value.set_sensitive(true);
+        Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
+    }
 }
 
 #[derive(Default)]
@@ -49,7 +66,8 @@ struct Outcome {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
+    let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).default_headers(arguments.headers()?);
+    let client = client.build()?;
     let ready = client.get(format!("{}/readyz", arguments.url)).send().await;
     let ready = ready.with_context(|| format!("nothing answers at {}; give --url", arguments.url))?;
     ensure!(ready.status().is_success(), "the API is not ready:\n{}", ready.text().await.unwrap_or_default());

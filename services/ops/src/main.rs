@@ -4,6 +4,7 @@ mod budget;
 mod dead_letters;
 mod generate;
 mod health;
+mod keys;
 mod load;
 mod migrate;
 mod roles;
@@ -40,6 +41,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Give each part of the system a database role of its own, with no more rights and connections than it needs
     Roles(roles::Arguments),
+    /// Make API keys for clients, list and revoke them
+    Keys(keys::Arguments),
     /// Look at commands that could not be applied; replay or discard them
     DeadLetters(dead_letters::Arguments),
     /// Show which instance has how many of the database's connections
@@ -66,6 +69,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Worker => worker::process::main().await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Roles(arguments) => roles::run(arguments).await,
+        Command::Keys(arguments) => keys::run(arguments).await,
         Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
         Command::Budget(arguments) => budget::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,

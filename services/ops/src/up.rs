@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use api::auth::settings::VARIABLES as AUTH_VARIABLES;
 use common::config::{
     DatabaseSettings, DatabaseUrl, Reader, database_url, given_amqp_url, given_database_url, given_direct_url,
 };
@@ -165,6 +166,9 @@ fn start(
     fs::create_dir_all(folder.join("logs"))?;
     let output = File::create(&log)?;
     let mut command = Command::new(std::env::current_exe()?);
+    for variable in AUTH_VARIABLES {
+        command.env_remove(variable.name);
+    }
     command
         .arg(name)
         .env("DATABASE_URL", stack.postgres.url())
@@ -176,7 +180,6 @@ fn start(
         .env("DRAIN_DELAY_MS", "0")
         // The announcement and the probes go to loopback.
         .env_remove("HOST")
-        .env_remove("AUTH")
         .envs(variables.iter().map(|(name, value)| (*name, value.as_str())))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -192,7 +195,7 @@ fn start(
 
 async fn ready(service: &mut Service) -> anyhow::Result<()> {
     let started = Instant::now();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(2)).build()?;
     let url = format!("{}/readyz", service.probe);
     loop {
         let answer = client.get(&url).send().await;

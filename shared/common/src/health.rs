@@ -14,6 +14,8 @@ pub enum Ability {
     Read,
     /// Accepting or applying commands.
     Write,
+    /// Either: nobody can be served.
+    Everything,
 }
 
 /// When an instance counts as ready (`READY_WHEN`).
@@ -82,7 +84,8 @@ impl Health {
     /// How things stand now.
     pub fn report(&self) -> Report {
         let checks = self.lock();
-        let fails = |ability| checks.values().any(|c| c.ability == ability && c.fails());
+        let concerns = |of: Ability, ability| of == ability || of == Ability::Everything;
+        let fails = |ability| checks.values().any(|c| concerns(c.ability, ability) && c.fails());
         let able = match self.ready_when {
             ReadyWhen::All => !fails(Ability::Read) && !fails(Ability::Write),
             ReadyWhen::Any => !fails(Ability::Read) || !fails(Ability::Write),

@@ -2,6 +2,7 @@
 //!
 //! 1. [`command`]: the contract. What travels over the queue and what comes of it.
 //!    [`event`]: what subscribers are told.
+//!    [`access`]: scopes, clients and their keys.
 //! 2. [`config`]: the only place where the environment is read.
 //! 3. [`shutdown`]: the phases in which a process ends, and the tracker that every task belongs to.
 //! 4. [`health`]: what is well and what is not, as `/readyz` tells it.
@@ -14,6 +15,7 @@
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
+pub mod access;
 pub mod broker;
 pub mod command;
 pub mod config;

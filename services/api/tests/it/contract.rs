@@ -21,7 +21,7 @@ static CONTRACT: LazyLock<Value> = LazyLock::new(|| {
 });
 
 /// Every operation with its method in capitals.
-fn operations() -> impl Iterator<Item = (String, &'static str, &'static Value)> {
+pub(crate) fn operations() -> impl Iterator<Item = (String, &'static str, &'static Value)> {
     let paths = CONTRACT["paths"].as_object().expect("paths").iter();
     let items = paths.map(|(path, item)| (path.as_str(), item.as_object().expect("a path item")));
     items.flat_map(|(path, item)| item.iter().map(move |(method, op)| (method.to_uppercase(), path, op)))
@@ -81,7 +81,7 @@ fn every_operation_documents_its_failures_as_problem_documents() {
     for (method, path, operation) in operations() {
         let name = &operation["operationId"];
         let documented = statuses(operation);
-        let mut needed = BTreeSet::from(["400", "500", "503"]);
+        let mut needed = BTreeSet::from(["400", "401", "403", "500", "503"]);
         if path.contains('{') {
             needed.insert("404");
         }
@@ -117,6 +117,22 @@ fn every_operation_documents_its_failures_as_problem_documents() {
             assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {status}");
         }
     }
+}
+
+/// A new operation has the scope of its kind, or its exception here.
+#[test]
+fn every_operation_asks_for_the_scope_of_its_kind() {
+    for (method, path, operation) in operations() {
+        let expected: &[&str] = match (method.as_str(), path) {
+            ("GET", "/v1/commands/{command_id}") => &["users:read", "users:write"],
+            ("GET", path) if path.ends_with("/history") => &["history:read"],
+            ("GET", _) => &["users:read"],
+            _ => &["users:write"],
+        };
+        assert_eq!(operation["x-required-scope"], serde_json::json!(expected), "{method} {path}");
+    }
+    let scheme = &CONTRACT["components"]["securitySchemes"]["bearer"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&"http".into(), &"bearer".into()));
 }
 
 #[test]

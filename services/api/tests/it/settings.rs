@@ -2,6 +2,8 @@
 
 use common::config::Reader;
 use common::health::ReadyWhen;
+use jsonwebtoken::Algorithm;
+use rollcall_api::auth::settings::KeySource;
 use rollcall_api::settings::ApiSettings;
 
 const NEEDED: &[(&str, &str)] =
@@ -27,6 +29,8 @@ fn it_listens_where_it_is_told_and_on_loopback_otherwise() {
         (&[("AUTH", "none"), ("HOST", "0.0.0.0")], "0.0.0.0:8080"),
         (&[("AUTH", "none"), ("HOST", "127.0.0.1")], "127.0.0.1:8080"),
         (&[("AUTH", "none"), ("HOST", "::")], "[::]:8080"),
+        (&[("AUTH", "keys")], "0.0.0.0:8080"),
+        (&[("AUTH", "keys"), ("HOST", "10.0.0.1")], "10.0.0.1:8080"),
     ];
     for (variables, expected) in rows {
         let listen = read(variables).map(|settings| settings.listen.to_string());
@@ -42,6 +46,90 @@ fn other_machines_are_served_only_when_that_is_meant() {
     }
 }
 
+const TOKENS: &[(&str, &str)] = &[
+    ("AUTH", "keys,jwt"),
+    ("AUTH_JWT_ISSUER", "https://login.example.org/"),
+    ("AUTH_JWT_AUDIENCE", "rollcall"),
+    ("AUTH_JWKS", "/etc/rollcall/keys.json"),
+];
+
+#[test]
+fn who_is_served_is_said_in_so_many_words() {
+    let jwt = [&TOKENS[1..], &[("AUTH", "jwt")]].concat();
+    let both = [&TOKENS[1..], &[("AUTH", "jwt, keys")]].concat();
+    let rows = [
+        (&[][..], false, false),
+        (&[("AUTH", "none")], false, false),
+        (&[("AUTH", "keys")], true, false),
+        (TOKENS, true, true),
+        (&jwt, false, true),
+        (&both, true, true),
+    ];
+    for (variables, keys, tokens) in rows {
+        let auth = read(variables).unwrap_or_else(|faults| panic!("{variables:?}: {faults}")).auth;
+        assert_eq!((auth.keys, auth.tokens.is_some()), (keys, tokens), "{variables:?}");
+    }
+    let tokens = read(TOKENS).expect("tokens").auth.tokens.expect("tokens");
+    assert_eq!(tokens.algorithms, [Algorithm::RS256, Algorithm::ES256]);
+    assert_eq!(tokens.keys, KeySource::File("/etc/rollcall/keys.json".into()));
+}
+
+#[test]
+fn a_setting_of_tokens_that_is_missing_or_would_be_ignored_is_a_fault() {
+    let faults = read(&[("AUTH", "jwt")]).expect_err("nothing of what it needs");
+    for name in ["AUTH_JWT_ISSUER", "AUTH_JWT_AUDIENCE", "AUTH_JWKS"] {
+        assert!(faults.contains(&format!("\n  {name}: is not set")), "{faults}");
+    }
+    for auth in [&[][..], &[("AUTH", "none")], &[("AUTH", "keys")]] {
+        let faults = read(&[auth, &[("AUTH_JWT_ISSUER", "x"), ("AUTH_JWT_ALGORITHMS", "RS256")]].concat());
+        let faults = faults.expect_err("what would be ignored");
+        assert!(faults.contains("2 fault(s)") && faults.contains("AUTH_JWT_ISSUER: is set, but AUTH"), "{faults}");
+    }
+}
+
+#[test]
+fn no_algorithm_that_a_verifier_could_sign_with_is_accepted() {
+    let with = |algorithms: &str| read(&[TOKENS, &[("AUTH_JWT_ALGORITHMS", algorithms)]].concat());
+    let all = "RS256,RS384,RS512,PS256,PS384,PS512,ES256,ES384,EdDSA";
+    assert_eq!(with(all).expect("all").auth.tokens.expect("tokens").algorithms.len(), 9);
+    for algorithms in ["HS256", "RS256,HS512", "none", "NONE", "rs256", "RS256,", "ES256K", "*"] {
+        let faults = with(algorithms).expect_err(algorithms);
+        assert!(
+            faults.contains("1 fault(s)") && faults.contains("\n  AUTH_JWT_ALGORITHMS: "),
+            "{algorithms}: {faults}"
+        );
+    }
+}
+
+#[test]
+fn the_issuers_keys_come_over_https_or_from_this_machine() {
+    let with = |jwks: &str| read(&[TOKENS, &[("AUTH_JWKS", jwks)]].concat());
+    for jwks in [
+        "https://login.example.org/keys",
+        "http://127.0.0.1:9000/keys",
+        "http://[::1]/keys",
+        "http://localhost/keys",
+        "keys.json",
+    ] {
+        with(jwks).unwrap_or_else(|faults| panic!("{jwks}: {faults}"));
+    }
+    for jwks in [
+        "http://login.example.org/keys",
+        "http://10.0.0.1/keys",
+        "http://localhost.example.org/keys",
+        "file:///etc/keys.json",
+        "ftp://login.example.org/keys",
+        "https://ada:hush@login.example.org/keys",
+        "https://",
+    ] {
+        let faults = with(jwks).expect_err(jwks);
+        assert!(
+            faults.contains("1 fault(s)") && faults.contains("\n  AUTH_JWKS: ") && !faults.contains("hush"),
+            "{faults}"
+        );
+    }
+}
+
 #[test]
 fn a_value_that_cannot_be_used_is_named() {
     let rows = [
@@ -51,6 +139,9 @@ fn a_value_that_cannot_be_used_is_named() {
         ("PORT", "http"),
         ("AUTH", "None"),
         ("AUTH", "basic"),
+        ("AUTH", "none,keys"),
+        ("AUTH", "keys,keys"),
+        ("AUTH", "keys,"),
         ("READY_WHEN", "some"),
     ];
     for (name, value) in rows {
@@ -93,7 +184,7 @@ fn it_is_ready_when_all_holds_unless_told_otherwise() {
 #[test]
 fn the_help_names_every_variable_once() {
     let help = rollcall_api::settings::help();
-    for name in ["DATABASE_URL", "AMQP_URL", "HOST", "PORT", "AUTH", "READY_WHEN"] {
+    for name in ["DATABASE_URL", "AMQP_URL", "HOST", "PORT", "AUTH", "AUTH_JWKS", "READY_WHEN"] {
         assert_eq!(help.matches(&format!("\n  {name} [")).count(), 1, "{name}");
     }
 }

@@ -14,6 +14,8 @@ use poem::endpoint::BoxEndpoint;
 use poem::http::{HeaderMap, Method, StatusCode, Uri};
 use poem::{Body, Endpoint, EndpointExt, Request, Response};
 use rollcall_api::app::{Api, routes};
+use rollcall_api::auth::Guard;
+use rollcall_api::auth::settings::AuthSettings;
 use rollcall_api::problem::ProblemKind;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -41,11 +43,16 @@ impl App {
     pub(crate) fn unconnected() -> Self {
         let shutdown = Shutdown::default();
         let api = Api::unconnected(&shutdown).expect("an API without servers");
-        Self::of(api, shutdown)
+        Self::of(api, &nowhere(), shutdown, AuthSettings::default())
     }
 
-    /// Over the database at `url`; the broker is away.
+    /// Over the database at `url`, for everybody; the broker is away.
     pub(crate) fn over(url: &str) -> Self {
+        Self::guarded(url, AuthSettings::default())
+    }
+
+    /// The same for those who prove who they are.
+    pub(crate) fn guarded(url: &str, auth: AuthSettings) -> Self {
         let shutdown = Shutdown::default();
         let url = database_url(url).expect("a database URL");
         let pool = Pool::new(
@@ -53,15 +60,17 @@ impl App {
             "rollcall-api-test",
             &[("default_transaction_read_only", "on")],
         );
+        let pool = pool.expect("a pool");
         let broker = BrokerSettings { url: "amqp://127.0.0.1:1".into(), prefix: String::new(), partitions: 16 };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
-        let api = Api::over(&shutdown, pool.expect("a pool"), &broker, link, Retention(RETENTION));
-        Self::of(api, shutdown)
+        let api = Api::over(&shutdown, pool.clone(), &broker, link, Retention(RETENTION));
+        Self::of(api, &pool, shutdown, auth)
     }
 
-    fn of(api: Api, shutdown: Shutdown) -> Self {
+    fn of(api: Api, pool: &Pool, shutdown: Shutdown, auth: AuthSettings) -> Self {
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let endpoint = routes(api, &health).boxed();
+        let guard = Guard::start(&shutdown, &health, pool, auth).expect("a guard");
+        let endpoint = routes(api, guard, &health).boxed();
         Self { shutdown, health, endpoint }
     }
 
@@ -84,6 +93,11 @@ impl App {
     pub(crate) fn into_endpoint(self) -> BoxEndpoint<'static, Response> {
         self.endpoint
     }
+}
+
+fn nowhere() -> Pool {
+    let url = database_url("postgres://nobody@127.0.0.1:1/nothing").expect("a database URL");
+    Pool::new(&DatabaseSettings { url, connections: 1 }, "rollcall-api-test", &[]).expect("a pool")
 }
 
 /// Header values may hold any byte that HTTP allows, so they are not strings.

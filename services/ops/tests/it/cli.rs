@@ -38,6 +38,7 @@ fn every_command_has_help() {
         "worker",
         "migrate",
         "roles",
+        "keys",
         "dead-letters",
         "budget",
         "health",

@@ -8,6 +8,7 @@
 
 mod harness;
 
+mod auth;
 mod budget;
 mod cli;
 mod dead_letters;

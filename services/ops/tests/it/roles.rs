@@ -189,6 +189,28 @@ async fn an_empty_database_is_migrated_and_served_by_roles_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_are_made_as_the_migrator_and_read_by_the_api_alone() {
+    let mut deployment = Deployment::new().await;
+    deployment.system.set("AUTH", "keys");
+    let (api, _worker) = (deployment.api().await, deployment.worker().await);
+    let create = ["keys", "create", "--client", "billing", "--scope", "users:write"];
+    let made = rollcall(&deployment, &create).await;
+    assert!(made.status.success(), "{made:?}");
+    let key = String::from_utf8(made.stdout).unwrap();
+    let request =
+        deployment.system.client.post(api.url("/v1/users")).bearer_auth(key.trim()).header("prefer", "wait=20");
+    let created = request.json(&json!({"email": "ada@example.org", "name": "Ada"})).send().await.unwrap();
+    assert_eq!(created.status(), StatusCode::CREATED);
+    for (role, may_read) in [(ServerRole::Api, true), (ServerRole::Worker, false), (ServerRole::Control, false)] {
+        let mut conn = deployment.roles.connect(role).await;
+        let hashes = sqlx::query("SELECT hash FROM api_keys").execute(&mut conn).await;
+        assert_eq!(sqlstate(hashes).is_none(), may_read, "{role:?}");
+        let revoked = sqlx::query("UPDATE api_keys SET revoked_at = now()").execute(&mut conn).await;
+        assert!(sqlstate(revoked).is_some(), "{role:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_gone_is_reaped_by_roles_that_may_signal_nobody() {
     let mut deployment = Deployment::new().await;
     let api = deployment.api().await;

@@ -86,12 +86,29 @@ impl Name {
     }
 }
 
+/// In front of a token's subject, so that no token can name a client's keys.
+const SUBJECT: &str = "oidc:";
+
 impl Principal {
     const MAX_CHARS: usize = 200;
 
     /// Everybody, while nothing authenticates.
     pub fn anonymous() -> Self {
         Self("anonymous".to_owned())
+    }
+
+    /// A client with API keys. `client` has been checked.
+    pub(crate) fn of_client(client: &str) -> Self {
+        Self(format!("key:{client}"))
+    }
+
+    /// Whom a token names.
+    ///
+    /// # Errors
+    /// Says what is wrong with the subject, without repeating it.
+    pub fn of_subject(subject: &str) -> Result<Self, InvalidText> {
+        check_length(subject, Self::MAX_CHARS - SUBJECT.len())?;
+        Self::parse(&format!("{SUBJECT}{subject}"))
     }
 
     /// Checks a principal's name.

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
+use api::auth::settings::VARIABLES as AUTH_VARIABLES;
 use local_stack::Stack;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
@@ -59,7 +60,11 @@ impl Service {
             self.ended += 1;
         }
         let output = File::options().create(true).append(true).open(&self.log)?;
-        let child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        for variable in AUTH_VARIABLES {
+            command.env_remove(variable.name);
+        }
+        let child = command
             .arg(self.role)
             .env_remove("DATABASE_URL_FILE")
             .env_remove("DATABASE_URL_DIRECT")

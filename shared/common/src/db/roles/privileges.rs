@@ -14,6 +14,8 @@ pub const TABLES: &[(&str, &[Grant])] = &[
     ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
     ("dead_letters", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     ("events", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
+    // Who makes and revokes keys is an operator, as the migrator.
+    ("api_keys", &[(Api, &["SELECT"])]),
     ("suspects", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     ("membership", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
     ("members", &[(Monitor, &["SELECT"])]),

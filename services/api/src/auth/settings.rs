@@ -1,0 +1,166 @@
+//! What the environment says of authentication.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use common::config::{Reader, Variable};
+use jsonwebtoken::Algorithm;
+use url::{Host, Url};
+
+pub(crate) const AUTH: Variable = Variable::optional(
+    "AUTH",
+    "keys,jwt",
+    "Who is served: keys (API keys, see rollcall keys), jwt (access tokens), keys,jwt, or none: everybody, in so many words. \
+     When it is not set nobody has to log in and only loopback is served.",
+);
+pub(crate) const AUTH_JWT_ISSUER: Variable = Variable::optional(
+    "AUTH_JWT_ISSUER",
+    "https://login.example.org/",
+    "For AUTH=jwt: who signs the tokens, as their iss says it.",
+);
+pub(crate) const AUTH_JWT_AUDIENCE: Variable = Variable::optional(
+    "AUTH_JWT_AUDIENCE",
+    "https://rollcall.example.org",
+    "For AUTH=jwt: whom the tokens are for, as their aud says it.",
+);
+pub(crate) const AUTH_JWT_ALGORITHMS: Variable = Variable::with_default(
+    "AUTH_JWT_ALGORITHMS",
+    "RS256,ES256",
+    "For AUTH=jwt: the algorithms that tokens may be signed with, of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, \
+     EdDSA.",
+);
+pub(crate) const AUTH_JWKS: Variable = Variable::optional(
+    "AUTH_JWKS",
+    "https://login.example.org/.well-known/jwks.json",
+    "For AUTH=jwt: the issuer's public keys (JWKS), as an https URL or a file; http on loopback only.",
+);
+
+/// All of them: a system of one's own, which serves everybody on loopback, is started without.
+pub const VARIABLES: [&Variable; 5] = [&AUTH, &AUTH_JWT_ISSUER, &AUTH_JWT_AUDIENCE, &AUTH_JWT_ALGORITHMS, &AUTH_JWKS];
+
+/// Asymmetric ones only: nobody who can check a token can make one.
+const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// Which proofs are accepted; without any, everybody is served.
+#[derive(Debug, Clone, Default)]
+pub struct AuthSettings {
+    /// API keys.
+    pub keys: bool,
+    /// Access tokens.
+    pub tokens: Option<TokenSettings>,
+}
+
+/// Which tokens are accepted.
+#[derive(Debug, Clone)]
+pub struct TokenSettings {
+    /// Their `iss`.
+    pub issuer: String,
+    /// Their `aud`.
+    pub audience: String,
+    /// Their `alg`.
+    pub algorithms: Vec<Algorithm>,
+    /// Where the issuer's keys are.
+    pub keys: KeySource,
+}
+
+/// Where the issuer's keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// On this machine.
+    File(PathBuf),
+    /// Over HTTP.
+    Url(Url),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Words {
+    keys: bool,
+    jwt: bool,
+}
+
+impl AuthSettings {
+    /// Reads them, and whether anything was said at all; `None` when something is faulty.
+    pub(crate) fn read(reader: &mut Reader) -> (bool, Option<Self>) {
+        let given = reader.text(&AUTH).is_some();
+        let words = reader.parse(&AUTH, words);
+        if given && words.is_none() {
+            return (false, None);
+        }
+        let Words { keys, jwt } = words.unwrap_or(Words { keys: false, jwt: false });
+        let tokens = if jwt { TokenSettings::read(reader).map(Some) } else { unread(reader).then_some(None) };
+        (given, tokens.map(|tokens| Self { keys, tokens }))
+    }
+}
+
+/// Notes a fault for each variable that would be ignored, because whoever set it counts on it.
+fn unread(reader: &mut Reader) -> bool {
+    let of_tokens = VARIABLES.into_iter().filter(|variable| variable.name != AUTH.name);
+    let ignored: Vec<_> = of_tokens.filter(|variable| reader.raw(variable.name).is_some()).collect();
+    for variable in &ignored {
+        reader.fault(variable, "is set, but AUTH does not have jwt; add it there, or unset this");
+    }
+    ignored.is_empty()
+}
+
+impl TokenSettings {
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let needed = |variable| Variable { required: true, ..variable };
+        let text = |text: &str| Ok::<_, String>(text.to_owned());
+        let issuer = reader.parse(&needed(AUTH_JWT_ISSUER), text);
+        let audience = reader.parse(&needed(AUTH_JWT_AUDIENCE), text);
+        let algorithms = reader.parse(&AUTH_JWT_ALGORITHMS, algorithms);
+        let keys = reader.parse(&needed(AUTH_JWKS), key_source);
+        Some(Self { issuer: issuer?, audience: audience?, algorithms: algorithms?, keys: keys? })
+    }
+}
+
+fn words(text: &str) -> Result<Words, String> {
+    let words: Vec<_> = text.split(',').map(str::trim).collect();
+    let distinct: BTreeSet<_> = words.iter().copied().collect();
+    let alone = distinct.len() == 1 || !distinct.contains("none");
+    if alone && distinct.len() == words.len() && distinct.iter().all(|word| matches!(*word, "none" | "keys" | "jwt")) {
+        return Ok(Words { keys: distinct.contains("keys"), jwt: distinct.contains("jwt") });
+    }
+    Err(format!("{text:?} is unknown; expected one of none, keys, jwt, keys,jwt"))
+}
+
+fn algorithms(text: &str) -> Result<Vec<Algorithm>, String> {
+    let one = |name: &str| {
+        let found = ALGORITHMS.into_iter().find(|algorithm| format!("{algorithm:?}") == name);
+        let expected = || ALGORITHMS.map(|algorithm| format!("{algorithm:?}")).join(", ");
+        found.ok_or_else(|| format!("{name:?} is no algorithm to trust here; expected some of {}", expected()))
+    };
+    text.split(',').map(|name| one(name.trim())).collect()
+}
+
+fn key_source(text: &str) -> Result<KeySource, String> {
+    if !text.contains("://") {
+        return Ok(KeySource::File(text.into()));
+    }
+    let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
+    let loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("has a user or a password; the keys are public, so leave them out".to_owned());
+    }
+    match url.scheme() {
+        "https" => Ok(KeySource::Url(url)),
+        "http" if loopback => Ok(KeySource::Url(url)),
+        "http" => Err("fetches the keys unprotected; use https".to_owned()),
+        other => Err(format!("has the scheme {other:?}; use https, or the path of a file")),
+    }
+}

@@ -1,0 +1,389 @@
+//! Who is served: every operation of the contract against every kind of caller.
+
+mod issuer;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::access::{ApiKey, Scope};
+use jsonwebtoken::Algorithm;
+use poem::Body;
+use rollcall_api::auth::settings::{AuthSettings, KeySource, TokenSettings};
+use rollcall_api::problem::ProblemKind;
+use serde_json::json;
+use sqlx::PgConnection;
+
+use crate::contract::{assert_documented, operations};
+use crate::support::{Answer, App, Database, request};
+use issuer::{AUDIENCE, ISSUER, Issuer, from_now, unsigned, with_claims};
+
+/// What must come of a caller.
+#[derive(Debug, Clone)]
+enum Expected {
+    /// 401, and nothing was sent that could be wrong.
+    Missing,
+    /// 401.
+    Invalid,
+    /// Served where one of these is enough, else 403.
+    Allowed(Vec<Scope>),
+}
+
+struct Operation {
+    method: String,
+    path: String,
+    scopes: Vec<Scope>,
+}
+
+/// As the contract has them, each with a request whose body is not valid.
+fn every_operation() -> Vec<Operation> {
+    let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let filled = |path: &str| -> Vec<_> {
+        path.split('/').map(|part| if part.starts_with('{') { id } else { part }.to_owned()).collect()
+    };
+    let found = operations().map(|(method, path, operation)| {
+        assert_eq!(operation["security"], json!([{"bearer": []}]), "{method} {path}");
+        let scopes = operation["x-required-scope"].as_array().expect("scopes").iter();
+        let scopes: Vec<Scope> =
+            scopes.map(|scope| scope.as_str().expect("a text").parse().expect("a scope")).collect();
+        assert!(!scopes.is_empty(), "{method} {path}");
+        let described = operation["description"].as_str().unwrap_or_default();
+        assert!(scopes.iter().all(|scope| described.contains(scope.as_str())), "{method} {path}: {described}");
+        Operation { method, path: filled(path).join("/"), scopes }
+    });
+    found.collect()
+}
+
+impl Operation {
+    async fn call(&self, app: &App, authorization: Option<&str>) -> Answer {
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(authorization.map(|value| ("authorization", value)));
+        app.send(request(&self.method, &self.path, &headers, Body::from("{}"))).await
+    }
+}
+
+#[track_caller]
+fn check(operation: &Operation, answer: &Answer, expected: &Expected, reason: &str) {
+    let reason = format!("{} {} as {reason}", operation.method, operation.path);
+    assert_documented(&operation.method, &operation.path, answer, &reason);
+    let challenge = answer.header("www-authenticate");
+    match expected {
+        Expected::Missing => {
+            answer.assert_problem(ProblemKind::Unauthenticated, &[], &reason);
+            assert_eq!(challenge, Some("Bearer realm=\"rollcall\""), "{reason}");
+        }
+        Expected::Invalid => {
+            answer.assert_problem(ProblemKind::Unauthenticated, &[], &reason);
+            assert_eq!(challenge, Some("Bearer realm=\"rollcall\", error=\"invalid_token\""), "{reason}");
+        }
+        Expected::Allowed(scopes) if !scopes.iter().any(|scope| operation.scopes.contains(scope)) => {
+            answer.assert_problem(ProblemKind::Forbidden, &[], &reason);
+            let scope = operation.scopes[0];
+            let expected = format!("Bearer realm=\"rollcall\", error=\"insufficient_scope\", scope=\"{scope}\"");
+            assert_eq!(challenge, Some(&*expected), "{reason}");
+        }
+        Expected::Allowed(_) => {
+            // The body is not valid, there is no such user, or the broker is away.
+            assert!([200, 400, 404, 503].contains(&answer.status.as_u16()), "{reason}: {}", answer.text());
+            assert!(!answer.text().contains("authentication"), "{reason}: {}", answer.text());
+            assert_eq!(challenge, None, "{reason}");
+        }
+    }
+}
+
+fn tokens(key_set: &Path) -> TokenSettings {
+    TokenSettings {
+        issuer: ISSUER.to_owned(),
+        audience: AUDIENCE.to_owned(),
+        algorithms: vec![Algorithm::RS256, Algorithm::ES256],
+        keys: KeySource::File(key_set.to_owned()),
+    }
+}
+
+async fn insert(conn: &mut PgConnection, key: &ApiKey, hash: &[u8], scopes: &[Scope], ends: [Option<&str>; 2]) {
+    let scopes: Vec<_> = scopes.iter().map(|scope| scope.as_str()).collect();
+    let inserted = sqlx::query(
+        "INSERT INTO api_keys (id, client, hash, scopes, expires_at, revoked_at)
+         VALUES ($1, 'billing', $2, $3, now() + $4::text::interval, now() + $5::text::interval)",
+    )
+    .bind(key.id())
+    .bind(hash)
+    .bind(scopes)
+    .bind(ends[0])
+    .bind(ends[1])
+    .execute(conn)
+    .await;
+    inserted.expect("a row");
+}
+
+async fn inserted(conn: &mut PgConnection, scopes: &[Scope], ends: [Option<&str>; 2]) -> String {
+    let key = ApiKey::mint();
+    insert(conn, &key, &key.hash(), scopes, ends).await;
+    key.expose().to_owned()
+}
+
+async fn key_cases(conn: &mut PgConnection) -> Vec<(String, String, Expected)> {
+    let mut cases = Vec::new();
+    for scope in Scope::ALL {
+        let key = inserted(conn, &[scope], [None, None]).await;
+        cases.push((format!("a key with {scope}"), key, Expected::Allowed(vec![scope])));
+    }
+    let all = inserted(conn, &Scope::ALL, [Some("1 hour"), None]).await;
+    let mistyped = format!("{}{}", &all[..58], if all.ends_with('0') { '1' } else { '0' });
+    let wrong = ApiKey::mint();
+    insert(conn, &wrong, &ApiKey::mint().hash(), &Scope::ALL, [None, None]).await;
+    let mut invalid = vec![
+        ("a mistyped key", mistyped),
+        ("half a key", all[..30].to_owned()),
+        ("a key that nobody made", ApiKey::mint().expose().to_owned()),
+        ("a known id with another secret", wrong.expose().to_owned()),
+    ];
+    for (what, ends) in [
+        ("a key that has expired", [Some("-1 second"), None]),
+        ("a key that expired long ago", [Some("-60 days"), None]),
+        ("a revoked key", [Some("1 hour"), Some("-1 second")]),
+        ("a key that was revoked long ago", [None, Some("-60 days")]),
+    ] {
+        invalid.push((what, inserted(conn, &Scope::ALL, ends).await));
+    }
+    cases.push(("a key with every scope".into(), all, Expected::Allowed(Scope::ALL.to_vec())));
+    cases.extend(invalid.into_iter().map(|(what, key)| (what.to_owned(), key, Expected::Invalid)));
+    cases
+}
+
+fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
+    let allowed = [
+        ("a token", json!({}), Scope::ALL.to_vec()),
+        ("a token that may read", json!({"scope": "users:read"}), vec![Scope::UsersRead]),
+        ("a token that may write", json!({"scope": null, "scp": ["users:write"]}), vec![Scope::UsersWrite]),
+        ("a token for history", json!({"scope": "openid history:read"}), vec![Scope::HistoryRead]),
+        ("scopes as a text in scp", json!({"scope": null, "scp": "users:read x"}), vec![Scope::UsersRead]),
+        ("no scopes", json!({"scope": null}), vec![]),
+        ("unknown scopes", json!({"scope": "users users:admin USERS:READ users:reader"}), vec![]),
+        ("one audience of several", json!({"aud": ["https://else.example.org", AUDIENCE]}), Scope::ALL.to_vec()),
+        ("expired within the leeway", json!({"exp": from_now(-5)}), Scope::ALL.to_vec()),
+        ("valid soon, within the leeway", json!({"nbf": from_now(10)}), Scope::ALL.to_vec()),
+        ("valid since", json!({"nbf": from_now(-10)}), Scope::ALL.to_vec()),
+        ("a subject of the greatest length", json!({"sub": "x".repeat(195)}), Scope::ALL.to_vec()),
+    ];
+    let refused = [
+        ("expired", json!({"exp": from_now(-60)})),
+        ("not yet valid", json!({"nbf": from_now(3600)})),
+        ("without an end", json!({"exp": null})),
+        ("with a text as its end", json!({"exp": "never"})),
+        ("with a text as its beginning", json!({"nbf": "tomorrow"})),
+        ("of another issuer", json!({"iss": "https://issuer.example.org"})),
+        ("of two issuers", json!({"iss": [ISSUER, "https://else.example.org"]})),
+        ("of no issuer", json!({"iss": null})),
+        ("for another audience", json!({"aud": "https://else.example.org"})),
+        ("for nobody", json!({"aud": []})),
+        ("without an audience", json!({"aud": null})),
+        ("of nobody", json!({"sub": null})),
+        ("of an empty subject", json!({"sub": ""})),
+        ("of a subject that is too long", json!({"sub": "x".repeat(196)})),
+        ("of a subject with a line break", json!({"sub": "ada\nroot"})),
+        ("of a number", json!({"sub": 1})),
+        ("with scopes that are no words", json!({"scope": 7})),
+        ("that is too long", json!({"filler": "x".repeat(8192)})),
+    ];
+    let mut cases: Vec<_> = allowed
+        .iter()
+        .map(|(what, claims, scopes)| ((*what).to_owned(), issuer.token(claims), Expected::Allowed(scopes.clone())))
+        .collect();
+    let read = json!({"scope": "users:read"});
+    cases.push(("signed with the other key".into(), issuer.ec_token(&read), Expected::Allowed(vec![Scope::UsersRead])));
+    cases.extend(
+        refused.iter().map(|(what, claims)| (format!("a token {what}"), issuer.token(claims), Expected::Invalid)),
+    );
+    let good =
+        json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": from_now(300), "scope": "users:read users:write"});
+    let headers = [
+        ("of an unknown key", json!({"alg": "RS256", "kid": "rsa-2"})),
+        ("that names the EC key", json!({"alg": "RS256", "kid": "ec"})),
+        ("with an algorithm that is not on the list", json!({"alg": "RS512", "kid": "rsa"})),
+        ("with something critical", json!({"alg": "RS256", "kid": "rsa", "crit": ["b64"]})),
+        ("with no algorithm", json!({"kid": "rsa"})),
+    ];
+    cases.extend(
+        headers.iter().map(|(what, header)| (format!("a token {what}"), issuer.sign(header, &good), Expected::Invalid)),
+    );
+    let honest = issuer.token(&read);
+    let mut forged = vec![
+        ("a token with more scopes than were signed", with_claims(&honest, &json!({}))),
+        ("a token without its signature", honest[..=honest.rfind('.').expect("a dot")].to_owned()),
+        ("a token of another issuer with the same key id", Issuer::new().token(&json!({}))),
+        ("no signature at all", unsigned(&json!({"alg": "none"}))),
+        ("no signature for a known key", unsigned(&json!({"alg": "none", "kid": "rsa"}))),
+        ("an algorithm in other letters", unsigned(&json!({"alg": "nOnE", "kid": "rsa"}))),
+        ("an empty signature", unsigned(&json!({"alg": "RS256", "kid": "rsa"}))),
+        ("no token", "abc".to_owned()),
+        ("dots", "..".to_owned()),
+    ];
+    forged.extend(issuer.forged_with_the_public_key().map(|token| ("the public key as a secret", token)));
+    cases.extend(forged.into_iter().map(|(what, token)| (what.to_owned(), token, Expected::Invalid)));
+    // Which of the keys is clear without its id.
+    let unnamed = issuer.sign(&json!({"alg": "RS256"}), &good);
+    cases.push((
+        "a token without a key id".into(),
+        unnamed,
+        Expected::Allowed(vec![Scope::UsersRead, Scope::UsersWrite]),
+    ));
+    cases
+}
+
+struct Case {
+    what: String,
+    authorization: Option<String>,
+    expected: Expected,
+}
+
+async fn every_case(conn: &mut PgConnection, issuer: &Issuer) -> Vec<Case> {
+    let case = |what: &str, authorization: Option<&str>, expected| Case {
+        what: what.to_owned(),
+        authorization: authorization.map(str::to_owned),
+        expected,
+    };
+    let mut cases = vec![
+        case("nobody", None, Expected::Missing),
+        case("another scheme", Some("Basic YWRhOmh1c2g="), Expected::Missing),
+        case("garbage", Some("Bearer garbage"), Expected::Invalid),
+        case("no token", Some("Bearer"), Expected::Invalid),
+    ];
+    let bearers = [key_cases(conn).await, token_cases(issuer)].concat();
+    cases.extend(
+        bearers.into_iter().map(|(what, bearer, expected)| case(&what, Some(&format!("Bearer {bearer}")), expected)),
+    );
+    cases
+}
+
+#[tokio::test]
+async fn every_operation_serves_only_whom_it_may() {
+    let mut database = Database::create().await;
+    let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
+    let key_set = folder.path().join("keys.json");
+    std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
+    let cases = every_case(&mut database.conn, &issuer).await;
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: Some(tokens(&key_set)) });
+    let operations = every_operation();
+    for case in &cases {
+        for operation in &operations {
+            let answer = operation.call(&app, case.authorization.as_deref()).await;
+            check(operation, &answer, &case.expected, &case.what);
+            if let (Some(bearer), 401) =
+                (case.authorization.as_deref().map(|line| &line[line.len().min(7)..]), answer.status.as_u16())
+            {
+                let told = [answer.text(), answer.header("www-authenticate").unwrap_or_default()].concat();
+                let secret = bearer.len() > 7 && told.contains(bearer);
+                let telling = ["revoked", "expired", "unknown", "exist"].into_iter().find(|word| told.contains(word));
+                assert!(!secret && telling.is_none(), "{}: {telling:?} in {told}", case.what);
+            }
+        }
+    }
+    assert!(cases.len() > 50, "{}", cases.len());
+    let metrics = app.get("/metrics").await;
+    for reason in
+        ["missing", "mistyped", "unknown_key", "wrong_secret", "revoked_key", "expired_key", "insufficient_scope"]
+    {
+        assert!(metrics.text().contains(&format!("rollcall_api_refusals_total{{reason=\"{reason}\"")), "{reason}");
+    }
+    for reason in
+        ["algorithm", "unknown_signer", "signature", "expired_token", "early_token", "issuer", "audience", "claims"]
+    {
+        assert!(metrics.text().contains(&format!("rollcall_api_refusals_total{{reason=\"{reason}\"")), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_proofs_that_are_configured_are_accepted() {
+    let mut database = Database::create().await;
+    let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
+    let key_set = folder.path().join("keys.json");
+    std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
+    let key = format!("Bearer {}", inserted(&mut database.conn, &Scope::ALL, [None, None]).await);
+    let token = format!("Bearer {}", issuer.token(&json!({})));
+    let all = Expected::Allowed(Scope::ALL.to_vec());
+    let keys_only = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let tokens_only = App::guarded(database.url(), AuthSettings { keys: false, tokens: Some(tokens(&key_set)) });
+    let open = App::over(database.url());
+    for operation in every_operation() {
+        for (app, key_expected, token_expected, none_expected) in [
+            (&keys_only, &all, &Expected::Invalid, &Expected::Missing),
+            (&tokens_only, &Expected::Invalid, &all, &Expected::Missing),
+            (&open, &all, &all, &all),
+        ] {
+            check(&operation, &operation.call(app, Some(&key)).await, key_expected, "a key");
+            check(&operation, &operation.call(app, Some(&token)).await, token_expected, "a token");
+            check(&operation, &operation.call(app, None).await, none_expected, "nobody");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_request_is_looked_at_before_who_sent_it() {
+    let database = Database::create().await;
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let faulty =
+        [("prefer", "wait=soon"), ("if-match", "x"), ("idempotency-key", "a b"), ("content-type", "text/plain")];
+    for operation in operations() {
+        let (method, path, _) = operation;
+        let path = path.replace("{user_id}", "me").replace("{command_id}", "it");
+        let body = Body::from_async_read(tokio::io::repeat(b'x'));
+        let answer = app.send(request(&method, &format!("{path}?limit=x"), &faulty, body)).await;
+        answer.assert_problem(ProblemKind::Unauthenticated, &[], &format!("{method} {path}"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_operation_is_open_to_everybody() {
+    let database = Database::create().await;
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    for path in ["/healthz", "/metrics", "/docs", "/openapi.json", "/problems", "/problems/forbidden"] {
+        assert_eq!(app.get(path).await.status, 200, "{path}");
+    }
+    let answer = app.get("/readyz").await;
+    assert!(answer.text().contains("\"keys\":"), "{}", answer.text());
+    app.get("/nothing").await.assert_problem(ProblemKind::NoSuchRoute, &[], "a path that is none");
+}
+
+#[tokio::test]
+async fn a_key_works_as_soon_as_it_is_made_and_not_much_longer_than_it_is_valid() {
+    let mut database = Database::create().await;
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let list = async |key: &str| app.get_with("/v1/users", &[("authorization", &format!("Bearer {key}"))]).await;
+    assert_eq!(list(ApiKey::mint().expose()).await.status, 401, "the keys are loaded");
+    for _ in 0..3 {
+        let key = inserted(&mut database.conn, &[Scope::UsersRead], [Some("1500 milliseconds"), None]).await;
+        assert_eq!(list(&key).await.status, 200, "at once");
+        let waiting = async {
+            while list(&key).await.status == 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it expires by the clock");
+        list(&key).await.assert_problem(ProblemKind::Unauthenticated, &[], "expired");
+    }
+}
+
+#[tokio::test]
+async fn while_it_cannot_be_known_who_is_valid_nobody_is_told_that_they_are_not() {
+    let app = App::guarded("postgres://nobody@127.0.0.1:1/nothing", AuthSettings { keys: true, tokens: None });
+    let key = format!("Bearer {}", ApiKey::mint().expose());
+    let missing = tempfile::tempdir().expect("a folder").path().join("keys.json");
+    let without_signers = App::guarded(
+        "postgres://nobody@127.0.0.1:1/nothing",
+        AuthSettings { keys: false, tokens: Some(tokens(&missing)) },
+    );
+    let token = format!("Bearer {}", Issuer::new().token(&json!({})));
+    for (app, check, bearer) in [(&app, "keys", &key), (&without_signers, "token-keys", &token)] {
+        for operation in every_operation() {
+            let answer = operation.call(app, Some(bearer)).await;
+            answer.assert_problem(ProblemKind::AuthenticationUnavailable, &[], check);
+            assert_eq!(answer.header("retry-after"), Some("1"));
+            assert_documented(&operation.method, &operation.path, &answer, check);
+        }
+        let nobody = app.get("/v1/users").await;
+        nobody.assert_problem(ProblemKind::Unauthenticated, &[], "what is missing is missing");
+        let line = app.health.report().checks[check].clone();
+        assert!(!app.health.report().ready && line.starts_with("failed: "), "{line}");
+    }
+    assert!(without_signers.health.report().checks["token-keys"].contains("AUTH_JWKS: "));
+}

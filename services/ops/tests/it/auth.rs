@@ -1,0 +1,303 @@
+//! Keys and tokens over the real executables: made, used, changed, revoked, and what goes on when something is away.
+
+mod issuer;
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use local_stack::{Options, Postgres, StopMode};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+use sqlx::Row;
+
+use crate::harness::{Process, System, eventually, problem, stack};
+use issuer::{Issuer, Key};
+
+/// What the documents promise is 2 s; the rest is for a busy machine.
+const REVOKED_WITHIN: Duration = Duration::from_secs(6);
+
+async fn keys(system: &System, arguments: &[&str]) -> Output {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_rollcall"))
+        .arg("keys")
+        .args(arguments)
+        .env_clear()
+        .envs(system.environment.iter().filter(|(name, _)| name == "DATABASE_URL").cloned())
+        .output()
+        .await
+        .unwrap()
+}
+
+async fn said(system: &System, arguments: &[&str]) -> String {
+    let output = keys(system, arguments).await;
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn refused(system: &System, arguments: &[&str]) -> String {
+    let output = keys(system, arguments).await;
+    assert!(!output.status.success() && output.stdout.is_empty(), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A fresh key of this client.
+async fn key(system: &System, client: &str, scopes: &str) -> String {
+    let said = said(system, &["create", "--client", client, "--scope", scopes]).await;
+    let key = said.strip_suffix('\n').unwrap();
+    assert!(key.starts_with("rollcall_") && !key.contains('\n'), "the key and nothing else");
+    key.to_owned()
+}
+
+/// The public part.
+fn id(key: &str) -> &str {
+    key.split('_').nth(1).unwrap()
+}
+
+/// A client that sends this bearer with every request.
+fn bearing(bearer: &str) -> Client {
+    let mut value = HeaderValue::from_str(&format!("Bearer {bearer}")).unwrap();
+    value.set_sensitive(true);
+    let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+    Client::builder().no_proxy().default_headers(headers).build().unwrap()
+}
+
+async fn create(client: &Client, api: &Process, email: &str, idempotency_key: &str) -> Response {
+    let request =
+        client.post(api.url("/v1/users")).header("prefer", "wait=20").header("idempotency-key", idempotency_key);
+    request.json(&json!({"email": email, "name": "Test"})).send().await.unwrap()
+}
+
+async fn created(client: &Client, api: &Process, email: &str, idempotency_key: &str) -> Value {
+    let answer = create(client, api, email, idempotency_key).await;
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    answer.json().await.unwrap()
+}
+
+async fn list(client: &Client, api: &Process) -> StatusCode {
+    client.get(api.url("/v1/users")).send().await.unwrap().status()
+}
+
+/// Under whom the commands are recorded, oldest first.
+async fn principals(system: &System) -> Vec<String> {
+    let query = "SELECT principal FROM commands ORDER BY id";
+    sqlx::query_scalar(query).fetch_all(&mut system.database().await).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_made_used_changed_and_revoked() {
+    let mut system = System::prepare().await;
+    system.set("AUTH", "keys");
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let nobody = create(&system.client, &api, "ada@example.org", "1").await;
+    assert_eq!(nobody.headers()["www-authenticate"], "Bearer realm=\"rollcall\"");
+    problem(nobody, 401, "unauthenticated").await;
+
+    let first = key(&system, "billing", "users:read,users:write").await;
+    let billing = bearing(&first);
+    let user = created(&billing, &api, "ada@example.org", "1").await;
+    let reader = bearing(&key(&system, "report", "users:read").await);
+    assert_eq!(list(&reader, &api).await, StatusCode::OK);
+    let forbidden = create(&reader, &api, "eve@example.org", "2").await;
+    assert_eq!(
+        forbidden.headers()["www-authenticate"],
+        "Bearer realm=\"rollcall\", error=\"insufficient_scope\", scope=\"users:write\""
+    );
+    problem(forbidden, 403, "forbidden").await;
+
+    // The client's next key is the same client: a retry is told as one. Another client's idempotency keys are its own.
+    let second = key(&system, "billing", "users:write").await;
+    assert_eq!(created(&bearing(&second), &api, "ada@example.org", "1").await["id"], user["id"]);
+    let other = bearing(&key(&system, "import", "users:write").await);
+    problem(create(&other, &api, "ada@example.org", "1").await, 409, "email-taken").await;
+    assert_ne!(created(&other, &api, "bob@example.org", "3").await["id"], user["id"]);
+    assert_eq!(principals(&system).await, ["key:billing", "key:billing", "key:import", "key:import"]);
+
+    let revoked = said(&system, &["revoke", id(&first)]).await;
+    assert!(revoked.starts_with(&format!("revoked {} of billing", id(&first))), "{revoked}");
+    let revoked_at = Instant::now();
+    eventually("the revoked key is refused", async || {
+        (list(&billing, &api).await == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    assert!(revoked_at.elapsed() < REVOKED_WITHIN, "{:?}", revoked_at.elapsed());
+    let dead = create(&billing, &api, "late@example.org", "4").await;
+    assert_eq!(dead.headers()["www-authenticate"], "Bearer realm=\"rollcall\", error=\"invalid_token\"");
+    problem(dead, 401, "unauthenticated").await;
+    assert_eq!(create(&bearing(&second), &api, "ada@example.org", "1").await.status(), StatusCode::CREATED);
+
+    let metrics = system.client.get(api.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("reason=\"revoked_key\""), "{metrics}");
+    let log = api.output();
+    assert!(log.contains("a request was refused") && log.contains(id(&first)), "refusals are logged with the known id");
+    for key in [&first, &second] {
+        assert!(!log.contains(&key[20..]), "no part of a secret is logged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_listed_without_their_secrets_and_a_client_has_two_at_most() {
+    let system = System::prepare().await;
+    assert_eq!(said(&system, &["list"]).await, "no active keys\n");
+    let first = key(&system, "billing", "users:read,history:read").await;
+    let forever =
+        said(&system, &["create", "--client", "billing", "--scope", "users:write", "--never", "--json"]).await;
+    let forever: Value = serde_json::from_str(&forever).unwrap();
+    assert_eq!((&forever["expires_at"], &forever["scopes"]), (&Value::Null, &json!(["users:write"])));
+    let second = forever["key"].as_str().unwrap();
+
+    let third = ["create", "--client", "billing", "--scope", "users:read"];
+    let fault = refused(&system, &third).await;
+    assert!(
+        fault.contains("2 active keys") && fault.contains(&format!("rollcall keys revoke {}", id(&first))),
+        "{fault}"
+    );
+    said(&system, &["revoke", id(&first)]).await;
+    let again = said(&system, &["revoke", id(&first)]).await;
+    assert!(again.starts_with("revoked "), "twice is once: {again}");
+    said(&system, &third).await;
+    let brief = said(&system, &["create", "--client", "report", "--scope", "users:read", "--expires-in", "1s"]).await;
+    eventually("the brief key has expired", async || {
+        let active = said(&system, &["list"]).await;
+        (!active.contains(id(&brief))).then_some(())
+    })
+    .await;
+
+    let active = said(&system, &["list", "--client", "billing"]).await;
+    assert_eq!(active.lines().count(), 3, "a heading and two keys: {active}");
+    let all = said(&system, &["list", "--all"]).await;
+    for (key, state) in [(first.as_str(), "revoked"), (second, "active"), (brief.trim(), "expired")] {
+        let line = all.lines().find(|line| line.starts_with(id(key))).unwrap();
+        assert!(line.ends_with(state), "{line}");
+        assert!(!all.contains(&key[20..]), "{all}");
+    }
+    let lines = said(&system, &["list", "--all", "--json"]).await;
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 4);
+    for row in &rows {
+        let members: Vec<_> = row.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(members, ["client", "created_at", "expires_at", "id", "revoked_at", "scopes", "state"]);
+    }
+    let stored =
+        sqlx::query("SELECT hash, to_json(api_keys)::text AS row FROM api_keys WHERE id = $1").bind(id(second));
+    let stored = stored.fetch_one(&mut system.database().await).await.unwrap();
+    assert_eq!(stored.get::<Vec<u8>, _>("hash").len(), 32);
+    assert!(!stored.get::<String, _>("row").contains(&second[20..]), "only a hash is stored");
+    let ends = "SELECT count(*) FROM api_keys WHERE expires_at BETWEEN created_at + interval '89 days' AND created_at + interval '91 days'";
+    assert_eq!(system.count(ends).await, 2, "ninety days unless told otherwise");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_line_with_a_fault_makes_and_revokes_nothing() {
+    let system = System::prepare().await;
+    let kept = key(&system, "billing", "users:read").await;
+    let rows: &[(&[&str], &str)] = &[
+        (&["create", "--client", "billing"], "--scope"),
+        (&["create", "--scope", "users:read"], "--client"),
+        (&["create", "--client", "Billing", "--scope", "users:read"], "a-z"),
+        (&["create", "--client", "billing", "--scope", "users"], "history:read"),
+        (&["create", "--client", "billing", "--scope", "users:read", "--expires-in", "1y"], "--never"),
+        (
+            &["create", "--client", "billing", "--scope", "users:read", "--expires-in", "1d", "--never"],
+            "cannot be used",
+        ),
+        (&["revoke"], "ID"),
+        (&["revoke", id(&kept), "0000000000"], "number 2"),
+    ];
+    for (arguments, mend) in rows {
+        let fault = refused(&system, arguments).await;
+        assert!(fault.contains(mend), "{arguments:?}: {fault}");
+    }
+    // Somebody pastes the whole key: it is not repeated.
+    let fault = refused(&system, &["revoke", &kept]).await;
+    assert!(fault.contains("rollcall keys list") && !fault.contains(&kept[20..]), "{fault}");
+    assert_eq!(system.count("SELECT count(*) FROM api_keys WHERE revoked_at IS NULL").await, 1);
+    assert_eq!(system.count("SELECT count(*) FROM api_keys").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_key_is_served_while_postgresql_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new(folder.path());
+    let postgres = tokio::task::spawn_blocking(move || Postgres::start_alone(options)).await.unwrap().unwrap();
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let mut system = System::on(postgres.url(), shared.rabbitmq.url()).await;
+    system.set("AUTH", "keys");
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let known = bearing(&key(&system, "billing", "users:read,users:write").await);
+    created(&known, &api, "before@example.org", "before").await;
+    let late = key(&system, "late", "users:write").await;
+
+    postgres.stop(StopMode::Immediate).unwrap();
+    api.unready("database").await;
+    // Longer than several loads of the keys.
+    let until = Instant::now() + Duration::from_secs(6);
+    let mut accepted = 0;
+    while Instant::now() < until || accepted < 20 {
+        let body = json!({"email": format!("during-{accepted}@example.org"), "name": "During"});
+        let answer = known.post(api.url("/v1/users")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        accepted += 1;
+    }
+    // One that was never seen can be valid or not.
+    let unknown = bearing(&late).get(api.url("/v1/users")).send().await.unwrap();
+    problem(unknown, 503, "authentication-unavailable").await;
+    problem(system.get(&api, "/v1/users").await, 401, "unauthenticated").await;
+    let report: Value = system.get(&api, "/readyz").await.json().await.unwrap();
+    let line = report["checks"]["keys"].as_str().unwrap();
+    assert!(line.starts_with("ok: 1 active, from before: "), "{line}");
+
+    postgres.start().unwrap();
+    tokio::join!(api.ready(), worker.ready());
+    created(&bearing(&late), &api, "late@example.org", "late").await;
+    eventually("everything is applied", async || {
+        (system.count("SELECT count(*) FROM users").await == accepted + 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_accepted_through_a_change_of_the_issuers_keys() {
+    let issuer = Issuer::start();
+    let mut system = System::prepare().await;
+    system.set("AUTH", "keys,jwt");
+    system.set("AUTH_JWT_ISSUER", &issuer.url());
+    system.set("AUTH_JWT_AUDIENCE", "rollcall");
+    system.set("AUTH_JWKS", &issuer.key_set_url());
+    issuer.away(true);
+    let api = system.api_unready();
+    let line = api.unready("token-keys").await;
+    assert!(line.contains("AUTH_JWKS: the issuer answered 500"), "{line}");
+    let (old, next) = (Key::mint("old"), Key::mint("next"));
+    issuer.publish(&[&old]);
+    let by_old = bearing(&issuer.token(&old, "ada"));
+    problem(by_old.get(api.url("/v1/users")).send().await.unwrap(), 503, "authentication-unavailable").await;
+    issuer.away(false);
+    api.ready().await;
+    let _worker = system.worker().await;
+    created(&by_old, &api, "ada@example.org", "1").await;
+
+    // The issuer signs with a key that it has only just announced.
+    issuer.publish(&[&next]);
+    let by_next = bearing(&issuer.token(&next, "bob"));
+    eventually("the new key is known", async || (list(&by_next, &api).await == StatusCode::OK).then_some(())).await;
+    created(&by_next, &api, "bob@example.org", "1").await;
+    assert_eq!(list(&by_old, &api).await, StatusCode::UNAUTHORIZED, "what the issuer took back");
+    assert_eq!(principals(&system).await, ["oidc:ada", "oidc:bob"]);
+
+    // It goes away: its keys stay, and an unknown one makes the API ask in vain.
+    issuer.away(true);
+    let unknown = bearing(&issuer.token(&Key::mint("unheard-of"), "eve"));
+    eventually("the issuer was asked again", async || {
+        let report: Value = system.get(&api, "/readyz").await.json().await.ok()?;
+        let _ = list(&unknown, &api).await;
+        report["checks"]["token-keys"].as_str()?.contains("from before").then_some(())
+    })
+    .await;
+    assert_eq!(list(&by_next, &api).await, StatusCode::OK);
+    api.ready().await;
+    assert_eq!(list(&unknown, &api).await, StatusCode::SERVICE_UNAVAILABLE);
+    // Keys work beside tokens.
+    assert_eq!(list(&bearing(&key(&system, "billing", "users:read").await), &api).await, StatusCode::OK);
+    let log = api.output();
+    assert!(!log.contains("eyJ"), "no part of a token is logged");
+}
