@@ -103,7 +103,7 @@ async fn load(pool: &Pool) -> Result<Snapshot, DbError> {
     let mut lease = pool.acquire(PATIENCE).await?;
     match within(DEADLINE, rows(&mut lease)).await {
         Ok(snapshot) => {
-            lease.release();
+            lease.release().await?;
             Ok(snapshot)
         }
         Err(error) => {
