@@ -12,14 +12,16 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
 
+use crate::backlog::Backlog;
 use crate::commands::{CommandResource, Decided, Decision};
 use crate::headers;
 use crate::loader::Loader;
 use crate::problem::{Problem, ProblemKind};
 use crate::waiting::{Waiter, Waiting};
 
-/// How often whoever waits looks without a hint.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How soon whoever waits looks without a hint, and how seldom in the end: thousands wait at once while a worker is away.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+const LAST_LOOK: Duration = Duration::from_secs(2);
 const PERSISTENT: u8 = 2;
 
 /// Publishes commands and waits for their outcomes.
@@ -29,6 +31,7 @@ pub(crate) struct Acceptor {
     topology: Topology,
     waiting: Waiting,
     decisions: Loader<Decided>,
+    backlog: Backlog,
     shutdown: Shutdown,
 }
 
@@ -81,9 +84,10 @@ impl Acceptor {
         topology: Topology,
         waiting: Waiting,
         decisions: Loader<Decided>,
+        backlog: Backlog,
         shutdown: Shutdown,
     ) -> Self {
-        Self { publishers, topology, waiting, decisions, shutdown }
+        Self { publishers, topology, waiting, decisions, backlog, shutdown }
     }
 
     /// Publishes a command of this principal and waits as its terms say. A rejection that was waited for is the problem that it names.
@@ -104,8 +108,11 @@ impl Acceptor {
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));
-        let waiter = terms.wait.map(|wait| (self.waiting.enter(envelope.id), Instant::now() + wait));
-        self.publish(&envelope, waiter.is_some()).await?;
+        let waiter = terms.wait.and_then(|wait| Some((self.waiting.enter(envelope.id)?, Instant::now() + wait)));
+        let partition = envelope.command.user_id().partition(self.topology.partitions());
+        self.backlog.admit(partition)?;
+        self.publish(&envelope, partition, waiter.is_some()).await?;
+        self.backlog.note(partition, envelope.id);
         let pending = CommandResource::accepted(&envelope);
         let Some((waiter, deadline)) = waiter else { return Ok(Accepted::Pending(pending)) };
         match self.decision(&waiter, envelope.id, deadline).await {
@@ -122,10 +129,10 @@ impl Acceptor {
     pub(crate) async fn look(&self, id: CommandId, terms: Terms) -> Result<Option<Decided>, Problem> {
         let found = self.decisions.load(id.into()).await?;
         match terms.wait {
-            Some(wait) if found.is_none() => {
-                let waiter = self.waiting.enter(id);
-                Ok(self.decision(&waiter, id, Instant::now() + wait).await)
-            }
+            Some(wait) if found.is_none() => match self.waiting.enter(id) {
+                Some(waiter) => Ok(self.decision(&waiter, id, Instant::now() + wait).await),
+                None => Ok(None),
+            },
             _ => Ok(found),
         }
     }
@@ -133,10 +140,11 @@ impl Acceptor {
     /// Waits for the outcome: until a hint or a look finds it, the deadline passes or the instance drains.
     async fn decision(&self, waiter: &Waiter, id: CommandId, deadline: Instant) -> Option<Decided> {
         let looking = async {
+            let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
                     () = waiter.hinted() => {}
-                    () = sleep(LOOK_INTERVAL) => {}
+                    () = sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => pause = (pause * 2).min(LAST_LOOK),
                 }
                 // A database that is away does not make the command less accepted.
                 if let Ok(Some(decided)) = self.decisions.load(id.into()).await {
@@ -150,8 +158,7 @@ impl Acceptor {
         }
     }
 
-    async fn publish(&self, envelope: &Envelope, waited: bool) -> Result<(), Problem> {
-        let partition = envelope.command.user_id().partition(self.topology.partitions());
+    async fn publish(&self, envelope: &Envelope, partition: u16, waited: bool) -> Result<(), Problem> {
         let exchange = self.topology.commands_exchange();
         let span = info_span!(
             target: TRACE_TARGET,

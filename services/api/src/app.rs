@@ -17,9 +17,13 @@ use tokio::sync::watch;
 
 use crate::accept::Acceptor;
 use crate::auth::Guard;
+use crate::backlog::Backlog;
 use crate::commands;
 use crate::contract;
+use crate::cors::Origins;
 use crate::edge::Edge;
+use crate::fixed::Fixed;
+use crate::limits::Limits;
 use crate::loader::Loader;
 use crate::problem;
 use crate::users::{self, User};
@@ -54,16 +58,26 @@ impl Api {
         let broker = BrokerSettings { url, prefix: String::new(), partitions: DEFAULT_PARTITIONS };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;
-        Ok(Self::over(shutdown, pool, &broker, link, Retention(Duration::from_hours(720))))
+        Ok(Self::over(shutdown, pool, &broker, link, Retention(Duration::from_hours(720)), &Limits::default()))
     }
 
     /// An API over its servers.
-    pub fn over(shutdown: &Shutdown, pool: Pool, broker: &BrokerSettings, link: Link, retention: Retention) -> Self {
+    pub fn over(
+        shutdown: &Shutdown,
+        pool: Pool,
+        broker: &BrokerSettings,
+        link: Link,
+        retention: Retention,
+        limits: &Limits,
+    ) -> Self {
+        let decisions = Loader::start(shutdown, &pool, commands::decided);
+        let backlog = Backlog::start(shutdown, &decisions, limits.shed_after);
         let acceptor = Acceptor::new(
             PublisherPool::start(shutdown, &link, PUBLISHERS),
             Topology::new(broker),
-            Waiting::start(shutdown, link),
-            Loader::start(shutdown, &pool, commands::decided),
+            Waiting::start(shutdown, link, limits.waiting),
+            decisions,
+            backlog,
             shutdown.clone(),
         );
         Self { users: Loader::start(shutdown, &pool, users::by_ids), acceptor, pool, retention }
@@ -71,15 +85,16 @@ impl Api {
 }
 
 /// Everything the service answers; the guard stands before the operations, and nothing else.
-pub fn routes(api: Api, guard: Guard, health: &Health) -> impl Endpoint<Output = Response> + use<> {
+pub fn routes(api: Api, guard: Guard, health: &Health, origins: Origins) -> impl Endpoint<Output = Response> + use<> {
     let service = contract::service(&Arc::new(api));
     let document = contract::document(&service);
     let allowed = contract::allowed_methods(&document);
     probes(health)
-        .at("/openapi.json", get(contract::Fixed::contract(&document)))
-        .at("/docs", get(contract::Fixed::page(&service, &document)))
+        .at("/", get(Fixed::front()))
+        .at("/openapi.json", get(Fixed::contract(&document)))
+        .at("/docs", get(Fixed::page(&service, &document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
-        .nest("/", service.data(guard))
-        .with(Edge::new(allowed))
+        .nest_no_strip("/v1", service.data(guard))
+        .with(Edge::new(allowed, origins))
 }

@@ -22,6 +22,7 @@ use common::shutdown::Shutdown;
 use common::telemetry::meter;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
+use poem::Request;
 use poem::http::{HeaderMap, header};
 
 pub(crate) use caller::{Caller, SCHEME};
@@ -32,6 +33,7 @@ use settings::AuthSettings;
 use tokens::Tokens;
 
 use crate::problem::Problem;
+use crate::rate::{RateSettings, Rates};
 
 /// Decides who is served. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,6 +41,7 @@ pub struct Guard(Arc<Proofs>);
 
 #[derive(Debug)]
 struct Proofs {
+    rates: Rates,
     keys: Option<Keys>,
     tokens: Option<Tokens>,
     refusals: Counter<u64>,
@@ -56,14 +59,21 @@ impl Guard {
     ///
     /// # Errors
     /// When the HTTP client for the signers' keys cannot be made.
-    pub fn start(shutdown: &Shutdown, health: &Health, pool: &Pool, settings: AuthSettings) -> anyhow::Result<Self> {
+    pub fn start(
+        shutdown: &Shutdown,
+        health: &Health,
+        pool: &Pool,
+        settings: AuthSettings,
+        rates: RateSettings,
+    ) -> anyhow::Result<Self> {
         let refusals = meter()
             .u64_counter("rollcall.api.refusals")
             .with_description("Requests that were refused for who sent them, by reason")
             .build();
         let tokens = settings.tokens.map(|tokens| Tokens::start(shutdown, health, tokens)).transpose()?;
         let keys = settings.keys.then(|| Keys::start(shutdown, health, pool));
-        Ok(Self(Arc::new(Proofs { keys, tokens, refusals })))
+        let rates = Rates::start(shutdown, rates);
+        Ok(Self(Arc::new(Proofs { rates, keys, tokens, refusals })))
     }
 
     /// Serves everybody, as nobody in particular.
@@ -71,12 +81,16 @@ impl Guard {
         self.0.keys.is_none() && self.0.tokens.is_none()
     }
 
-    /// Who asks, if they have one of these scopes.
-    async fn admit(&self, headers: &HeaderMap, any_of: &[Scope]) -> Result<Principal, Problem> {
+    /// Who asks, if they have one of these scopes and have not asked too often.
+    async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Principal, Problem> {
         if self.open() {
+            self.0.rates.count(request, None)?;
             return Ok(Principal::anonymous());
         }
-        let refusal = match self.identify(headers).await {
+        let identified = self.identify(request.headers()).await;
+        // Whoever guesses is counted by address, and told nothing more beyond the limit.
+        self.0.rates.count(request, identified.as_ref().ok().map(|identity| identity.principal.as_str()))?;
+        let refusal = match identified {
             Ok(identity) if any_of.iter().any(|scope| identity.scopes.contains(scope)) => return Ok(identity.principal),
             Ok(identity) => Denial::of(Reason::InsufficientScope, identity.principal.as_str()),
             Err(denial) => denial,

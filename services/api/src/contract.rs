@@ -1,19 +1,14 @@
-//! The OpenAPI document, what is mended in it, and the page that shows it.
+//! The OpenAPI document, and what is mended in it.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use poem::http::{StatusCode, header};
-use poem::{Endpoint, Request, Response};
 use poem_openapi::{OpenApiService, Tags};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::app::Api;
 use crate::auth::SCHEME;
 use crate::commands::CommandsApi;
 use crate::edge::AllowedMethods;
-use crate::headers::{lines, none_match};
 use crate::users::UsersApi;
 
 /// The groups of operations.
@@ -98,50 +93,4 @@ pub(crate) fn allowed_methods(document: &str) -> AllowedMethods {
         methods
     };
     paths.iter().map(|(path, item)| (path.clone(), methods(item))).collect()
-}
-
-/// A document that never changes while the process runs, with an `ETag`.
-#[derive(Debug)]
-pub(crate) struct Fixed {
-    content_type: &'static str,
-    etag: String,
-    body: Bytes,
-}
-
-impl Fixed {
-    /// The contract.
-    pub(crate) fn contract(document: &str) -> Self {
-        Self::new("application/json", document.to_owned())
-    }
-
-    /// Swagger UI with the contract and all of its scripts inside.
-    pub(crate) fn page(service: &Service, document: &str) -> Self {
-        let page = service.swagger_ui_html().replace(&service.spec(), document);
-        Self::new("text/html; charset=utf-8", page)
-    }
-
-    fn new(content_type: &'static str, body: String) -> Self {
-        let etag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, body.as_bytes()).simple());
-        Self { content_type, etag, body: body.into() }
-    }
-}
-
-/// Everything comes from this host: the page could not load from elsewhere if it wanted to.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src data:; \
-     style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
-
-impl Endpoint for Fixed {
-    type Output = Response;
-
-    async fn call(&self, request: Request) -> poem::Result<Response> {
-        let response = Response::builder()
-            .header(header::ETAG, &self.etag)
-            .header(header::CACHE_CONTROL, "no-cache")
-            .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
-            .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-        if none_match(lines(request.headers(), "if-none-match").as_deref(), &self.etag) {
-            return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
-        }
-        Ok(response.content_type(self.content_type).body(self.body.clone()))
-    }
 }

@@ -16,8 +16,11 @@ use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError};
 use tokio::time::Instant;
 use tracing::{Instrument, Span, error, field, info_span};
 
+use crate::compression;
+use crate::cors::Origins;
 use crate::headers::parameter_mend;
 use crate::problem::{Problem, ProblemKind};
+use crate::rate::Allowance;
 
 /// Path templates with the methods that they have.
 pub(crate) type AllowedMethods = BTreeMap<String, Vec<String>>;
@@ -26,18 +29,19 @@ pub(crate) type AllowedMethods = BTreeMap<String, Vec<String>>;
 #[derive(Debug)]
 pub(crate) struct Edge {
     allowed: Arc<AllowedMethods>,
+    origins: Arc<Origins>,
     seconds: Histogram<f64>,
 }
 
 impl Edge {
-    pub(crate) fn new(allowed: AllowedMethods) -> Self {
+    pub(crate) fn new(allowed: AllowedMethods, origins: Origins) -> Self {
         let seconds = meter()
             .f64_histogram("http.server.request.duration")
             .with_unit("s")
             .with_description("Requests by operation and status")
             .with_boundaries(SECONDS.to_vec())
             .build();
-        Self { allowed: Arc::new(allowed), seconds }
+        Self { allowed: Arc::new(allowed), origins: Arc::new(origins), seconds }
     }
 }
 
@@ -45,7 +49,12 @@ impl<E: Endpoint<Output = Response>> Middleware<E> for Edge {
     type Output = EdgeEndpoint<E>;
 
     fn transform(&self, inner: E) -> EdgeEndpoint<E> {
-        EdgeEndpoint { inner, allowed: Arc::clone(&self.allowed), seconds: self.seconds.clone() }
+        EdgeEndpoint {
+            inner,
+            allowed: Arc::clone(&self.allowed),
+            origins: Arc::clone(&self.origins),
+            seconds: self.seconds.clone(),
+        }
     }
 }
 
@@ -53,6 +62,7 @@ impl<E: Endpoint<Output = Response>> Middleware<E> for Edge {
 pub(crate) struct EdgeEndpoint<E> {
     inner: E,
     allowed: Arc<AllowedMethods>,
+    origins: Arc<Origins>,
     seconds: Histogram<f64>,
 }
 
@@ -80,6 +90,13 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             command.id = field::Empty,
         );
         let trace_id = continue_trace(&span, request.headers());
+        let (origin, gzip) = (request.headers().get(header::ORIGIN).cloned(), compression::accepted(request.headers()));
+        let allowance = Allowance::default();
+        request.set_data(allowance.clone());
+        if let Some(mut answer) = self.origins.preflight(&request) {
+            self.origins.allow(origin.as_ref(), answer.headers_mut());
+            return Ok(answer);
+        }
         let answered = AssertUnwindSafe(self.inner.call(request)).catch_unwind().instrument(span.clone()).await;
         let (operation, mut response) = match answered {
             Ok(Ok(response)) => (operation(response.data()), response),
@@ -91,8 +108,12 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
         };
         self.record(&span, &method, operation, response.status(), started);
         // Caches may guess how long a 200 or a 404 holds (RFC 9111 §4.2.2); ours may be another one the next moment.
-        response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
-        Ok(response)
+        let headers = response.headers_mut();
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        allowance.write(headers);
+        self.origins.allow(origin.as_ref(), headers);
+        Ok(compression::compress(gzip, response).await)
     }
 }
 
@@ -208,7 +229,7 @@ mod tests {
     async fn a_panic_is_answered_with_a_problem_that_does_not_tell_it() {
         let panicking =
             make(|_| async { if true { panic!("the secret") } else { Ok::<_, poem::Error>("".into_response()) } });
-        let endpoint = panicking.with(Edge::new(AllowedMethods::new()));
+        let endpoint = panicking.with(Edge::new(AllowedMethods::new(), Origins::Own));
         let response = endpoint.get_response(Request::default()).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.content_type(), Some("application/problem+json"));
@@ -224,7 +245,8 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             let failing =
                 make(move |_| async move { Err::<Response, _>(poem::Error::from_string("the secret", status)) });
-            let response = failing.with(Edge::new(AllowedMethods::new())).get_response(Request::default()).await;
+            let response =
+                failing.with(Edge::new(AllowedMethods::new(), Origins::Own)).get_response(Request::default()).await;
             let body = response.into_body().into_string().await.expect("a body");
             assert!(body.contains(kind) && !body.contains("secret"), "{status}: {body}");
         }

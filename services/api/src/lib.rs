@@ -7,22 +7,30 @@
 //! 5. [`commands`]: the status of a command; `accept`: how one is published and waited for.
 //! 6. [`loader`]: point reads that arrive together become one query. `waiting`: who waits for which outcome.
 //! 7. [`auth`]: who is served; each operation names its scope.
-//! 8. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
-//! 9. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
-//! 10. [`contract`]: the OpenAPI document and its page.
+//! 8. [`limits`]: what clients may ask for at once. [`rate`]: how many requests; `backlog`: how far behind the workers may be;
+//!    [`cors`]: from which pages.
+//! 9. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
+//! 10. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
+//! 11. [`contract`]: the OpenAPI document; `fixed`: the pages; `compression`.
 
 mod accept;
 pub mod app;
 pub mod auth;
+mod backlog;
 mod body;
 pub mod commands;
+mod compression;
 pub mod contract;
+pub mod cors;
 mod cursor;
 mod edge;
+mod fixed;
 mod headers;
+pub mod limits;
 pub mod loader;
 pub mod problem;
 pub mod process;
+pub mod rate;
 pub mod settings;
 pub mod users;
 mod waiting;

@@ -95,6 +95,8 @@ problems! {
     UnsupportedMediaType "unsupported-media-type" 415 "The media type is not supported";
     /// Another request came under this Idempotency-Key before; this one changed nothing. Use a fresh key for each request, and the same one only to send it again unchanged.
     IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key belongs to another request";
+    /// The caller sent more requests than are allowed. Wait as long as Retry-After says; `RateLimit` says how many are left.
+    TooManyRequests "too-many-requests" 429 "Too many requests";
     /// There are more than 100 header fields, or more than 64 KiB of them.
     HeadersTooLarge "headers-too-large" 431 "The header fields are too large";
     /// A fault of the service; its log has the details under the trace id.
@@ -189,6 +191,13 @@ impl Problem {
         self
     }
 
+    /// Says when to come again, in seconds.
+    #[must_use]
+    pub(crate) fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self
+    }
+
     /// Names the command concerned.
     #[must_use]
     pub fn of_command(mut self, id: CommandId) -> Self {
@@ -274,7 +283,7 @@ impl From<LoadError> for Problem {
 }
 
 /// Every operation serves only whom it may.
-const REFUSALS: [u16; 2] = [401, 403];
+const REFUSALS: [u16; 3] = [401, 403, 429];
 
 fn challenge_header() -> MetaHeader {
     MetaHeader {
@@ -318,7 +327,7 @@ impl<F: Failures> ApiResponse for Failed<F> {
             status: Some(status),
             status_range: None,
             content: vec![MetaMediaType { content_type: CONTENT_TYPE, schema: ProblemDocument::schema_ref() }],
-            headers: if REFUSALS.contains(&status) { vec![challenge_header()] } else { vec![] },
+            headers: if matches!(status, 401 | 403) { vec![challenge_header()] } else { vec![] },
         };
         MetaResponses { responses: statuses.into_iter().map(response).collect() }
     }
@@ -342,6 +351,7 @@ fn describe_status(status: u16) -> &'static str {
         413 => "The request body is too large.",
         415 => "The media type is not supported.",
         422 => "Another request came under the same Idempotency-Key before.",
+        429 => "The caller sent more requests than are allowed.",
         503 => "The database or the broker is not available; try again after Retry-After.",
         504 => "Whether the command was accepted is unknown; ask for it under `command_id`.",
         _ => "The service failed.",

@@ -34,11 +34,11 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
-    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention);
-    let guard = Guard::start(shutdown, &health, &pool, settings.auth)?;
+    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &settings.limits);
+    let guard = Guard::start(shutdown, &health, &pool, settings.auth, settings.limits.rate)?;
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");
-    let routes = app::routes(api, guard, &health).boxed();
-    http::serve(shutdown, "http", listener, settings.most_connections, routes);
+    let routes = app::routes(api, guard, &health, settings.limits.origins).boxed();
+    http::serve(shutdown, "http", listener, settings.limits.connections, routes);
     Ok(pool)
 }

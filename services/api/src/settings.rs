@@ -6,6 +6,9 @@ use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 use common::health::ReadyWhen;
 
 use crate::auth::settings::{AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AuthSettings};
+use crate::limits::{
+    CORS_ORIGINS, Limits, MAX_CONNECTIONS, MAX_WAITING, RATE_LIMIT_PER_MINUTE, SHED_AFTER_SECONDS, TRUSTED_PROXIES,
+};
 
 const HOST: Variable = Variable::optional(
     "HOST",
@@ -13,11 +16,6 @@ const HOST: Variable = Variable::optional(
     "IP address to listen on: 127.0.0.1 unless AUTH is set, then 0.0.0.0; anything but loopback needs AUTH.",
 );
 const PORT: Variable = Variable::with_default("PORT", "8080", "Port to listen on; 0 takes a free one.");
-const MAX_CONNECTIONS: Variable = Variable::with_default(
-    "MAX_CONNECTIONS",
-    "10000",
-    "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
-);
 const READY_WHEN: Variable = Variable::with_default(
     "READY_WHEN",
     "all",
@@ -34,6 +32,11 @@ pub const OWN: &[&Variable] = &[
     &AUTH_JWT_ALGORITHMS,
     &AUTH_JWKS,
     &MAX_CONNECTIONS,
+    &MAX_WAITING,
+    &RATE_LIMIT_PER_MINUTE,
+    &TRUSTED_PROXIES,
+    &SHED_AFTER_SECONDS,
+    &CORS_ORIGINS,
     &READY_WHEN,
 ];
 
@@ -44,10 +47,10 @@ pub struct ApiSettings {
     pub service: ServiceSettings,
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Connections at once.
-    pub most_connections: usize,
     /// Who is served.
     pub auth: AuthSettings,
+    /// What clients may ask for at once.
+    pub limits: Limits,
     /// When it counts as ready.
     pub ready_when: ReadyWhen,
 }
@@ -70,18 +73,11 @@ impl ApiSettings {
             }
         });
         let port = reader.number(&PORT, 0..=u16::MAX);
-        let most_connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
+        let limits = Limits::read(&mut reader);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
-        let settings = || {
-            Some(Self {
-                service: service?,
-                listen: listen?,
-                auth: auth?,
-                most_connections: most_connections?,
-                ready_when: ready_when?,
-            })
-        };
+        let settings =
+            || Some(Self { service: service?, listen: listen?, auth: auth?, limits: limits?, ready_when: ready_when? });
         let settings = settings();
         reader.finish(settings)
     }

@@ -14,7 +14,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, Consumer};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::warn;
 
 const PAUSE: Duration = Duration::from_millis(500);
@@ -36,6 +36,7 @@ impl Waiters {
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     waiters: Waiters,
+    places: Arc<Semaphore>,
     reply_to: watch::Receiver<Option<ShortString>>,
 }
 
@@ -45,22 +46,24 @@ pub(crate) struct Waiter {
     id: CommandId,
     hint: Arc<Notify>,
     waiters: Waiters,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Waiting {
-    /// Starts the task that receives hints; it ends when the process closes.
-    pub(crate) fn start(shutdown: &Shutdown, link: Link) -> Self {
+    /// Starts the task that receives hints; it ends when the process closes. At most so many wait at once.
+    pub(crate) fn start(shutdown: &Shutdown, link: Link, most: usize) -> Self {
         let waiters = Waiters::default();
         let (sender, reply_to) = watch::channel(None);
         let receiving = receive(shutdown.clone(), link, waiters.clone(), sender);
         shutdown.supervise("reply hints", Tier::Back, receiving);
-        Self { waiters, reply_to }
+        Self { waiters, places: Arc::new(Semaphore::new(most)), reply_to }
     }
 
-    /// Begins to wait; before the command is published, so that no hint comes too early.
-    pub(crate) fn enter(&self, id: CommandId) -> Waiter {
+    /// Begins to wait; before the command is published, so that no hint comes too early. `None` when too many wait.
+    pub(crate) fn enter(&self, id: CommandId) -> Option<Waiter> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let hint = Arc::clone(self.waiters.lock().entry(id).or_default());
-        Waiter { id, hint, waiters: self.waiters.clone() }
+        Some(Waiter { id, hint, waiters: self.waiters.clone(), _place: place })
     }
 
     /// The queue for hints; none while the broker is away.

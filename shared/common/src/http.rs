@@ -126,13 +126,17 @@ fn serve_connection(
     let (speaking, guest) = (spoken.clone(), Arc::clone(&visitor));
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let endpoint = Arc::clone(&endpoint);
+        let misaddressed = problem::misaddressed(&request);
         let request = (request, local.clone(), RemoteAddr(Addr::SocketAddr(remote)), Scheme::HTTP).into();
         let phase = phase.clone();
         speaking.cancel();
         let busy = guest.busy();
         async move {
             let _busy = busy;
-            let mut response = endpoint.get_response(request).await;
+            let mut response = match misaddressed {
+                Some(refusal) => refusal,
+                None => endpoint.get_response(request).await,
+            };
             // HTTP/2 says it with GOAWAY; there the header would be an error, and hyper drops it.
             if phase.phase() > Phase::Running {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

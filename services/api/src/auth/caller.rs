@@ -88,7 +88,7 @@ impl<'a, N: Needs> ApiExtractor<'a> for Caller<N> {
 
     async fn from_request(request: &'a Request, _: &mut RequestBody, _: ExtractParamOptions<()>) -> poem::Result<Self> {
         let admitted = match request.data::<Guard>() {
-            Some(guard) => guard.admit(request.headers(), N::ANY_OF).await,
+            Some(guard) => guard.admit(request, N::ANY_OF).await,
             // Routes without a guard let nobody in.
             None => Err(Problem::new(ProblemKind::Internal)),
         };

@@ -7,7 +7,7 @@ use crate::support::{App, request};
 #[tokio::test]
 async fn fixed_documents_are_sent_once_and_then_confirmed() {
     let app = App::unconnected();
-    for path in ["/docs", "/openapi.json"] {
+    for path in ["/", "/docs", "/openapi.json"] {
         let answer = app.get(path).await;
         assert_eq!(answer.status, 200, "{path}");
         let tag = answer.header("etag").expect("a tag").to_owned();

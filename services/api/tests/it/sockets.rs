@@ -172,3 +172,45 @@ async fn a_body_in_many_small_pieces_is_one_body() {
     let answer = client.answer(true).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("/problems/broker-unavailable"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_request_without_a_host_or_with_two_is_refused() {
+    let (address, _shutdown) = server().await;
+    for head in ["GET /healthz HTTP/1.1\r\n\r\n", "GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"] {
+        let mut client = Client::connect(address).await;
+        client.write(head).await;
+        let answer = client.answer(true).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("application/problem+json"), "{answer}");
+        assert!(answer.contains("Host"), "{answer}");
+    }
+    let mut client = Client::connect(address).await;
+    client.write("GET /healthz HTTP/1.0\r\n\r\n").await;
+    assert!(client.answer(true).await.starts_with("HTTP/1.0 200 "));
+}
+
+#[tokio::test]
+async fn a_crowd_that_never_finishes_its_requests_keeps_nobody_out() {
+    const MOST: usize = 20;
+    let app = App::unconnected();
+    let shutdown = app.shutdown.clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    serve(&shutdown, "http", listener, MOST, app.into_endpoint());
+    let mut crowd = Vec::new();
+    for number in 0..5 * MOST {
+        let mut idler = Client::connect(address).await;
+        // Every other one sends half a head.
+        if number % 2 == 0 {
+            idler.write("GET /healthz HTTP/1.1\r\nHost").await;
+        }
+        crowd.push(idler);
+    }
+    for _ in 0..3 {
+        let mut client = Client::connect(address).await;
+        client.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        // Far sooner than the deadline for a head.
+        let answer = timeout(Duration::from_secs(4), client.answer(true)).await.expect("an answer in time");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    drop(crowd);
+}

@@ -16,6 +16,7 @@ use poem::{Body, Endpoint, EndpointExt, Request, Response};
 use rollcall_api::app::{Api, routes};
 use rollcall_api::auth::Guard;
 use rollcall_api::auth::settings::AuthSettings;
+use rollcall_api::limits::Limits;
 use rollcall_api::problem::ProblemKind;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection};
@@ -43,7 +44,14 @@ impl App {
     pub(crate) fn unconnected() -> Self {
         let shutdown = Shutdown::default();
         let api = Api::unconnected(&shutdown).expect("an API without servers");
-        Self::of(api, &nowhere(), shutdown, AuthSettings::default())
+        Self::of(api, &nowhere(), shutdown, AuthSettings::default(), Limits::default())
+    }
+
+    /// The same within these limits.
+    pub(crate) fn limited(limits: Limits) -> Self {
+        let shutdown = Shutdown::default();
+        let api = Api::unconnected(&shutdown).expect("an API without servers");
+        Self::of(api, &nowhere(), shutdown, AuthSettings::default(), limits)
     }
 
     /// Over the database at `url`, for everybody; the broker is away.
@@ -63,14 +71,14 @@ impl App {
         let pool = pool.expect("a pool");
         let broker = BrokerSettings { url: "amqp://127.0.0.1:1".into(), prefix: String::new(), partitions: 16 };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
-        let api = Api::over(&shutdown, pool.clone(), &broker, link, Retention(RETENTION));
-        Self::of(api, &pool, shutdown, auth)
+        let api = Api::over(&shutdown, pool.clone(), &broker, link, Retention(RETENTION), &Limits::default());
+        Self::of(api, &pool, shutdown, auth, Limits::default())
     }
 
-    fn of(api: Api, pool: &Pool, shutdown: Shutdown, auth: AuthSettings) -> Self {
+    fn of(api: Api, pool: &Pool, shutdown: Shutdown, auth: AuthSettings, limits: Limits) -> Self {
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let guard = Guard::start(&shutdown, &health, pool, auth).expect("a guard");
-        let endpoint = routes(api, guard, &health).boxed();
+        let guard = Guard::start(&shutdown, &health, pool, auth, limits.rate).expect("a guard");
+        let endpoint = routes(api, guard, &health, limits.origins).boxed();
         Self { shutdown, health, endpoint }
     }
 
@@ -160,7 +168,7 @@ impl Answer {
         for inner in ["serde", "sqlx", "lapin", "poem", "panicked", "failed to parse", "expected", "Error", ".rs"] {
             assert!(!self.text().contains(inner), "{reason}: {inner:?} leaks from {document}");
         }
-        assert_eq!(self.header("retry-after").is_some(), kind.status() == 503, "{reason}");
+        assert_eq!(self.header("retry-after").is_some(), matches!(kind.status(), 429 | 503), "{reason}");
         document
     }
 }

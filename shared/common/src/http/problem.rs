@@ -1,11 +1,15 @@
 //! The problem documents that are written where no operation was reached (RFC 9457).
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::header::HOST;
+use http::{HeaderMap, Request, StatusCode, Version};
+use poem::Response;
 use serde_json::json;
 use tracing::Span;
 
 use crate::telemetry::continue_trace;
+
+const CONTENT_TYPE: &str = "application/problem+json";
 
 /// The problem types of refused requests: status, name, title and mend. The API's list has them too.
 pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
@@ -24,21 +28,37 @@ pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
     ),
 ];
 
-/// A whole answer for a request that could not be parsed; the connection ends with it.
-pub(super) fn refusal(status: u16) -> Bytes {
-    let found = REFUSALS.iter().find(|(known, ..)| *known == status);
-    let (status, name, title, detail) = *found.unwrap_or(&REFUSALS[0]);
-    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
-    let body = json!({
+/// A request of HTTP/1.1 without a host, or with several (RFC 9112 §3.2).
+pub(super) fn misaddressed<B>(request: &Request<B>) -> Option<Response> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if request.version() != Version::HTTP_11 || hosts == 1 {
+        return None;
+    }
+    let (status, name, title, _) = REFUSALS[0];
+    let detail = format!("there are {hosts} Host fields; send one");
+    let response = Response::builder().status(StatusCode::BAD_REQUEST).content_type(CONTENT_TYPE);
+    Some(response.header("cache-control", "no-store").body(document(status, name, title, &detail)))
+}
+
+fn document(status: u16, name: &str, title: &str, detail: &str) -> String {
+    json!({
         "type": format!("/problems/{name}"),
         "title": title,
         "status": status,
         "detail": detail,
         "trace_id": continue_trace(&Span::none(), &HeaderMap::new()).to_string(),
     })
-    .to_string();
+    .to_string()
+}
+
+/// A whole answer for a request that could not be parsed; the connection ends with it.
+pub(super) fn refusal(status: u16) -> Bytes {
+    let found = REFUSALS.iter().find(|(known, ..)| *known == status);
+    let (status, name, title, detail) = *found.unwrap_or(&REFUSALS[0]);
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
+    let body = document(status, name, title, detail);
     format!(
-        "HTTP/1.1 {status} {reason}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
+        "HTTP/1.1 {status} {reason}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )

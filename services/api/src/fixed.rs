@@ -1,0 +1,84 @@
+//! Documents that never change while the process runs: the front page, Swagger UI and the contract, each with an `ETag` and a
+//! compressed form.
+
+use bytes::Bytes;
+use flate2::Compression;
+use poem::http::{HeaderValue, StatusCode, header};
+use poem::{Endpoint, Request, Response};
+use uuid::Uuid;
+
+use crate::compression;
+use crate::contract::Service;
+use crate::headers::{lines, none_match};
+
+/// Everything comes from this host: the pages could not load from elsewhere if they wanted to.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src data:; \
+     style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+/// For a person who opens the port.
+const FRONT: &str = include_str!("front.html");
+
+/// One document.
+#[derive(Debug)]
+pub(crate) struct Fixed {
+    content_type: &'static str,
+    plain: Form,
+    compressed: Option<Form>,
+}
+
+/// A strong tag names these bytes and no others.
+#[derive(Debug)]
+struct Form {
+    etag: String,
+    body: Bytes,
+}
+
+impl Form {
+    fn new(body: Vec<u8>) -> Self {
+        let etag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, &body).simple());
+        Self { etag, body: body.into() }
+    }
+}
+
+impl Fixed {
+    /// What this is, and where everything is.
+    pub(crate) fn front() -> Self {
+        Self::new("text/html; charset=utf-8", &FRONT.replace("{version}", env!("CARGO_PKG_VERSION")))
+    }
+
+    /// The contract.
+    pub(crate) fn contract(document: &str) -> Self {
+        Self::new("application/json", document)
+    }
+
+    /// Swagger UI with the contract and all of its scripts inside.
+    pub(crate) fn page(service: &Service, document: &str) -> Self {
+        let page = service.swagger_ui_html().replace(&service.spec(), document);
+        Self::new("text/html; charset=utf-8", &page)
+    }
+
+    fn new(content_type: &'static str, body: &str) -> Self {
+        let compressed = compression::gzip(body.as_bytes(), Compression::default());
+        Self { content_type, plain: Form::new(body.into()), compressed: compressed.map(Form::new) }
+    }
+}
+
+impl Endpoint for Fixed {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let compressed = self.compressed.as_ref().filter(|_| compression::accepted(request.headers()));
+        let form = compressed.unwrap_or(&self.plain);
+        let response = Response::builder()
+            .header(header::ETAG, &form.etag)
+            .header(header::VARY, HeaderValue::from_static("accept-encoding"))
+            .header(header::CACHE_CONTROL, "no-cache")
+            .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
+            .header(header::REFERRER_POLICY, "no-referrer");
+        if none_match(lines(request.headers(), "if-none-match").as_deref(), &form.etag) {
+            return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
+        }
+        let response = if compressed.is_some() { response.header(header::CONTENT_ENCODING, "gzip") } else { response };
+        Ok(response.content_type(self.content_type).body(form.body.clone()))
+    }
+}

@@ -1,0 +1,88 @@
+//! What clients may ask for at once, from the environment.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use common::config::{Reader, Variable};
+use common::http::MOST_CONNECTIONS;
+
+use crate::cors::Origins;
+use crate::rate::RateSettings;
+
+pub(crate) const MAX_CONNECTIONS: Variable = Variable::with_default(
+    "MAX_CONNECTIONS",
+    "10000",
+    "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
+);
+pub(crate) const MAX_WAITING: Variable = Variable::with_default(
+    "MAX_WAITING",
+    "10000",
+    "Requests that wait for an outcome at once (Prefer: wait); beyond, they are answered at once with 202.",
+);
+pub(crate) const RATE_LIMIT_PER_MINUTE: Variable = Variable::optional(
+    "RATE_LIMIT_PER_MINUTE",
+    "600",
+    "Requests that one caller may send to one instance within a minute, by principal or, without one, by address; no limit \
+     when it is not set.",
+);
+pub(crate) const TRUSTED_PROXIES: Variable = Variable::with_default(
+    "TRUSTED_PROXIES",
+    "0",
+    "Proxies in front that append the client's address to X-Forwarded-For; with 0 that field is not believed.",
+);
+pub(crate) const SHED_AFTER_SECONDS: Variable = Variable::with_default(
+    "SHED_AFTER_SECONDS",
+    "900",
+    "Age of the oldest command of a partition that is not applied yet at which further ones are answered with 503; 0 for never.",
+);
+pub(crate) const CORS_ORIGINS: Variable = Variable::optional(
+    "CORS_ORIGINS",
+    "https://app.example.org",
+    "Origins whose pages may call the API from a browser, separated by commas, or *; none when it is not set.",
+);
+
+/// The limits.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Requests that wait for an outcome at once.
+    pub waiting: usize,
+    /// Requests of one caller.
+    pub rate: RateSettings,
+    /// Age of the oldest command that is not applied, beyond which no more are accepted.
+    pub shed_after: Option<Duration>,
+    /// Whose pages may call.
+    pub origins: Origins,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: MOST_CONNECTIONS,
+            waiting: 10_000,
+            rate: RateSettings::default(),
+            shed_after: None,
+            origins: Origins::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// Reads them; `None` when something is faulty.
+    pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
+        let connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
+        let waiting = reader.number(&MAX_WAITING, 0..=1_000_000);
+        let per_minute = reader.number(&RATE_LIMIT_PER_MINUTE, 1..=1_000_000_u32);
+        let trusted_proxies = reader.number(&TRUSTED_PROXIES, 0..=10);
+        let shed_after = reader.number(&SHED_AFTER_SECONDS, 0..=86_400_u64);
+        let origins = reader.parse(&CORS_ORIGINS, Origins::parse);
+        Some(Self {
+            connections: connections?,
+            waiting: waiting?,
+            rate: RateSettings { per_minute: per_minute.and_then(NonZeroU32::new), trusted_proxies: trusted_proxies? },
+            shed_after: Some(Duration::from_secs(shed_after?)).filter(|age| !age.is_zero()),
+            origins: origins.unwrap_or_default(),
+        })
+    }
+}
