@@ -90,12 +90,13 @@ impl Acceptor {
         Self { publishers, topology, waiting, decisions, backlog, shutdown }
     }
 
-    /// Publishes a command of this principal and waits as its terms say. A rejection that was waited for is the problem that it names.
+    /// Publishes a command of this principal and waits as its terms say, unless too many wait: then the terms say so. A
+    /// rejection that was waited for is the problem that it names.
     pub(crate) async fn accept(
         &self,
         principal: Principal,
         command: Command,
-        terms: Terms,
+        terms: &mut Terms,
     ) -> Result<Accepted, Problem> {
         let envelope = Envelope {
             id: CommandId::mint(),
@@ -108,7 +109,7 @@ impl Acceptor {
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));
-        let waiter = terms.wait.and_then(|wait| Some((self.waiting.enter(envelope.id)?, Instant::now() + wait)));
+        let waiter = self.enter(envelope.id, terms);
         let partition = envelope.command.user_id().partition(self.topology.partitions());
         self.backlog.admit(partition)?;
         self.publish(&envelope, partition, waiter.is_some()).await?;
@@ -125,15 +126,24 @@ impl Acceptor {
         }
     }
 
+    /// Begins to wait, if the client wants to and not too many do already.
+    fn enter(&self, id: CommandId, terms: &mut Terms) -> Option<(Waiter, Instant)> {
+        let waiter = terms.wait.and_then(|wait| Some((self.waiting.enter(id)?, Instant::now() + wait)));
+        if waiter.is_none() {
+            terms.wait = None;
+        }
+        waiter
+    }
+
     /// Looks at a command, and while it is undecided waits as long as it may.
-    pub(crate) async fn look(&self, id: CommandId, terms: Terms) -> Result<Option<Decided>, Problem> {
+    pub(crate) async fn look(&self, id: CommandId, terms: &mut Terms) -> Result<Option<Decided>, Problem> {
         let found = self.decisions.load(id.into()).await?;
-        match terms.wait {
-            Some(wait) if found.is_none() => match self.waiting.enter(id) {
-                Some(waiter) => Ok(self.decision(&waiter, id, Instant::now() + wait).await),
-                None => Ok(None),
-            },
-            _ => Ok(found),
+        if found.is_some() {
+            return Ok(found);
+        }
+        match self.enter(id, terms) {
+            Some((waiter, deadline)) => Ok(self.decision(&waiter, id, deadline).await),
+            None => Ok(None),
         }
     }
 

@@ -192,8 +192,8 @@ impl CommandsApi {
         let age = OffsetDateTime::now_utc() - id.minted_at();
         let (ours, kept) = (id.checksum_holds(), age <= self.0.retention.0);
         // Only a command of ours that can still be decided is worth waiting for.
-        let terms = if ours && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
-        let resource = match self.0.acceptor.look(id, terms).await? {
+        let mut terms = if ours && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
+        let resource = match self.0.acceptor.look(id, &mut terms).await? {
             Some(decided) => decided.into(),
             None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),
             None if !kept => return Err(Problem::new(ProblemKind::CommandExpired).into()),

@@ -1,6 +1,8 @@
 //! Documents that never change while the process runs: the front page, Swagger UI and the contract, each with an `ETag` and a
 //! compressed form.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use flate2::Compression;
 use poem::http::{HeaderValue, StatusCode, header};
@@ -23,7 +25,8 @@ const FRONT: &str = include_str!("front.html");
 pub(crate) struct Fixed {
     content_type: &'static str,
     plain: Form,
-    compressed: Option<Form>,
+    /// Made when the first client asks for it: the page of Swagger UI takes a while.
+    compressed: OnceLock<Option<Form>>,
 }
 
 /// A strong tag names these bytes and no others.
@@ -58,8 +61,7 @@ impl Fixed {
     }
 
     fn new(content_type: &'static str, body: &str) -> Self {
-        let compressed = compression::gzip(body.as_bytes(), Compression::default());
-        Self { content_type, plain: Form::new(body.into()), compressed: compressed.map(Form::new) }
+        Self { content_type, plain: Form::new(body.into()), compressed: OnceLock::new() }
     }
 }
 
@@ -67,7 +69,12 @@ impl Endpoint for Fixed {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let compressed = self.compressed.as_ref().filter(|_| compression::accepted(request.headers()));
+        let compressed = if compression::accepted(request.headers()) {
+            let compress = || compression::gzip(&self.plain.body, Compression::default()).map(Form::new);
+            self.compressed.get_or_init(compress).as_ref()
+        } else {
+            None
+        };
         let form = compressed.unwrap_or(&self.plain);
         let response = Response::builder()
             .header(header::ETAG, &form.etag)

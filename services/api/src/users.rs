@@ -48,12 +48,13 @@ impl UsersApi {
         idempotency_key: Field,
         body: Body<NewUser>,
     ) -> Result<CreateUserAnswer, Failed<CreateFailures>> {
-        let terms = Terms::read(&caller.principal, prefer.0.as_deref(), None, idempotency_key.0.as_deref())?;
+        let mut terms = Terms::read(&caller.principal, prefer.0.as_deref(), None, idempotency_key.0.as_deref())?;
         let Body((email, name)) = body;
         let user_id = terms.user_id();
         let command = Command::CreateUser(CreateUser { user_id, email, name });
+        let changed = self.change(caller.principal, user_id, command, &mut terms).await?;
         let applied = terms.applied();
-        Ok(match self.change(caller.principal, user_id, command, terms).await? {
+        Ok(match changed {
             Changed::User(user) => {
                 let (location, etag) = (format!("/v1/users/{}", user.id), entity_tag(user.version));
                 CreateUserAnswer::Created(Json(user), location, etag, applied)
@@ -143,12 +144,12 @@ impl UsersApi {
         idempotency_key: Field,
         body: Body<UserPatch>,
     ) -> Result<ChangeUserAnswer, Failed<ChangeFailures>> {
-        let terms =
+        let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let Body((email, name)) = body;
         let command = Command::UpdateUser(UpdateUser { user_id, email, name });
-        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
     }
 
     /// Delete a user
@@ -169,10 +170,10 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
-        let terms =
+        let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let command = Command::DeleteUser(DeleteUser { user_id: known(user_id.0)? });
-        Ok(match self.0.acceptor.accept(caller.principal, command, terms).await? {
+        Ok(match self.0.acceptor.accept(caller.principal, command, &mut terms).await? {
             Accepted::Succeeded(_) => DeleteUserAnswer::Deleted(terms.applied()),
             Accepted::Pending(command) => {
                 let location = command.location();
@@ -199,11 +200,11 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms =
+        let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::SuspendUser(SuspendUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
     }
 
     /// Reactivate a suspended user
@@ -224,11 +225,11 @@ impl UsersApi {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
-        let terms =
+        let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::ReactivateUser(ReactivateUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
     }
 }
 
@@ -238,7 +239,7 @@ impl UsersApi {
         principal: Principal,
         user_id: UserId,
         command: Command,
-        terms: Terms,
+        terms: &mut Terms,
     ) -> Result<Changed, Problem> {
         let command = match self.0.acceptor.accept(principal, command, terms).await? {
             Accepted::Pending(command) => return Ok(Changed::Command(command)),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::broker::{Link, LinkState};
 use common::command::CommandId;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
+use common::telemetry::meter;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
@@ -56,7 +57,16 @@ impl Waiting {
         let (sender, reply_to) = watch::channel(None);
         let receiving = receive(shutdown.clone(), link, waiters.clone(), sender);
         shutdown.supervise("reply hints", Tier::Back, receiving);
-        Self { waiters, places: Arc::new(Semaphore::new(most)), reply_to }
+        let places = Arc::new(Semaphore::new(most));
+        let free = Arc::clone(&places);
+        meter()
+            .u64_observable_gauge("rollcall.api.waiting")
+            .with_description("Requests that wait for an outcome")
+            .with_callback(move |observer| {
+                observer.observe((most - free.available_permits()).try_into().unwrap_or(u64::MAX), &[]);
+            })
+            .build();
+        Self { waiters, places, reply_to }
     }
 
     /// Begins to wait; before the command is published, so that no hint comes too early. `None` when too many wait.

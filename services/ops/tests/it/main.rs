@@ -17,6 +17,7 @@ mod faults;
 mod idempotency;
 mod kills;
 mod lifecycle;
+mod limits;
 mod membership;
 mod outages;
 mod pooler;
