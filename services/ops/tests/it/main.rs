@@ -19,6 +19,7 @@ mod lifecycle;
 mod membership;
 mod outages;
 mod roles;
+mod soak;
 mod stalls;
 mod stopping;
 mod torture;
