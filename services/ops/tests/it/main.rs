@@ -7,6 +7,9 @@
 )]
 
 mod harness;
+#[path = "../../src/torture/proxy.rs"]
+#[expect(dead_code, reason = "only the torture needs all of it")]
+mod proxy;
 
 mod budget;
 mod cli;

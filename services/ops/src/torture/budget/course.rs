@@ -34,6 +34,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Longer than the time to live of a heartbeat, in milliseconds.
 const BEYOND_LEASE: std::ops::Range<u64> = 5_500..8_000;
 const SHORT: std::ops::Range<u64> = 100..2_500;
+const THROUGH_RESTART: std::ops::Range<u64> = 1_000..3_500;
 
 pub(super) struct Course {
     pub(super) system: System,
@@ -192,6 +193,10 @@ impl Course {
     }
 
     async fn restart(&mut self, mode: StopMode) -> anyhow::Result<Option<&'static str>> {
+        if self.random.random_bool(0.5) {
+            // It sleeps through the restart, and wakes with rights that others have been given, though its lease still runs.
+            self.harm(HarmKind::Frozen, THROUGH_RESTART)?;
+        }
         let stack = Arc::clone(&self.system.stack);
         tokio::task::spawn_blocking(move || stack.postgres.stop(mode)).await??;
         self.pause(20..800).await;
@@ -215,7 +220,9 @@ impl Course {
         }
         let running = self.running()?;
         let fed = self.fed(&running).await?;
-        self.observer.settled(&self.system, fed, SETTLED).await
+        let before = self.observer.settled(&self.system, fed, SETTLED).await?;
+        // A share moves to somebody.
+        Ok(before.filter(|before| before.count() > 1))
     }
 
     async fn measure(&mut self, gone: Gone, before: Option<Shares>, since: Instant) -> anyhow::Result<()> {

@@ -114,15 +114,18 @@ BEGIN
             over := over + 1;
             excess := coalesce(excess, (
                 SELECT format('%s open, %s promised at %s: ', sessions, rights, ended_at) || string_agg(
-                    format('%s has %s of %s', name, count, coalesce(granted::text, 'nothing')), ', ' ORDER BY name
+                    format('%s %s of %s', right(name, 4), open, coalesce(granted::text, 'none')), ', ' ORDER BY name
                 )
                 FROM (
-                    SELECT application_name AS name, count(*)
+                    SELECT
+                        substring(application_name FROM '/(.*)') AS name,
+                        count(*) FILTER (WHERE application_name LIKE '%-control/%') || '+'
+                            || count(*) FILTER (WHERE application_name NOT LIKE '%-control/%') AS open
                     FROM pg_stat_get_activity(NULL)
-                    WHERE usesysid = role AND application_name LIKE 'rollcall/%'
-                    GROUP BY application_name
-                ) AS pools
-                LEFT JOIN members ON name = 'rollcall/' || instance
+                    WHERE usesysid = role
+                    GROUP BY name
+                ) AS instances
+                LEFT JOIN members ON name = instance::text
             ));
         END IF;
         IF calm THEN
