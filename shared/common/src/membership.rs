@@ -10,6 +10,7 @@
 //! nothing and opens no connection more. Those that it has it may use until its lease runs out.
 
 mod demand;
+mod door;
 mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::demand::Demand;
+use self::door::Door;
+pub(crate) use self::door::Turn;
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
 use crate::db::{DbError, Pool, PoolStatus};
@@ -63,6 +66,7 @@ pub struct Member {
     /// Whose sessions the pool's are, where the URL says so.
     pool_role: Option<String>,
     pool: Pool,
+    door: Door,
     demand: Demand,
     standing: Arc<Mutex<Standing>>,
     joined: Option<Joined>,
@@ -178,6 +182,7 @@ impl Member {
             budget: settings.budget,
             pool_role: settings.database.url.user.clone(),
             pool: pool.clone(),
+            door: Door::new(&settings.broker),
             demand: Demand::default(),
             standing: Arc::new(Mutex::new(Standing::Outside)),
             joined: None,
@@ -188,6 +193,16 @@ impl Member {
             let_go: BTreeSet::new(),
         };
         Ok((member, holdings, pool))
+    }
+
+    /// Waits until it may open the control connection.
+    pub(crate) async fn enter(&self) -> Option<Turn> {
+        self.door.enter().await
+    }
+
+    /// Whether it has something of its own, and so the places that are kept for arrivals are free again.
+    pub(crate) fn fed(&self) -> bool {
+        matches!(self.standing(), Standing::Member(share) if share.granted >= self.claim.floor)
     }
 
     /// The name of the control connection.
