@@ -19,6 +19,8 @@ use super::verdict::{Gone, Record};
 use super::witness::Witness;
 use crate::torture::system::{Service, System};
 
+/// Instances that start at the same instant: more than there are places for arrivals.
+const TOGETHER: usize = 6;
 /// For shares to settle before a departure that is to be measured.
 const SETTLED: Duration = Duration::from_secs(6);
 /// How long to wait for harm to end, for the same.
@@ -100,7 +102,7 @@ impl Course {
     async fn make(&mut self, event: Event) -> anyhow::Result<Option<&'static str>> {
         match event {
             Event::Join => self.join(1),
-            Event::JoinTogether => self.join(2),
+            Event::JoinTogether => self.join(TOGETHER),
             Event::Leave => self.leave().await,
             Event::Kill => self.kill().await,
             Event::Freeze => self.harm(HarmKind::Frozen, SHORT),

@@ -114,13 +114,13 @@ BEGIN
             over := over + 1;
             excess := coalesce(excess, (
                 SELECT format('%s open, %s promised at %s: ', sessions, rights, ended_at) || string_agg(
-                    format('%s %s of %s', right(name, 4), open, coalesce(granted::text, 'none')), ', ' ORDER BY name
+                    format('%s %s of %s', right(name, 4), seen, coalesce(granted::text, 'none')), ', ' ORDER BY name
                 )
                 FROM (
                     SELECT
                         substring(application_name FROM '/(.*)') AS name,
                         count(*) FILTER (WHERE application_name LIKE '%-control/%') || '+'
-                            || count(*) FILTER (WHERE application_name NOT LIKE '%-control/%') AS open
+                            || count(*) FILTER (WHERE application_name NOT LIKE '%-control/%') AS seen
                     FROM pg_stat_get_activity(NULL)
                     WHERE usesysid = role
                     GROUP BY name
@@ -181,9 +181,14 @@ async fn watch(
         let mut last = None;
         while !over.load(Ordering::SeqCst) {
             let was_calm = calm.load(Ordering::SeqCst);
-            let Ok(batch) = sample(&mut connection, budget, was_calm).await else {
-                seen.outages += 1;
-                break;
+            let batch = match sample(&mut connection, budget, was_calm).await {
+                Ok(batch) => batch,
+                Err(error) if away(&error) => {
+                    seen.outages += 1;
+                    break;
+                }
+                // Whoever sees nothing has seen nothing wrong.
+                Err(error) => return Err(error).context("failed to watch"),
             };
             seen.add(&batch, last.replace(batch.ended_at));
             if was_calm && calm.load(Ordering::SeqCst) {
@@ -192,6 +197,14 @@ async fn watch(
         }
     }
     Ok(seen)
+}
+
+/// Whether the server stopped, with or without a word: administrator or crash shutdown, or it cannot be used now.
+fn away(error: &sqlx::Error) -> bool {
+    match error.as_database_error() {
+        Some(said) => said.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03")),
+        None => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)),
+    }
 }
 
 async fn sample(connection: &mut PgConnection, budget: i32, calm: bool) -> sqlx::Result<Batch> {
