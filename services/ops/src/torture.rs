@@ -8,12 +8,16 @@
 //! 2. `load`: clients, which remember as `promises` what they were told.
 //! 3. `schedule`: which fault comes next; `faults`: what it does; `illness`: what makes dead letters, and who replays them.
 //! 4. `verdict`: what the rows say of the promises.
+//!
+//! `budget` is another run on the same system, which looks at nothing but connections.
 
+mod budget;
 mod faults;
 mod illness;
 mod load;
 #[cfg(feature = "mutants")]
 mod mutants;
+mod progress;
 mod promises;
 mod proxy;
 mod schedule;
@@ -24,22 +28,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use sqlx::Connection;
 
 use crate::say;
 use load::Load;
+use progress::Progress;
 use schedule::Schedule;
-use system::System;
+use system::{Plan, System};
 use verdict::Verdict;
 
 /// How long the last outcome may take once everything runs again.
 const SETTLE_DEADLINE: Duration = Duration::from_mins(2);
-/// Between two lines of progress where there is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
     /// How long to go on
     #[arg(long, default_value_t = 1.0, value_parser = minutes)]
@@ -60,6 +64,15 @@ pub(crate) struct Arguments {
     #[cfg(feature = "mutants")]
     #[arg(long, value_parser = mutants::parse)]
     mutant: Option<worker::mutants::Mutant>,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// Only a part of what there is to be tortured.
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Let instances come, go and fail on few database connections, and judge whether the connection budget holds
+    Budget(budget::Arguments),
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -72,6 +85,9 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(Part::Budget(arguments)) = arguments.part {
+        return budget::run(arguments).await;
+    }
     #[cfg(feature = "mutants")]
     if let Some(mutant) = arguments.mutant {
         return mutants::run(&arguments, mutant).await;
@@ -91,17 +107,26 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// A whole run, with further environment variables for the services.
 async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)]) -> anyhow::Result<Verdict> {
-    let mut system = System::start(arguments.apis, arguments.workers, environment).await?;
+    let (apis, workers) = (arguments.apis, arguments.workers);
+    let mut system = System::prepare(&Plan { apis, workers, environment, max_connections: None, role: None }).await?;
+    let mut connection = system.database().await?;
+    verdict::observe(&mut connection).await?;
+    illness::infect(&mut connection).await?;
+    connection.close().await?;
+    system.heal().await?;
+    verdict::subscribe(system.stack.rabbitmq.url()).await?;
     let load = Load::start(system.bases(), arguments.clients, seed)?;
     let mut schedule = Schedule::new(StdRng::seed_from_u64(seed));
 
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
-    let mut progress = Progress::new(length);
-    while progress.began.elapsed() < length {
+    let began = Instant::now();
+    let mut progress = Progress::new(length.as_secs(), "s");
+    while began.elapsed() < length {
         let fault = schedule.next(&mut system, &load).await?;
-        progress.tell(&format!("{} accepted, {} faults, last: {fault}", load.accepted(), schedule.count()));
+        let line = format!("{} accepted, {} faults, last: {fault}", load.accepted(), schedule.count());
+        progress.tell(began.elapsed().as_secs(), &line);
     }
-    progress.bar.finish_and_clear();
+    progress.finish();
 
     system.heal().await?;
     illness::cure(&system).await?;
@@ -111,34 +136,4 @@ async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)])
     system.end().await?;
     say(format_args!("faults     {} ({})", schedule.count(), schedule.summary()));
     Ok(verdict)
-}
-
-/// A bar on a terminal, else a line now and then.
-struct Progress {
-    began: Instant,
-    told_at: Instant,
-    length: Duration,
-    bar: ProgressBar,
-}
-
-impl Progress {
-    fn new(length: Duration) -> Self {
-        // The template is fixed and valid; without it the bar still shows, only plainer.
-        let bar = ProgressBar::new(length.as_secs());
-        let bar = match ProgressStyle::with_template("{bar:20} {pos}/{len} s  {msg}") {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        };
-        Self { began: Instant::now(), told_at: Instant::now(), length, bar }
-    }
-
-    fn tell(&mut self, line: &str) {
-        let elapsed = self.began.elapsed().as_secs();
-        self.bar.set_position(elapsed);
-        self.bar.set_message(line.to_owned());
-        if self.bar.is_hidden() && self.told_at.elapsed() > LINE_INTERVAL {
-            self.told_at = Instant::now();
-            say(format_args!("{elapsed}/{} s  {line}", self.length.as_secs()));
-        }
-    }
 }

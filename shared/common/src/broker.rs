@@ -6,6 +6,7 @@ mod topology;
 
 use std::time::Duration;
 
+pub(crate) use link::dial;
 pub use link::{Link, LinkState, supervise};
 pub use publisher::{Message, PublishError, Publisher, PublisherPool};
 pub use topology::{Topology, TopologyError};

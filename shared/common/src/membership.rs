@@ -15,6 +15,7 @@
 //! leads through one too, only the clock tells that it is gone.
 
 mod demand;
+mod door;
 mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::demand::Demand;
+use self::door::Door;
+pub(crate) use self::door::Turn;
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
 use crate::db::{DbError, Pool, PoolStatus, Session};
@@ -68,6 +71,7 @@ pub struct Member {
     /// Whose sessions the pool's are, where the URL says so.
     pool_role: Option<String>,
     pool: Pool,
+    door: Door,
     demand: Demand,
     standing: Arc<Mutex<Standing>>,
     joined: Option<Joined>,
@@ -187,6 +191,7 @@ impl Member {
             budget: settings.budget,
             pool_role: settings.database.url.user.clone(),
             pool: pool.clone(),
+            door: Door::new(&settings.broker),
             demand: Demand::default(),
             standing: Arc::new(Mutex::new(Standing::Outside)),
             joined: None,
@@ -197,6 +202,16 @@ impl Member {
             let_go: BTreeSet::new(),
         };
         Ok((member, holdings, pool))
+    }
+
+    /// Waits until it may open the control connection.
+    pub(crate) async fn enter(&self) -> Option<Turn> {
+        self.door.enter().await
+    }
+
+    /// Whether it has something of its own, and so the places that are kept for arrivals are free again.
+    pub(crate) fn fed(&self) -> bool {
+        matches!(self.standing(), Standing::Member(share) if share.granted >= self.claim.floor)
     }
 
     /// The name of the control connection.

@@ -6,7 +6,7 @@ use tracing::info;
 
 use crate::config::ServiceSettings;
 use crate::db::Pool;
-use crate::shutdown::{Shutdown, StopError};
+use crate::shutdown::{Shutdown, Signals, StopError};
 use crate::telemetry::{Telemetry, TelemetryError};
 
 /// Why a service ended with exit code 1.
@@ -34,11 +34,13 @@ pub async fn run<E: Into<Box<dyn Error + Send + Sync>>>(
     start: impl AsyncFnOnce(&Shutdown) -> Result<Pool, E>,
 ) -> Result<(), ProcessError> {
     let telemetry = Telemetry::start(&settings.telemetry, name)?;
+    // First of all: it may be told to stop while it starts.
+    let signals = Signals::listen()?;
     let shutdown = Shutdown::default();
     let graces = settings.graces;
     let outcome = match start(&shutdown).await {
         Ok(pool) => {
-            let end = shutdown.run(graces).await;
+            let end = shutdown.run_on(signals, graces).await;
             pool.close().await;
             info!("stopped");
             end.map_err(ProcessError::Stop)

@@ -170,7 +170,11 @@ impl Shutdown {
     /// # Errors
     /// When the process should exit with 1.
     pub async fn run(&self, graces: Graces) -> Result<(), StopError> {
-        let mut signals = Signals::listen().map_err(StopError::Signals)?;
+        self.run_on(Signals::listen()?, graces).await
+    }
+
+    /// The same on signals that are listened for already.
+    pub(crate) async fn run_on(&self, mut signals: Signals, graces: Graces) -> Result<(), StopError> {
         let mut failure = self.failure.subscribe();
         tokio::select! {
             name = signals.next() => info!(signal = name, "stopping"),
@@ -252,14 +256,16 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-struct Signals {
+/// SIGTERM and SIGINT, from the moment at which somebody listens: before that they end the process as they find it.
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    pub(crate) fn listen() -> Result<Self, StopError> {
+        let listen = |kind| signal(kind).map_err(StopError::Signals);
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) -> &'static str {

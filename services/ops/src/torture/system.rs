@@ -3,6 +3,7 @@
 mod service;
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use anyhow::Context;
 use common::config::{DatabaseSettings, database_url};
 use common::db;
 use local_stack::{Options, Stack};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 use url::Url;
 
@@ -26,6 +27,18 @@ const BLOCK: u16 = 250;
 /// For a connection of the torture itself.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What a system consists of.
+pub(crate) struct Plan<'p> {
+    pub(crate) apis: usize,
+    pub(crate) workers: usize,
+    /// Further environment variables for the services.
+    pub(crate) environment: &'p [(&'p str, &'p str)],
+    /// PostgreSQL's, unless it is the stack's default.
+    pub(crate) max_connections: Option<u16>,
+    /// Whom the services connect as, with the name as password; else it is the owner, a superuser.
+    pub(crate) role: Option<&'static str>,
+}
+
 /// Everything.
 pub(crate) struct System {
     pub(crate) stack: Arc<Stack>,
@@ -37,23 +50,31 @@ pub(crate) struct System {
 }
 
 impl System {
-    /// Brings up the servers and every service.
-    pub(crate) async fn start(apis: usize, workers: usize, environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+    /// Brings up the servers; no service runs yet.
+    pub(crate) async fn prepare(plan: &Plan<'_>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let options = Options { install: true, progress: Arc::new(|line| say(line)), ..Options::new(folder.path()) };
+        let mut options =
+            Options { install: true, progress: Arc::new(|line| say(line)), ..Options::new(folder.path()) };
+        options.max_connections = plan.max_connections.unwrap_or(options.max_connections);
+        // With the SQLSTATE.
+        options.postgres_settings.push(("log_line_prefix".to_owned(), "%m [%p] %e ".to_owned()));
         let stack = Arc::new(tokio::task::spawn_blocking(move || Stack::start(options)).await??);
         let mut connection = connect(&stack).await?;
         db::migrate(&mut connection, Duration::from_secs(30)).await?;
-        super::verdict::observe(&mut connection).await?;
-        super::illness::infect(&mut connection).await?;
+        let mut database = Url::parse(stack.postgres.url())?;
+        if let Some(role) = plan.role {
+            create_role(&mut connection, role).await?;
+            // Fails only for URLs without a host.
+            let _ = (database.set_username(role), database.set_password(Some(role)));
+        }
         connection.close().await?;
-        let (database, broker) = (Url::parse(stack.postgres.url())?, Url::parse(stack.rabbitmq.url())?);
+        let broker = Url::parse(stack.rabbitmq.url())?;
         let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let mut blocks = PORTS.step_by(BLOCK.into());
         let (first, guard) = blocks.find_map(|first| Some((first, bind(first).ok()?))).context("no free ports")?;
         let mut ports = (first + 1..first + BLOCK).filter(|port| bind(*port).is_ok());
-        let mut services = Vec::with_capacity(apis + workers);
-        for (role, number) in (0..apis).map(|n| ("api", n)).chain((0..workers).map(|n| ("worker", n))) {
+        let mut services = Vec::with_capacity(plan.apis + plan.workers);
+        for (role, number) in (0..plan.apis).map(|n| ("api", n)).chain((0..plan.workers).map(|n| ("worker", n))) {
             let (database_proxy, broker_proxy) = (Proxy::start(&database).await?, Proxy::start(&broker).await?);
             let port = ports.next().context("no free port")?;
             let mut settings = vec![
@@ -67,15 +88,12 @@ impl System {
                 ("PORT".to_owned(), port.to_string()),
                 ("WORKER_LISTEN".to_owned(), format!("127.0.0.1:{port}")),
             ];
-            settings.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            settings.extend(plan.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
             let log = folder.path().join(format!("{role}-{number}.log"));
             services.push(Service::new(role, port, log, settings, database_proxy, broker_proxy));
         }
-        let workers = services.split_off(apis);
-        let mut system = Self { stack, apis: services, workers, folder, _ports: guard };
-        system.heal().await?;
-        super::verdict::subscribe(system.stack.rabbitmq.url()).await?;
-        Ok(system)
+        let workers = services.split_off(plan.apis);
+        Ok(Self { stack, apis: services, workers, folder, _ports: guard })
     }
 
     /// The URLs of the APIs.
@@ -88,7 +106,12 @@ impl System {
         self.apis.iter().chain(&self.workers).map(|service| service.ended).sum()
     }
 
-    fn services(&mut self) -> impl Iterator<Item = &mut Service> {
+    /// Where the servers and the services write their logs.
+    pub(crate) fn logs(&self) -> [PathBuf; 2] {
+        [self.folder.path().join("logs"), self.folder.path().to_owned()]
+    }
+
+    pub(crate) fn services(&mut self) -> impl Iterator<Item = &mut Service> {
         self.apis.iter_mut().chain(&mut self.workers)
     }
 
@@ -128,6 +151,13 @@ impl System {
         self.folder.close()?;
         Ok(())
     }
+}
+
+async fn create_role(connection: &mut PgConnection, role: &str) -> sqlx::Result<()> {
+    // The owner's rights without being a superuser, who is given the last connections, too.
+    let create = format!("CREATE ROLE {role} LOGIN PASSWORD '{role}' IN ROLE rollcall");
+    sqlx::query(AssertSqlSafe(create)).execute(connection).await?;
+    Ok(())
 }
 
 async fn connect(stack: &Stack) -> anyhow::Result<PgConnection> {

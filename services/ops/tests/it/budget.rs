@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use local_stack::{Options, Postgres};
-use reqwest::StatusCode;
+use reqwest::{Response, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
 
 use crate::harness::{Process, System, Writers, eventually, problem, stack};
+use crate::proxy::Proxy;
 
 /// 20 connections, of which PostgreSQL keeps 3 for superusers and Rollcall 3 for people.
 const BUDGET: i64 = 14;
@@ -182,9 +183,7 @@ async fn a_statement_that_hangs_ends_at_its_deadline_and_the_pool_is_whole_after
     let mut tx = holder.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *tx).await.unwrap();
     for _ in 0..3 {
-        let reads = (0..12).map(|n| system.client.get(api.url(&paths[n % 2])).timeout(PROMPT).send());
-        for answer in futures_util::future::join_all(reads).await {
-            let answer = answer.unwrap();
+        for answer in read_twelve_times(&system, &api, &paths).await {
             assert!(answer.headers().contains_key("retry-after"));
             problem(answer, 503, "database-unavailable").await;
             let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^rollcall(-control)?/' AND datname = current_database()";
@@ -205,6 +204,55 @@ async fn a_statement_that_hangs_ends_at_its_deadline_and_the_pool_is_whole_after
         (busy == 0).then_some(())
     })
     .await;
+}
+
+/// Twelve reads at once, none of which takes longer than it should.
+async fn read_twelve_times(system: &System, api: &Process, paths: &[String; 2]) -> Vec<Response> {
+    let reads = (0..12).map(|n| system.client.get(api.url(&paths[n % 2])).timeout(PROMPT).send());
+    futures_util::future::try_join_all(reads).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_network_ends_reads_at_their_deadline_and_the_pool_is_whole_afterwards() {
+    let mut system = System::prepare().await;
+    system.set("DATABASE_CONNECTION_BUDGET", "8");
+    let direct = system.environment.iter().find(|(name, _)| name == "DATABASE_URL").unwrap().1.parse().unwrap();
+    let network = Proxy::start(&direct).await.unwrap();
+    let worker = system.worker().await;
+    system.set("DATABASE_URL", network.url(&direct).as_str());
+    let api = system.api().await;
+    let user = system.create(&api, "reader@example.org").await;
+    let paths = [format!("/v1/users/{}", user["id"].as_str().unwrap()), "/v1/users".to_owned()];
+    let mut witness = system.database().await;
+    // Shorter than the lease, and longer: then the others take its share, and it must join again.
+    for (rounds, beyond_lease) in [(1, false), (2, true)] {
+        for answer in read_twelve_times(&system, &api, &paths).await {
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+        network.silence();
+        for _ in 0..rounds {
+            for answer in read_twelve_times(&system, &api, &paths).await {
+                assert!(answer.headers().contains_key("retry-after"));
+                problem(answer, 503, "database-unavailable").await;
+            }
+        }
+        if beyond_lease {
+            // The worker is left with everything but its control connection and two places for arrivals.
+            eventually("the share has moved", async || (granted(&mut witness).await == (5, 1)).then_some(())).await;
+        }
+        network.open();
+        api.ready().await;
+        eventually("nothing is in use or waits, and everything is granted", async || {
+            let busy = "SELECT coalesce(sum(in_use + waiting), 0) FROM members WHERE service = 'api'";
+            let busy: i64 = sqlx::query_scalar(busy).fetch_one(&mut witness).await.unwrap();
+            (busy == 0 && granted(&mut witness).await == (4, 2)).then_some(())
+        })
+        .await;
+    }
+    for answer in read_twelve_times(&system, &api, &paths).await {
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+    worker.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

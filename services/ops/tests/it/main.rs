@@ -7,6 +7,9 @@
 )]
 
 mod harness;
+#[path = "../../src/torture/proxy.rs"]
+#[expect(dead_code, reason = "only the torture needs all of it")]
+mod proxy;
 
 mod auth;
 mod budget;
@@ -22,6 +25,7 @@ mod membership;
 mod outages;
 mod pooler;
 mod roles;
+mod soak;
 mod stalls;
 mod stopping;
 mod torture;

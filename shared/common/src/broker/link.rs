@@ -101,19 +101,10 @@ impl Keeper {
         }
     }
 
-    /// Connects. After a failure it makes sure first that somebody speaks AMQP there: an attempt of the library that is
-    /// given up leaves its thread and its socket behind for as long as the peer stays silent.
+    /// Connects and declares the topology.
     async fn connect(&self, failed_before: bool) -> Result<Connection, LinkError> {
         let attempt = async {
-            let uri = self.settings.uri().map_err(LinkError::Uri)?;
-            if failed_before {
-                greet(&uri).await?;
-            }
-            let properties =
-                ConnectionProperties::default().with_connection_name(format!("rollcall {}", self.name).into());
-            let address = address_of(&uri);
-            let connecting = Connection::connect_uri(uri, properties);
-            let connection = connecting.await.map_err(|source| LinkError::Connect(address, source))?;
+            let connection = dial(&self.settings, self.name, failed_before).await?;
             Topology::new(&self.settings).declare(&connection).await?;
             Ok(connection)
         };
@@ -155,6 +146,18 @@ impl Keeper {
     }
 }
 
+/// Connects; without a deadline of its own. A careful attempt makes sure first that somebody speaks AMQP there: one of the
+/// library that is given up leaves its thread and its socket behind for as long as the peer stays silent.
+pub(crate) async fn dial(settings: &BrokerSettings, name: &str, careful: bool) -> Result<Connection, LinkError> {
+    let uri = settings.uri().map_err(LinkError::Uri)?;
+    if careful {
+        greet(&uri).await?;
+    }
+    let properties = ConnectionProperties::default().with_connection_name(format!("rollcall {name}").into());
+    let address = address_of(&uri);
+    Connection::connect_uri(uri, properties).await.map_err(|source| LinkError::Connect(address, source))
+}
+
 /// Sends the protocol header and waits for the first byte of the answer. TLS begins with the client's turn, so there a
 /// connection alone must do.
 async fn greet(uri: &AMQPUri) -> Result<(), LinkError> {
@@ -178,7 +181,7 @@ fn blocked(reason: &str) -> LinkState {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(crate) enum LinkError {
     #[error("AMQP_URL cannot be read: {0}")]
     Uri(String),
     #[error("failed to connect to the broker at {0}")]

@@ -18,7 +18,7 @@ use super::roles::tell_wall;
 use super::{DbError, Session, within};
 use crate::config::DatabaseSettings;
 use crate::health::{Ability, Health};
-use crate::membership::{Beat, Member, MembershipError};
+use crate::membership::{Beat, Member, MembershipError, Turn};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 /// Between two looks, each with a heartbeat.
@@ -80,7 +80,7 @@ pub fn monitor(
         shutdown.supervise("connection lease", Tier::Back, expire(member.pool().clone(), shutdown.clone()));
     }
     let (sender, receiver) = watch::channel(DatabaseState::Down("not checked yet".to_owned()));
-    let watch = Watch { health: health.clone(), settings, role, sender, connection: None, refusals: 0 };
+    let watch = Watch { health: health.clone(), settings, role, sender, connection: None, turn: None, refusals: 0 };
     shutdown.supervise("database monitor", Tier::Back, watch.run(shutdown.clone()));
     receiver
 }
@@ -119,6 +119,8 @@ struct Watch {
     role: Role,
     sender: watch::Sender<DatabaseState>,
     connection: Option<Session>,
+    /// While it arrives.
+    turn: Option<Turn>,
     /// How often in a row the server had no connection left, or took too long over one.
     refusals: u32,
 }
@@ -126,6 +128,10 @@ struct Watch {
 impl Watch {
     async fn run(mut self, shutdown: Shutdown) -> TaskResult {
         loop {
+            tokio::select! {
+                () = shutdown.reached(Phase::Closing) => return self.leave().await,
+                () = self.arrive() => {}
+            }
             let mut state = self.look().await;
             let mut away = self.refused();
             match self.beat(&state).await {
@@ -144,6 +150,7 @@ impl Watch {
                     self.lost();
                 }
             }
+            self.arrived().await;
             self.report(&state, away);
             self.sender.send_if_modified(|last| {
                 *last != state && {
@@ -167,6 +174,26 @@ impl Watch {
         };
         let beat = tokio::time::timeout(BEAT_DEADLINE, member.beat(connection)).await;
         beat.unwrap_or(Err(MembershipError::Deadline(BEAT_DEADLINE)))
+    }
+
+    /// Waits for its turn before it takes a connection that nobody counts.
+    async fn arrive(&mut self) {
+        let Some(member) = self.role.member() else { return };
+        if self.connection.is_none() && self.turn.is_none() {
+            self.health
+                .set("budget", Err("waits for its turn: instances take a connection one after the other".to_owned()));
+            self.turn = member.enter().await;
+        }
+    }
+
+    /// Lets the next one in, when this one has found its place, or none.
+    async fn arrived(&mut self) {
+        let member = self.role.member();
+        let arriving =
+            |turn: &mut Turn| self.connection.is_some() && !turn.over() && !member.is_some_and(|me| me.fed());
+        if let Some(turn) = self.turn.take_if(|turn| !arriving(turn)) {
+            turn.end().await;
+        }
     }
 
     fn lost(&mut self) {

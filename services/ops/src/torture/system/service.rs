@@ -20,7 +20,7 @@ const END_DEADLINE: Duration = Duration::from_secs(30);
 const QUOTED: usize = 20;
 
 pub(crate) struct Service {
-    role: &'static str,
+    pub(crate) role: &'static str,
     port: u16,
     log: PathBuf,
     settings: Vec<(String, String)>,
@@ -47,7 +47,7 @@ impl Service {
         Self { role, port, log, settings, child: None, ended: 0, database, broker, complaints: Vec::new() }
     }
 
-    pub(super) fn base(&self) -> String {
+    pub(crate) fn base(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
@@ -84,6 +84,16 @@ impl Service {
         }
         self.child = Some(child);
         Ok(())
+    }
+
+    /// Whether it runs; one that ended by itself does not, and is a complaint.
+    pub(crate) fn running(&mut self) -> anyhow::Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(false) };
+        let Some(status) = child.try_wait()? else { return Ok(true) };
+        self.child = None;
+        self.ended += 1;
+        self.complain(&format!("ended by itself ({status})"));
+        Ok(false)
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
