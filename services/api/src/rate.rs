@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::shutdown::{Phase, Shutdown, Tier};
-use governor::clock::{Clock, QuantaClock};
+use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::StateInformationMiddleware;
-use governor::state::keyed::DashMapStateStore;
+use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use poem::Request;
 use poem::http::{HeaderMap, HeaderValue};
@@ -34,7 +34,7 @@ pub struct RateSettings {
     pub trusted_proxies: usize,
 }
 
-type Limiter = RateLimiter<String, DashMapStateStore<String>, QuantaClock, StateInformationMiddleware>;
+type Limiter = RateLimiter<String, HashMapStateStore<String>, MonotonicClock, StateInformationMiddleware>;
 
 /// The callers of this instance. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ impl Rates {
     /// Starts what forgets callers.
     pub(crate) fn start(shutdown: &Shutdown, settings: RateSettings) -> Self {
         let limit = settings.per_minute.map(|number| {
-            let limiter: Limiter = RateLimiter::dashmap(Quota::per_minute(number)).with_middleware();
+            let limiter: Limiter = RateLimiter::hashmap(Quota::per_minute(number)).with_middleware();
             (number, Arc::new(limiter))
         });
         if let Some((_, limiter)) = &limit {
@@ -83,7 +83,7 @@ impl Rates {
         let caller = principal.map_or_else(|| self.address(request), str::to_owned);
         let (remaining, refused) = match limiter.check_key(&caller) {
             Ok(state) => (state.remaining_burst_capacity(), None),
-            Err(until) => (0, Some(until.wait_time_from(QuantaClock::default().now()))),
+            Err(until) => (0, Some(until.wait_time_from(MonotonicClock.now()))),
         };
         if let Some(allowance) = request.data::<Allowance>() {
             let _ = allowance.0.set(Left { quota: quota.get(), remaining });
