@@ -22,6 +22,7 @@ use crate::contract;
 use crate::edge::Edge;
 use crate::loader::Loader;
 use crate::problem;
+use crate::query::KnownQuery;
 use crate::users::{self, User};
 use crate::waiting::Waiting;
 
@@ -73,13 +74,14 @@ impl Api {
 /// Everything the service answers; the guard stands before the operations, and nothing else.
 pub fn routes(api: Api, guard: Guard, health: &Health) -> impl Endpoint<Output = Response> + use<> {
     let service = contract::service(&Arc::new(api));
-    let document = contract::document(&service);
-    let allowed = contract::allowed_methods(&document);
+    let document = contract::mended(&service);
+    let (allowed, known) = (contract::allowed_methods(&document), KnownQuery::new(&document));
+    let document = contract::text(&document);
     probes(health)
         .at("/openapi.json", get(contract::Fixed::contract(&document)))
         .at("/docs", get(contract::Fixed::page(&service, &document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
-        .nest("/", service.data(guard))
+        .nest("/", service.data(guard).with(known))
         .with(Edge::new(allowed))
 }

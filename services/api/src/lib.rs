@@ -8,7 +8,7 @@
 //! 6. [`loader`]: point reads that arrive together become one query. `waiting`: who waits for which outcome.
 //! 7. [`auth`]: who is served; each operation names its scope.
 //! 8. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
-//! 9. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
+//! 9. `body`, `headers`, `query`, `cursor`: what comes in, checked before anything is published. `paging`: pages of lists.
 //! 10. [`contract`]: the OpenAPI document and its page.
 
 mod accept;
@@ -21,8 +21,10 @@ mod cursor;
 mod edge;
 mod headers;
 pub mod loader;
+mod paging;
 pub mod problem;
 pub mod process;
+mod query;
 pub mod settings;
 pub mod users;
 mod waiting;
