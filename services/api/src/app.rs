@@ -26,6 +26,7 @@ use crate::fixed::Fixed;
 use crate::limits::Limits;
 use crate::loader::Loader;
 use crate::problem;
+use crate::query::KnownQuery;
 use crate::users::{self, User};
 use crate::waiting::Waiting;
 
@@ -87,14 +88,15 @@ impl Api {
 /// Everything the service answers; the guard stands before the operations, and nothing else.
 pub fn routes(api: Api, guard: Guard, health: &Health, origins: Origins) -> impl Endpoint<Output = Response> + use<> {
     let service = contract::service(&Arc::new(api));
-    let document = contract::document(&service);
-    let allowed = contract::allowed_methods(&document);
+    let document = contract::mended(&service);
+    let (allowed, known) = (contract::allowed_methods(&document), KnownQuery::new(&document));
+    let document = contract::text(&document);
     probes(health)
         .at("/", get(Fixed::front()))
         .at("/openapi.json", get(Fixed::contract(&document)))
         .at("/docs", get(Fixed::page(&service, &document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
-        .nest_no_strip("/v1", service.data(guard))
+        .nest_no_strip("/v1", service.data(guard).with(known))
         .with(Edge::new(allowed, origins))
 }

@@ -17,8 +17,8 @@ use crate::problem::{FieldFault, Problem, ProblemKind};
 
 const LARGEST: usize = 64 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Of the members that nobody knows, so that a small request cannot ask for a large answer.
-const MOST_UNKNOWN: usize = 20;
+/// Of the members or parameters that nobody knows, so that a small request cannot ask for a large answer.
+pub(crate) const MOST_UNKNOWN: usize = 20;
 
 /// A body whose schema is `Self` and whose checked value is `Valid`.
 pub(crate) trait Checked: Type {
@@ -89,15 +89,18 @@ impl Members {
     /// Members that nobody took are unknown.
     fn finish<T>(mut self, valid: Option<T>) -> Result<T, Problem> {
         for (name, _) in std::mem::take(&mut self.values).into_iter().take(MOST_UNKNOWN) {
-            // The name comes from outside: shown, but not at any length.
-            let shown: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-            self.fault::<()>(&shown, "is unknown; remove it");
+            self.fault::<()>(&shown(&name), "is unknown; remove it");
         }
         match valid {
             Some(valid) if self.faults.is_empty() => Ok(valid),
             _ => Err(Problem::invalid(self.faults)),
         }
     }
+}
+
+/// A name that comes from outside: shown, but not at any length.
+pub(crate) fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 fn parse<T: Checked>(bytes: &[u8]) -> Result<T::Valid, Problem> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use common::command::{CommandId, Envelope, Rejection};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Json;
+use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use crate::accept::Terms;
 use crate::app::Api;
 use crate::auth::{Caller, UsersRead, UsersWrite};
-use crate::contract::Tag;
+use crate::contract::{EXAMPLE_COMMAND, EXAMPLE_TIME, EXAMPLE_USER, Tag};
 use crate::headers::Field;
 use crate::loader::Rows;
 use crate::problem::{Failed, Failures, Problem, ProblemKind};
@@ -34,7 +35,7 @@ pub enum CommandStatus {
 
 /// A command and its outcome
 #[derive(Debug, Clone, Object)]
-#[oai(rename = "Command", skip_serializing_if_is_none)]
+#[oai(rename = "Command", example, skip_serializing_if_is_none)]
 pub struct CommandResource {
     /// The command's id.
     pub id: Uuid,
@@ -126,6 +127,33 @@ impl CommandResource {
     }
 }
 
+impl Example for CommandResource {
+    fn example() -> Self {
+        Self {
+            id: EXAMPLE_COMMAND,
+            status: CommandStatus::Pending,
+            kind: Some("users.create".to_owned()),
+            user_id: Some(EXAMPLE_USER),
+            accepted_at: EXAMPLE_TIME,
+            applied_at: None,
+            reason: None,
+            blocked_by: None,
+            user_version: None,
+            links: links(EXAMPLE_COMMAND, Some(EXAMPLE_USER)),
+        }
+    }
+}
+
+/// One that succeeded, for the contract.
+pub(crate) fn decided_example() -> CommandResource {
+    CommandResource {
+        status: CommandStatus::Succeeded,
+        applied_at: Some(EXAMPLE_TIME + time::Duration::milliseconds(12)),
+        user_version: Some(1),
+        ..CommandResource::example()
+    }
+}
+
 fn links(id: Uuid, user_id: Option<Uuid>) -> CommandLinks {
     CommandLinks { this: format!("/v1/commands/{id}"), user: user_id.map(|id| format!("/v1/users/{id}")) }
 }
@@ -168,7 +196,13 @@ enum GetCommand {
 struct GetCommandFailures;
 
 impl Failures for GetCommandFailures {
-    const STATUSES: &'static [u16] = &[400, 404, 410, 500, 503];
+    const KINDS: &'static [ProblemKind] = &[
+        ProblemKind::InvalidRequest,
+        ProblemKind::CommandNotFound,
+        ProblemKind::CommandExpired,
+        ProblemKind::DatabaseUnavailable,
+        ProblemKind::Overloaded,
+    ];
 }
 
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Commands")]

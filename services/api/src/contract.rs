@@ -1,12 +1,16 @@
-//! The OpenAPI document, and what is mended in it.
+//! The OpenAPI document; `mend` is what the generator cannot say or says in a way that others stumble over.
+
+mod mend;
 
 use std::sync::Arc;
 
-use poem_openapi::{OpenApiService, Tags};
-use serde_json::{Value, json};
+use poem_openapi::{LicenseObject, OpenApiService, ServerObject, Tags};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::macros::datetime;
+use uuid::{Uuid, uuid};
 
 use crate::app::Api;
-use crate::auth::SCHEME;
 use crate::commands::CommandsApi;
 use crate::edge::AllowedMethods;
 use crate::users::UsersApi;
@@ -19,6 +23,11 @@ pub(crate) enum Tag {
     /// What became of a write.
     Commands,
 }
+
+/// The ids and the instant in examples.
+pub(crate) const EXAMPLE_USER: Uuid = uuid!("01890a5d-ac96-774b-bcce-b302099a8057");
+pub(crate) const EXAMPLE_COMMAND: Uuid = uuid!("01890a5d-ac96-774b-bcce-b30209a9a5c3");
+pub(crate) const EXAMPLE_TIME: OffsetDateTime = datetime!(2026-11-22 08:31:12.006 UTC);
 
 /// Both groups of operations.
 pub type Service = OpenApiService<(UsersApi, CommandsApi), ()>;
@@ -34,55 +43,29 @@ pub fn service(api: &Arc<Api>) -> Service {
              A write with an `Idempotency-Key` can be sent again without taking effect again. \
              Errors are problem documents (RFC 9457); every `type` is described at its path.",
         )
-        .license("MIT OR Apache-2.0")
-        .server("/")
+        .license(LicenseObject::new("MIT OR Apache-2.0").url("https://spdx.org/licenses/"))
+        .server(ServerObject::new("/").description("The instance that serves this document"))
 }
 
 /// The document as it is served and checked in.
 pub fn document(service: &Service) -> String {
-    let mut document: Value = serde_json::from_str(&service.spec()).unwrap_or_default();
-    plain_media_types(&mut document);
-    scopes(&mut document);
+    text(&mended(service))
+}
+
+/// The document with its mends.
+pub(crate) fn mended(service: &Service) -> Value {
+    let mut document = serde_json::from_str(&service.spec()).unwrap_or_default();
+    mend::all(&mut document);
+    document
+}
+
+/// The document as text.
+pub(crate) fn text(document: &Value) -> String {
     format!("{document:#}\n")
 }
 
-/// `application/json; charset=utf-8` is a valid key, but generators look for `application/json`.
-fn plain_media_types(value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            if let Some(media) = members.remove("application/json; charset=utf-8") {
-                members.insert("application/json".to_owned(), media);
-            }
-            members.values_mut().for_each(plain_media_types);
-        }
-        Value::Array(items) => items.iter_mut().for_each(plain_media_types),
-        _ => {}
-    }
-}
-
-/// A bearer scheme has no scopes in OpenAPI 3.0: those of an operation, of which any one will do, become a member of their own
-/// and a sentence of the description.
-fn scopes(document: &mut Value) {
-    let operations =
-        document.get_mut("paths").and_then(Value::as_object_mut).into_iter().flat_map(|paths| paths.values_mut());
-    for operation in operations.filter_map(Value::as_object_mut).flat_map(|item| item.values_mut()) {
-        let named = operation["security"].as_array().into_iter().flatten().filter_map(Value::as_object);
-        let scopes: Vec<String> = named.flat_map(|scheme| scheme.keys().cloned()).collect();
-        let marked: Vec<_> = scopes.iter().map(|scope| format!("`{scope}`")).collect();
-        let sentence = format!("Needs the scope {}.", marked.join(" or "));
-        let description = match operation["description"].as_str() {
-            Some(text) => format!("{text}\n\n{sentence}"),
-            None => sentence,
-        };
-        operation["description"] = description.into();
-        operation["security"] = json!([{ SCHEME: [] }]);
-        operation["x-required-scope"] = scopes.into();
-    }
-}
-
 /// The methods of each path in the document.
-pub(crate) fn allowed_methods(document: &str) -> AllowedMethods {
-    let document: Value = serde_json::from_str(document).unwrap_or_default();
+pub(crate) fn allowed_methods(document: &Value) -> AllowedMethods {
     let paths = document.get("paths").and_then(Value::as_object).cloned().unwrap_or_default();
     let methods = |item: &Value| -> Vec<String> {
         let mut methods: Vec<_> =

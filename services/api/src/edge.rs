@@ -157,11 +157,7 @@ impl<E> EdgeEndpoint<E> {
     }
 
     fn template(&self, path: &str) -> Option<(&String, &Vec<String>)> {
-        let matches = |template: &str| {
-            template.split('/').count() == path.split('/').count()
-                && template.split('/').zip(path.split('/')).all(|(t, p)| t.starts_with('{') || t == p)
-        };
-        self.allowed.iter().find(|(template, _)| matches(template))
+        self.allowed.iter().find(|(template, _)| fits(template, path))
     }
 
     fn record(&self, span: &Span, method: &Method, operation: &'static str, status: StatusCode, started: Instant) {
@@ -179,6 +175,12 @@ impl<E> EdgeEndpoint<E> {
         ];
         self.seconds.record(started.elapsed().as_secs_f64(), &labels);
     }
+}
+
+/// Whether a path is one of a template.
+pub(crate) fn fits(template: &str, path: &str) -> bool {
+    template.split('/').count() == path.split('/').count()
+        && template.split('/').zip(path.split('/')).all(|(t, p)| t.starts_with('{') || t == p)
 }
 
 /// Anybody can invent methods; a label must stay bounded.

@@ -109,7 +109,8 @@ pub(crate) fn if_match(header: Option<&str>) -> Result<Option<i64>, Problem> {
         )
     };
     let tag = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(fault)?;
-    if tag.contains('"') || !tag.is_ascii() {
+    // RFC 9110 §8.8.3, without the bytes beyond ASCII.
+    if !tag.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
         return Err(fault());
     }
     match tag.parse() {

@@ -10,7 +10,7 @@
 //! 8. [`limits`]: what clients may ask for at once. [`rate`]: how many requests; `backlog`: how far behind the workers may be;
 //!    [`cors`]: from which pages.
 //! 9. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
-//! 10. `body`, `headers`, `cursor`: what comes in, checked before anything is published.
+//! 10. `body`, `headers`, `query`, `cursor`: what comes in, checked before anything is published. `paging`: pages of lists.
 //! 11. [`contract`]: the OpenAPI document; `fixed`: the pages; `compression`.
 
 mod accept;
@@ -28,8 +28,10 @@ mod fixed;
 mod headers;
 pub mod limits;
 pub mod loader;
+mod paging;
 pub mod problem;
 pub mod process;
+mod query;
 pub mod rate;
 pub mod settings;
 pub mod users;

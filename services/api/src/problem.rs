@@ -15,7 +15,10 @@ use poem::{Response, handler};
 use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry};
 use poem_openapi::types::{ToJSON, Type};
 use poem_openapi::{ApiResponse, Object};
+use serde_json::Value;
+use uuid::Uuid;
 
+use crate::contract::EXAMPLE_COMMAND;
 use crate::loader::LoadError;
 
 /// The media type of every problem.
@@ -120,6 +123,37 @@ impl ProblemKind {
     pub fn uri(self) -> String {
         format!("/problems/{}", self.name())
     }
+
+    /// The kind with this last segment of its `type`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// An occurrence, for the contract.
+    pub(crate) fn example(self) -> Value {
+        let problem = match self {
+            Self::InvalidRequest => Problem::invalid_field("email", "is missing; add it as a string"),
+            // What was accepted, and what may have been.
+            Self::UserNotFound
+            | Self::EmailTaken
+            | Self::UserExists
+            | Self::AlreadySuspended
+            | Self::NotSuspended
+            | Self::CommandParked
+            | Self::VersionLost
+            | Self::IdempotencyKeyReused
+            | Self::OutcomeUnknown => {
+                Problem { command_id: CommandId::try_from(EXAMPLE_COMMAND).ok(), ..Problem::new(self) }
+            }
+            _ => Problem::new(self),
+        };
+        problem.document("4bf92f3577b34da6a3ce929d0e0e4736").to_json().unwrap_or_default()
+    }
+
+    fn mark(self) -> MetaHeader {
+        let name = format!("{MARK}{}", self.name());
+        MetaHeader { name, description: None, required: false, deprecated: false, schema: String::schema_ref() }
+    }
 }
 
 /// One fault of a request.
@@ -160,11 +194,11 @@ struct ProblemDocument {
     /// The id under which logs and traces know this request.
     trace_id: String,
     /// Each fault of the request.
-    #[oai(skip_serializing_if_is_empty)]
-    errors: Vec<FieldFault>,
+    #[oai(skip_serializing_if_is_none)]
+    errors: Option<Vec<FieldFault>>,
     /// The command that was accepted, or may have been.
     #[oai(skip_serializing_if_is_none)]
-    command_id: Option<String>,
+    command_id: Option<Uuid>,
 }
 
 impl Problem {
@@ -221,17 +255,21 @@ impl Problem {
         }
     }
 
-    /// The answer.
-    pub fn into_response(self, trace_id: &str) -> Response {
-        let document = ProblemDocument {
+    fn document(&self, trace_id: &str) -> ProblemDocument {
+        ProblemDocument {
             kind: self.kind.uri(),
             title: self.kind.title().to_owned(),
             status: self.kind.status(),
-            detail: self.detail,
+            detail: self.detail.clone(),
             trace_id: trace_id.to_owned(),
-            errors: self.errors,
-            command_id: self.command_id.map(|id| id.to_string()),
-        };
+            errors: (!self.errors.is_empty()).then(|| self.errors.clone()),
+            command_id: self.command_id.map(Uuid::from),
+        }
+    }
+
+    /// The answer.
+    pub fn into_response(self, trace_id: &str) -> Response {
+        let document = self.document(trace_id);
         let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = Response::builder().status(status).content_type(CONTENT_TYPE);
         if let Some(seconds) = self.retry_after_seconds {
@@ -282,24 +320,25 @@ impl From<LoadError> for Problem {
     }
 }
 
-/// Every operation serves only whom it may.
-const REFUSALS: [u16; 3] = [401, 403, 429];
+/// The problems that every operation can answer with.
+const EVERYWHERE: &[ProblemKind] = &[
+    ProblemKind::Unauthenticated,
+    ProblemKind::Forbidden,
+    ProblemKind::UriTooLong,
+    ProblemKind::TooManyRequests,
+    ProblemKind::HeadersTooLarge,
+    ProblemKind::Internal,
+    ProblemKind::AuthenticationUnavailable,
+];
 
-fn challenge_header() -> MetaHeader {
-    MetaHeader {
-        name: "WWW-Authenticate".to_owned(),
-        description: Some("What would let the client in (RFC 6750)".to_owned()),
-        required: true,
-        deprecated: false,
-        schema: String::schema_ref(),
-    }
-}
-
-/// The statuses with which an operation can fail, for the contract.
+/// The problems with which an operation can fail, for the contract.
 pub trait Failures {
-    /// In ascending order, without those of a caller who is not served.
-    const STATUSES: &'static [u16];
+    /// Without those of every operation.
+    const KINDS: &'static [ProblemKind];
 }
+
+/// What the headers begin with that name problems while the contract is made.
+pub(crate) const MARK: &str = "problem:";
 
 /// A problem as the error of one operation.
 #[derive(Debug)]
@@ -319,42 +358,23 @@ impl<F> From<Failed<F>> for poem::Error {
 }
 
 impl<F: Failures> ApiResponse for Failed<F> {
+    /// A response has no place for examples here, so its problems are named as headers, which the contract's mends turn
+    /// into description and examples.
     fn meta() -> MetaResponses {
-        let mut statuses = [F::STATUSES, &REFUSALS].concat();
-        statuses.sort_unstable();
-        let response = |status: u16| MetaResponse {
-            description: describe_status(status),
-            status: Some(status),
+        let mut kinds = [F::KINDS, EVERYWHERE].concat();
+        kinds.sort_by_key(|kind| kind.status());
+        let response = |kinds: &[ProblemKind]| MetaResponse {
+            description: "",
+            status: kinds.first().map(|kind| kind.status()),
             status_range: None,
             content: vec![MetaMediaType { content_type: CONTENT_TYPE, schema: ProblemDocument::schema_ref() }],
-            headers: if matches!(status, 401 | 403) { vec![challenge_header()] } else { vec![] },
+            headers: kinds.iter().map(|kind| kind.mark()).collect(),
         };
-        MetaResponses { responses: statuses.into_iter().map(response).collect() }
+        MetaResponses { responses: kinds.chunk_by(|a, b| a.status() == b.status()).map(response).collect() }
     }
 
     fn register(registry: &mut Registry) {
         ProblemDocument::register(registry);
-    }
-}
-
-/// The titles of a status's problems, for the contract.
-fn describe_status(status: u16) -> &'static str {
-    match status {
-        400 => "The request is not valid.",
-        401 => "No valid key or token came with the request.",
-        403 => "The key or token does not have the scope that this operation needs.",
-        404 => "There is no such user or command.",
-        408 => "The request body did not arrive in time.",
-        409 => "The command was rejected: the address is taken, or the user is in that state already. Or it is parked.",
-        410 => "The command's outcome is no longer kept.",
-        412 => "The user has changed since the version in If-Match.",
-        413 => "The request body is too large.",
-        415 => "The media type is not supported.",
-        422 => "Another request came under the same Idempotency-Key before.",
-        429 => "The caller sent more requests than are allowed.",
-        503 => "The database or the broker is not available; try again after Retry-After.",
-        504 => "Whether the command was accepted is unknown; ask for it under `command_id`.",
-        _ => "The service failed.",
     }
 }
 

@@ -1,5 +1,6 @@
 //! The operations on users: reads answered here, writes accepted as commands.
 
+mod history;
 mod model;
 mod rows;
 
@@ -13,21 +14,21 @@ use uuid::Uuid;
 
 use crate::accept::{Accepted, Terms};
 use crate::app::Api;
-use crate::auth::{Caller, UsersRead, UsersWrite};
+use crate::auth::{Caller, HistoryRead, UsersRead, UsersWrite};
 use crate::body::Body;
 use crate::contract::Tag;
-use crate::cursor;
 use crate::headers::{Field, entity_tag, none_match};
+use crate::paging::{Order, Paging};
 use crate::problem::{Failed, Problem, ProblemKind};
+use history::{GetHistoryAnswer, HistoryPage};
 use model::{
     ChangeFailures, ChangeUserAnswer, Changed, CreateFailures, CreateUserAnswer, DeleteFailures, DeleteUserAnswer,
-    GetFailures, GetUserAnswer, ListFailures, ListUsersAnswer, NewUser, RETRY_AFTER_SECONDS, StatusFailures, UserPatch,
+    GetFailures, GetUserAnswer, HistoryFailures, ListFailures, ListUsersAnswer, NewUser, RETRY_AFTER_SECONDS,
+    ReactivateFailures, SuspendFailures, UserPatch,
 };
 pub use model::{User, UserPage, UserStatus};
 pub(crate) use rows::by_ids;
 use rows::{Wanted, page};
-
-const DEFAULT_LIMIT: u32 = 50;
 
 /// Users
 pub struct UsersApi(pub(crate) Arc<Api>);
@@ -87,7 +88,7 @@ impl UsersApi {
 
     /// List users
     ///
-    /// In the order of their ids. `Link: rel="next"` leads to the next page.
+    /// In the order of their ids. `Link` leads to the pages before and behind this one; filters combine.
     #[oai(path = "/users", method = "get", operation_id = "list_users")]
     async fn list_users(
         &self,
@@ -96,33 +97,48 @@ impl UsersApi {
         email: Query<Option<String>>,
         /// Only users with this status.
         status: Query<Option<UserStatus>>,
-        /// Where the last page ended: its `next_cursor`.
+        /// Where to go on: `next_cursor` or `prev_cursor` of a page of this list.
         cursor: Query<Option<String>>,
-        /// Users on a page at most.
+        /// Users on a page at most; 50 when it is left out.
         #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
         limit: Query<Option<u32>>,
     ) -> Result<ListUsersAnswer, Failed<ListFailures>> {
-        let after = match &cursor.0 {
-            None => Uuid::nil(),
-            Some(text) => cursor::decode(text).ok_or_else(|| {
-                Problem::invalid_field(
-                    "cursor",
-                    "is not one that a page gave; take next_cursor as it is, or leave it out",
-                )
-            })?,
-        };
+        let paging = Paging::read("/v1/users".to_owned(), Order::Ascending, cursor.0.as_deref(), limit.0)?;
         let email = email.0.map(|text| text.to_ascii_lowercase());
         if email.as_deref().is_some_and(|text| text.contains('\0')) {
             return Err(Problem::invalid_field("email", "has the control character U+0000; remove it").into());
         }
-        let limit = limit.0.unwrap_or(DEFAULT_LIMIT);
-        let wanted = Wanted { email, status: status.0, after, limit: i64::from(limit) + 1 };
-        let mut items = page(&self.0.pool, &wanted).await?;
-        let more = items.len() > limit as usize;
-        items.truncate(limit as usize);
-        let next_cursor = items.last().filter(|_| more).map(|last| cursor::encode(last.id));
-        let link = next_cursor.as_deref().map(|cursor| next_link(&wanted, cursor, limit));
-        Ok(ListUsersAnswer::Page(Json(UserPage { items, next_cursor }), link))
+        let wanted = Wanted { email, status: status.0 };
+        let paged = paging.page(page(&self.0.pool, &wanted, &paging).await?, |user| user.id);
+        let filters = [("email", wanted.email.as_deref()), ("status", wanted.status.map(UserStatus::as_str))];
+        let link = paging.link(&paged, &filters);
+        let page = UserPage { items: paged.items, next_cursor: paged.next, prev_cursor: paged.previous };
+        Ok(ListUsersAnswer::Page(Json(page), link))
+    }
+
+    /// Read what was done to a user
+    ///
+    /// The commands for this user with their outcomes, newest first, for as long as outcomes are kept. They stay when the
+    /// user is deleted. A command that was rejected is here as well, so an id that never became a user can have a history.
+    #[oai(path = "/users/:user_id/history", method = "get", operation_id = "get_user_history")]
+    async fn get_user_history(
+        &self,
+        _caller: Caller<HistoryRead>,
+        /// The user's id.
+        user_id: Path<Uuid>,
+        /// Where to go on: `next_cursor` or `prev_cursor` of a page of this history.
+        cursor: Query<Option<String>>,
+        /// Commands on a page at most; 50 when it is left out.
+        #[oai(validator(minimum(value = "1"), maximum(value = "200")))]
+        limit: Query<Option<u32>>,
+    ) -> Result<GetHistoryAnswer, Failed<HistoryFailures>> {
+        let list = format!("/v1/users/{}/history", user_id.0);
+        let paging = Paging::read(list, Order::Descending, cursor.0.as_deref(), limit.0)?;
+        let entries = history::page(&self.0.pool, user_id.0, &paging).await?.ok_or_else(not_found)?;
+        let paged = paging.page(entries, |entry| entry.id);
+        let link = paging.link(&paged, &[]);
+        let page = HistoryPage { items: paged.items, next_cursor: paged.next, prev_cursor: paged.previous };
+        Ok(GetHistoryAnswer::Page(Json(page), link))
     }
 
     /// Change a user
@@ -199,7 +215,7 @@ impl UsersApi {
         /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
-    ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
+    ) -> Result<ChangeUserAnswer, Failed<SuspendFailures>> {
         let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
@@ -224,7 +240,7 @@ impl UsersApi {
         /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
-    ) -> Result<ChangeUserAnswer, Failed<StatusFailures>> {
+    ) -> Result<ChangeUserAnswer, Failed<ReactivateFailures>> {
         let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
@@ -260,16 +276,4 @@ fn known(id: Uuid) -> Result<UserId, Problem> {
 
 fn not_found() -> Problem {
     Problem::new(ProblemKind::UserNotFound)
-}
-
-fn next_link(wanted: &Wanted, cursor: &str, limit: u32) -> String {
-    let mut query = url::form_urlencoded::Serializer::new(String::new());
-    query.append_pair("cursor", cursor).append_pair("limit", &limit.to_string());
-    if let Some(email) = &wanted.email {
-        query.append_pair("email", email);
-    }
-    if let Some(status) = wanted.status {
-        query.append_pair("status", status.as_str());
-    }
-    format!("</v1/users?{}>; rel=\"next\"", query.finish())
 }

@@ -10,6 +10,7 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 
 use super::Guard;
 use crate::problem::{Failed, Problem, ProblemKind};
+use crate::query;
 
 /// The name of the security scheme in the contract.
 pub(crate) const SCHEME: &str = "bearer";
@@ -92,7 +93,9 @@ impl<'a, N: Needs> ApiExtractor<'a> for Caller<N> {
             // Routes without a guard let nobody in.
             None => Err(Problem::new(ProblemKind::Internal)),
         };
-        let principal = admitted.map_err(|problem| poem::Error::from(Failed::<()>::from(problem)))?;
+        let refuse = |problem: Problem| poem::Error::from(Failed::<()>::from(problem));
+        let principal = admitted.map_err(refuse)?;
+        query::check(request).map_err(refuse)?;
         Ok(Self { principal, needs: PhantomData })
     }
 }

@@ -10,8 +10,10 @@ use uuid::Uuid;
 use crate::accept::Terms;
 use crate::body::{Checked, Members};
 use crate::commands::CommandResource;
+use crate::contract::{EXAMPLE_TIME, EXAMPLE_USER};
+use crate::cursor::{Cursor, Toward};
 use crate::headers::entity_tag;
-use crate::problem::Failures;
+use crate::problem::{Failures, ProblemKind};
 
 /// Whether a user may act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -25,7 +27,7 @@ pub enum UserStatus {
 
 /// A user
 #[derive(Debug, Clone, Object)]
-#[oai(skip_serializing_if_is_none)]
+#[oai(example, skip_serializing_if_is_none)]
 pub struct User {
     /// The user's id: a UUIDv7, or a UUIDv8 when it was created under an `Idempotency-Key`.
     pub id: Uuid,
@@ -47,12 +49,14 @@ pub struct User {
 
 /// A page of users, in the order of their ids
 #[derive(Debug, Object)]
-#[oai(skip_serializing_if_is_none)]
+#[oai(example, skip_serializing_if_is_none)]
 pub struct UserPage {
     /// The users.
     pub items: Vec<User>,
     /// Continues after the last item; absent on the last page.
     pub next_cursor: Option<String>,
+    /// Leads back to what stands before the first item; absent on the first page.
+    pub prev_cursor: Option<String>,
 }
 
 /// A user to create
@@ -77,6 +81,28 @@ pub(crate) struct UserPatch {
     /// The new name.
     #[oai(validator(min_length = 1, max_length = 200))]
     name: Option<String>,
+}
+
+impl Example for User {
+    fn example() -> Self {
+        Self {
+            id: EXAMPLE_USER,
+            email: "ada@example.org".to_owned(),
+            name: "Ada".to_owned(),
+            status: UserStatus::Active,
+            version: 1,
+            created_at: EXAMPLE_TIME,
+            updated_at: EXAMPLE_TIME,
+            suspended_at: None,
+        }
+    }
+}
+
+impl Example for UserPage {
+    fn example() -> Self {
+        let next = Cursor { toward: Toward::Next, from: EXAMPLE_USER }.encode("/v1/users");
+        Self { items: vec![User::example()], next_cursor: Some(next), prev_cursor: None }
+    }
 }
 
 impl Example for NewUser {
@@ -195,23 +221,30 @@ pub(crate) enum ListUsersAnswer {
 }
 
 macro_rules! failures {
-    ($($operation:ident: $($status:literal)+;)+) => {$(
+    ($($operation:ident: $($kind:ident)+;)+) => {$(
         /// How the operation can fail.
         pub(crate) struct $operation;
 
         impl Failures for $operation {
-            const STATUSES: &'static [u16] = &[$($status),+];
+            const KINDS: &'static [ProblemKind] = &[$(ProblemKind::$kind),+];
         }
     )+};
 }
 
 failures! {
-    CreateFailures: 400 408 409 413 415 422 500 503 504;
-    ChangeFailures: 400 404 408 409 412 413 415 422 500 503 504;
-    DeleteFailures: 400 404 409 412 422 500 503 504;
-    StatusFailures: 400 404 409 412 422 500 503 504;
-    GetFailures: 400 404 500 503;
-    ListFailures: 400 500 503;
+    CreateFailures: InvalidRequest RequestTimeout EmailTaken UserExists CommandParked BodyTooLarge UnsupportedMediaType
+        IdempotencyKeyReused BrokerUnavailable Overloaded OutcomeUnknown;
+    ChangeFailures: InvalidRequest UserNotFound RequestTimeout EmailTaken CommandParked VersionLost BodyTooLarge
+        UnsupportedMediaType IdempotencyKeyReused BrokerUnavailable Overloaded OutcomeUnknown;
+    DeleteFailures: InvalidRequest UserNotFound CommandParked VersionLost IdempotencyKeyReused BrokerUnavailable Overloaded
+        OutcomeUnknown;
+    SuspendFailures: InvalidRequest UserNotFound AlreadySuspended CommandParked VersionLost IdempotencyKeyReused
+        BrokerUnavailable Overloaded OutcomeUnknown;
+    ReactivateFailures: InvalidRequest UserNotFound NotSuspended CommandParked VersionLost IdempotencyKeyReused
+        BrokerUnavailable Overloaded OutcomeUnknown;
+    GetFailures: InvalidRequest UserNotFound DatabaseUnavailable Overloaded;
+    ListFailures: InvalidRequest DatabaseUnavailable;
+    HistoryFailures: InvalidRequest UserNotFound DatabaseUnavailable;
 }
 
 /// When to ask for the outcome.

@@ -9,22 +9,21 @@ use uuid::Uuid;
 
 use super::model::{User, UserStatus};
 use crate::loader::{READ_DEADLINE, Rows};
+use crate::paging::{Order, Paging};
 
 /// For a connection to come free, and then for the list; a connect may come between them.
 const PATIENCE: Duration = Duration::from_millis(700);
 const LIST_DEADLINE: Duration = Duration::from_millis(800);
 
-/// What a list asks for.
+/// What a list of users asks for.
 pub(crate) struct Wanted {
     /// In lower case.
     pub(crate) email: Option<String>,
     pub(crate) status: Option<UserStatus>,
-    pub(crate) after: Uuid,
-    pub(crate) limit: i64,
 }
 
 /// A row, before its status is read.
-struct UserRow {
+pub(super) struct UserRow {
     id: Uuid,
     email: String,
     name: String,
@@ -61,15 +60,22 @@ pub(crate) fn by_ids<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c
     })
 }
 
-/// One page.
-pub(crate) async fn page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
+/// What a list reads on one connection.
+pub(super) trait Read: Sync {
+    type Found: Send;
+
+    fn read(&self, conn: &mut PgConnection) -> impl Future<Output = Result<Self::Found, sqlx::Error>> + Send;
+}
+
+/// Reads on a connection of the pool, and once more when that turns out to be dead.
+pub(super) async fn reading<R: Read>(pool: &Pool, read: &R) -> Result<R::Found, DbError> {
     // A connect has a longer deadline of its own, which is no reader's.
     let reading = tokio::time::timeout(READ_DEADLINE, async {
-        match read_page(pool, wanted).await {
+        match once(pool, read).await {
             // The server was restarted: what the pool holds is dead, and the read can be asked again.
             Err(error) if error.lost_connection() => {
                 pool.discard_idle();
-                read_page(pool, wanted).await
+                once(pool, read).await
             }
             end => end,
         }
@@ -77,22 +83,37 @@ pub(crate) async fn page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbEr
     reading.await.unwrap_or(Err(DbError::Deadline(READ_DEADLINE)))
 }
 
-async fn read_page(pool: &Pool, wanted: &Wanted) -> Result<Vec<User>, DbError> {
+async fn once<R: Read>(pool: &Pool, read: &R) -> Result<R::Found, DbError> {
     let mut lease = pool.acquire(PATIENCE).await?;
-    // One statement per filter: with "or no filter" in one statement, the plan for all would serve each badly.
-    let rows = within(LIST_DEADLINE, async {
-        match (&wanted.email, wanted.status) {
-            (Some(email), status) => by_email(&mut lease, email, status, wanted.after).await,
-            (None, Some(status)) => by_status(&mut lease, status, wanted.after, wanted.limit).await,
-            (None, None) => all(&mut lease, wanted.after, wanted.limit).await,
-        }
-    })
-    .await?;
+    let found = within(LIST_DEADLINE, read.read(&mut lease)).await?;
     lease.release().await?;
+    Ok(found)
+}
+
+/// The rows of one page of users, in the order of reading.
+pub(crate) async fn page(pool: &Pool, wanted: &Wanted, paging: &Paging) -> Result<Vec<User>, DbError> {
+    let rows = reading(pool, &(wanted, paging)).await?;
     Ok(rows.into_iter().map(User::from).collect())
 }
 
-async fn all(conn: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<UserRow>, sqlx::Error> {
+impl Read for (&Wanted, &Paging) {
+    type Found = Vec<UserRow>;
+
+    async fn read(&self, conn: &mut PgConnection) -> Result<Vec<UserRow>, sqlx::Error> {
+        let (wanted, paging) = self;
+        let ((order, beyond), limit) = (paging.start(), paging.rows());
+        // One statement per filter and order: with "or no filter" in one statement, the plan for all would serve each badly.
+        match (&wanted.email, wanted.status, order) {
+            (Some(email), status, order) => by_email(conn, email, status, order, beyond).await,
+            (None, Some(status), Order::Ascending) => by_status_after(conn, status, beyond, limit).await,
+            (None, Some(status), Order::Descending) => by_status_before(conn, status, beyond, limit).await,
+            (None, None, Order::Ascending) => all_after(conn, beyond, limit).await,
+            (None, None, Order::Descending) => all_before(conn, beyond, limit).await,
+        }
+    }
+}
+
+async fn all_after(conn: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<UserRow>, sqlx::Error> {
     sqlx::query_as!(
         UserRow,
         r#"
@@ -109,7 +130,24 @@ async fn all(conn: &mut PgConnection, after: Uuid, limit: i64) -> Result<Vec<Use
     .await
 }
 
-async fn by_status(
+async fn all_before(conn: &mut PgConnection, before: Uuid, limit: i64) -> Result<Vec<UserRow>, sqlx::Error> {
+    sqlx::query_as!(
+        UserRow,
+        r#"
+        SELECT id, email, name, version, created_at, updated_at, suspended_at
+        FROM users
+        WHERE id < $1
+        ORDER BY id DESC
+        LIMIT $2
+        "#,
+        before,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn by_status_after(
     conn: &mut PgConnection,
     status: UserStatus,
     after: Uuid,
@@ -132,23 +170,50 @@ async fn by_status(
     .await
 }
 
-/// At most one row: the address is unique. `email` is in lower case already.
-async fn by_email(
+async fn by_status_before(
     conn: &mut PgConnection,
-    email: &str,
-    status: Option<UserStatus>,
-    after: Uuid,
+    status: UserStatus,
+    before: Uuid,
+    limit: i64,
 ) -> Result<Vec<UserRow>, sqlx::Error> {
     sqlx::query_as!(
         UserRow,
         r#"
         SELECT id, email, name, version, created_at, updated_at, suspended_at
         FROM users
-        WHERE lower(email COLLATE "C") = $1 AND ($2::text IS NULL OR status = $2) AND id > $3
+        WHERE status = $1 AND id < $2
+        ORDER BY id DESC
+        LIMIT $3
+        "#,
+        status.as_str(),
+        before,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// At most one row: the address is unique. `email` is in lower case already.
+async fn by_email(
+    conn: &mut PgConnection,
+    email: &str,
+    status: Option<UserStatus>,
+    order: Order,
+    beyond: Uuid,
+) -> Result<Vec<UserRow>, sqlx::Error> {
+    sqlx::query_as!(
+        UserRow,
+        r#"
+        SELECT id, email, name, version, created_at, updated_at, suspended_at
+        FROM users
+        WHERE lower(email COLLATE "C") = $1
+            AND ($2::text IS NULL OR status = $2)
+            AND CASE WHEN $3 THEN id > $4 ELSE id < $4 END
         "#,
         email,
         status.map(UserStatus::as_str),
-        after,
+        order == Order::Ascending,
+        beyond,
     )
     .fetch_all(conn)
     .await

@@ -7,7 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::reads::insert;
-use crate::support::{App, Database};
+use crate::support::{Answer, App, Database};
 
 const USERS: usize = 23;
 
@@ -22,6 +22,15 @@ async fn filled() -> (Database, Vec<Uuid>) {
     (database, ids)
 }
 
+/// Where `Link` leads for a relation.
+pub(crate) fn linked(answer: &Answer, relation: &str) -> Option<String> {
+    let links = answer.header("link").unwrap_or_default().split(", ");
+    links.filter_map(|link| link.split_once("; ")).find_map(|(target, found)| {
+        let target = target.trim_start_matches('<').trim_end_matches('>');
+        (found == format!("rel=\"{relation}\"")).then(|| target.to_owned())
+    })
+}
+
 /// Follows `Link` to the end.
 async fn walk(app: &App, first: &str) -> Vec<Vec<Uuid>> {
     let mut pages = Vec::new();
@@ -32,12 +41,15 @@ async fn walk(app: &App, first: &str) -> Vec<Vec<Uuid>> {
         let page = answer.json();
         let ids = page["items"].as_array().expect("items").iter().map(|user| user["id"].as_str().expect("an id"));
         pages.push(ids.map(|id| id.parse().expect("a UUID")).collect());
-        next = answer.header("link").map(|link| {
-            let (target, relation) = link.split_once("; ").expect("a target and a relation");
-            assert_eq!(relation, "rel=\"next\"");
-            target.trim_start_matches('<').trim_end_matches('>').to_owned()
-        });
-        assert_eq!(next.is_some(), page["next_cursor"].is_string(), "{path}: header and body agree");
+        next = linked(&answer, "next");
+        for (relation, member) in [("next", "next_cursor"), ("prev", "prev_cursor")] {
+            let link = linked(&answer, relation);
+            assert_eq!(link.is_some(), page[member].is_string(), "{path}: header and body agree on {relation}");
+            assert!(
+                link.is_none_or(|link| link.contains(page[member].as_str().expect("a cursor"))),
+                "{path}: {relation}"
+            );
+        }
         assert!(pages.len() <= USERS + 1, "{first} never ends");
     }
     pages
@@ -54,6 +66,36 @@ async fn all_pages_together_are_all_users_once_whatever_their_size() {
         assert_eq!(pages.concat(), ids, "limit {limit}");
     }
     assert_eq!(walk(&app, "/v1/users").await, [ids]);
+}
+
+#[tokio::test]
+async fn the_way_back_shows_the_same_users_in_the_same_order() {
+    let (database, ids) = filled().await;
+    let app = App::over(database.url());
+    let suspended: Vec<_> = ids.iter().copied().step_by(3).collect();
+    for (query, expected) in [("", &ids), ("&status=suspended", &suspended)] {
+        for limit in [1, 2, 7, 22, 200] {
+            let mut path = format!("/v1/users?limit={limit}{query}");
+            let first = app.get(&path).await;
+            assert_eq!(linked(&first, "prev"), None, "{path}: nothing is before the first page");
+            let mut seen: Vec<Uuid> = Vec::new();
+            while let Some(next) = linked(&app.get(&path).await, "next") {
+                path = next;
+            }
+            loop {
+                let answer = app.get(&path).await;
+                let page = answer.json();
+                let items = page["items"].as_array().expect("items").iter();
+                let ids = items.map(|user| user["id"].as_str().expect("an id").parse().expect("a UUID"));
+                seen = ids.chain(seen).collect();
+                match linked(&answer, "prev") {
+                    Some(previous) => path = previous,
+                    None => break,
+                }
+            }
+            assert_eq!(&seen, expected, "limit {limit}{query}");
+        }
+    }
 }
 
 #[tokio::test]

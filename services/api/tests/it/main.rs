@@ -8,6 +8,7 @@ mod bodies;
 mod commands;
 mod contract;
 mod fuzz;
+mod history;
 mod limits;
 mod lists;
 mod page;

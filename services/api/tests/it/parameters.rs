@@ -79,8 +79,46 @@ async fn a_list_query_that_is_not_valid_is_refused_without_a_look_at_the_databas
         ("an id for a cursor", "GET", &format!("/v1/users?cursor={V4}"), &[], InvalidRequest, &["cursor"]),
         ("percent signs that encode nothing", "GET", "/v1/users?limit=%zz", &[], InvalidRequest, &["limit"]),
         ("no UTF-8", "GET", "/v1/users?status=%ff", &[], InvalidRequest, &["status"]),
+        ("a history's page", "GET", &format!("{USER}/history?limit=201"), &[], InvalidRequest, &["limit"]),
+        ("a history's cursor", "GET", &format!("{USER}/history?cursor=AZ_abc"), &[], InvalidRequest, &["cursor"]),
+        ("a history that may be", "GET", &format!("{USER}/history?limit=200"), &[], DatabaseUnavailable, &[]),
     ];
     check(rows).await;
+}
+
+/// `?emial=` would list everybody, and `?dry_run=true` would not be one.
+#[tokio::test]
+async fn a_query_parameter_that_the_operation_does_not_know_is_refused_by_name() {
+    let suspend = format!("{USER}/suspend");
+    let many: Vec<_> = (0..50).map(|n| format!("x{n}=1")).collect();
+    let many = many.join("&");
+    let first: Vec<_> = (0..20).map(|n| format!("x{n}")).collect();
+    let first: Vec<_> = first.iter().map(String::as_str).collect();
+    let rows: &[Row] = &[
+        ("a typing error", "GET", "/v1/users?emial=ada@example.org", &[], InvalidRequest, &["emial"]),
+        ("beside known ones", "GET", "/v1/users?limit=1&Status=active", &[], InvalidRequest, &["Status"]),
+        ("several", "GET", "/v1/users?a=1&limit=1&b=2&a=3", &[], InvalidRequest, &["a", "b"]),
+        ("fifty", "GET", &format!("/v1/users?{many}"), &[], InvalidRequest, &first),
+        ("without a value", "GET", "/v1/users?offset", &[], InvalidRequest, &["offset"]),
+        ("without a name", "GET", "/v1/users?=1", &[], InvalidRequest, &["query"]),
+        ("encoded", "GET", "/v1/users?%6Fffset=1", &[], InvalidRequest, &["offset"]),
+        ("with a line break", "GET", "/v1/users?a%0Ab=1", &[], InvalidRequest, &["ab"]),
+        ("known elsewhere", "GET", &format!("{USER}/history?email=a"), &[], InvalidRequest, &["email"]),
+        ("where none is known", "GET", &format!("{USER}?fields=id"), &[], InvalidRequest, &["fields"]),
+        ("a write's", "DELETE", &format!("{USER}?dry_run=true"), &[], InvalidRequest, &["dry_run"]),
+        ("a write's", "POST", &format!("{suspend}?wait=5"), &[], InvalidRequest, &["wait"]),
+        ("a command's", "GET", &format!("/v1/commands/{V4}?wait=5"), &[], InvalidRequest, &["wait"]),
+        ("twice", "GET", "/v1/users?status=active&status=suspended", &[], InvalidRequest, &["status"]),
+        ("twice the same", "GET", "/v1/users?limit=1&limit=1", &[], InvalidRequest, &["limit"]),
+        ("a known one, encoded", "GET", "/v1/users?%6Cimit=1", &[], DatabaseUnavailable, &[]),
+        ("nothing", "GET", "/v1/users?", &[], DatabaseUnavailable, &[]),
+        ("only separators", "GET", "/v1/users?&&", &[], DatabaseUnavailable, &[]),
+    ];
+    check(rows).await;
+    let app = App::unconnected();
+    for path in ["/healthz?probe=1", "/openapi.json?v=2", "/docs?_=1", "/problems?x", "/metrics?x=1"] {
+        assert_eq!(app.get(path).await.status, 200, "{path} is no operation of the contract");
+    }
 }
 
 #[tokio::test]
@@ -187,6 +225,7 @@ async fn an_if_match_that_is_not_one_strong_tag_is_refused() {
         ("a weak tag", "DELETE", USER, &[("if-match", b"W/\"3\"")], InvalidRequest, &["If-Match"]),
         ("two tags", "DELETE", USER, &[("if-match", b"\"3\", \"4\"")], InvalidRequest, &["If-Match"]),
         ("two lines", "DELETE", USER, &[("if-match", b"\"3\""), ("if-match", b"\"4\"")], InvalidRequest, &["If-Match"]),
+        ("a blank in the tag", "DELETE", USER, &[("if-match", b"\"a b\"")], InvalidRequest, &["If-Match"]),
         ("half a tag", "POST", &suspend, &[("if-match", b"\"3")], InvalidRequest, &["If-Match"]),
         ("one quote", "POST", &suspend, &[("if-match", b"\"")], InvalidRequest, &["If-Match"]),
         ("nothing", "POST", &suspend, &[("if-match", b"")], InvalidRequest, &["If-Match"]),

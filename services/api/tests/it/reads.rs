@@ -120,6 +120,7 @@ async fn a_database_that_refuses_or_says_nothing_is_told_within_two_seconds() {
     let paths = [
         "/v1/users".to_owned(),
         format!("/v1/users/{}", Uuid::now_v7()),
+        format!("/v1/users/{}/history", Uuid::now_v7()),
         format!("/v1/commands/{}", CommandId::mint()),
     ];
     let asking = urls.iter().flat_map(|(what, url)| {

@@ -1,0 +1,170 @@
+//! What was done to a user: the commands of its id, as entries and as SQL.
+
+use common::db::{DbError, Pool};
+use poem_openapi::payload::Json;
+use poem_openapi::types::Example;
+use poem_openapi::{ApiResponse, Object};
+use sqlx::PgConnection;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::rows::{Read, reading};
+use crate::commands::CommandStatus;
+use crate::contract::{EXAMPLE_COMMAND, EXAMPLE_TIME};
+use crate::paging::{Order, Paging};
+
+/// A command that concerned a user, and its outcome
+#[derive(Debug, Object)]
+#[oai(skip_serializing_if_is_none)]
+pub(crate) struct HistoryEntry {
+    /// The command's id.
+    pub(crate) id: Uuid,
+    /// What was asked for, like `users.create`.
+    #[oai(rename = "type")]
+    pub(crate) kind: String,
+    /// Who asked: `key:` and the client's name, `oidc:` and the subject, or `anonymous`.
+    pub(crate) principal: String,
+    /// What became of it; never `pending`.
+    pub(crate) status: CommandStatus,
+    /// Why it was rejected or parked, as in the command.
+    pub(crate) reason: Option<String>,
+    /// The user's version after it.
+    pub(crate) user_version: Option<i64>,
+    /// When it was accepted.
+    pub(crate) accepted_at: OffsetDateTime,
+    /// When it was decided.
+    pub(crate) applied_at: OffsetDateTime,
+}
+
+/// A page of a user's history, newest first
+#[derive(Debug, Object)]
+#[oai(example, skip_serializing_if_is_none)]
+pub(crate) struct HistoryPage {
+    /// The commands, in the reverse order of their acceptance.
+    pub(crate) items: Vec<HistoryEntry>,
+    /// Continues with older ones; absent on the last page.
+    pub(crate) next_cursor: Option<String>,
+    /// Leads back to newer ones; absent on the first page.
+    pub(crate) prev_cursor: Option<String>,
+}
+
+impl Example for HistoryPage {
+    fn example() -> Self {
+        let entry = HistoryEntry {
+            id: EXAMPLE_COMMAND,
+            kind: "users.create".to_owned(),
+            principal: "key:billing".to_owned(),
+            status: CommandStatus::Succeeded,
+            reason: None,
+            user_version: Some(1),
+            accepted_at: EXAMPLE_TIME,
+            applied_at: EXAMPLE_TIME + Duration::milliseconds(12),
+        };
+        Self { items: vec![entry], next_cursor: None, prev_cursor: None }
+    }
+}
+
+#[derive(ApiResponse)]
+pub(crate) enum GetHistoryAnswer {
+    /// A page of the history.
+    #[oai(status = 200)]
+    Page(Json<HistoryPage>, #[oai(header = "Link")] Option<String>),
+}
+
+/// A row, before its status is read.
+pub(super) struct CommandRow {
+    id: Uuid,
+    kind: String,
+    principal: String,
+    status: String,
+    reason: Option<String>,
+    user_version: Option<i64>,
+    accepted_at: OffsetDateTime,
+    applied_at: OffsetDateTime,
+}
+
+impl From<CommandRow> for HistoryEntry {
+    fn from(row: CommandRow) -> Self {
+        let CommandRow { id, kind, principal, status, reason, user_version, accepted_at, applied_at } = row;
+        let status = match status.as_str() {
+            "succeeded" => CommandStatus::Succeeded,
+            "rejected" => CommandStatus::Rejected,
+            _ => CommandStatus::Parked,
+        };
+        Self { id, kind, principal, status, reason, user_version, accepted_at, applied_at }
+    }
+}
+
+/// The rows of one page, in the order of reading; `None` when neither a user nor a command has this id.
+pub(crate) async fn page(pool: &Pool, user_id: Uuid, paging: &Paging) -> Result<Option<Vec<HistoryEntry>>, DbError> {
+    let rows = reading(pool, &(user_id, paging)).await?;
+    Ok(rows.map(|rows| rows.into_iter().map(HistoryEntry::from).collect()))
+}
+
+impl Read for (Uuid, &Paging) {
+    type Found = Option<Vec<CommandRow>>;
+
+    async fn read(&self, conn: &mut PgConnection) -> Result<Self::Found, sqlx::Error> {
+        let (user_id, paging) = *self;
+        let ((order, beyond), limit) = (paging.start(), paging.rows());
+        let rows = match order {
+            Order::Ascending => commands_after(conn, user_id, beyond, limit).await?,
+            Order::Descending => commands_before(conn, user_id, beyond, limit).await?,
+        };
+        // A user whose commands are no longer kept has an empty history, and so has the end of every other.
+        let known = !rows.is_empty() || !paging.first() || exists(conn, user_id).await?;
+        Ok(known.then_some(rows))
+    }
+}
+
+async fn commands_before(
+    conn: &mut PgConnection,
+    user_id: Uuid,
+    before: Uuid,
+    limit: i64,
+) -> Result<Vec<CommandRow>, sqlx::Error> {
+    sqlx::query_as!(
+        CommandRow,
+        r#"
+        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at
+        FROM commands
+        WHERE user_id = $1 AND id < $2
+        ORDER BY id DESC
+        LIMIT $3
+        "#,
+        user_id,
+        before,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn commands_after(
+    conn: &mut PgConnection,
+    user_id: Uuid,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<CommandRow>, sqlx::Error> {
+    sqlx::query_as!(
+        CommandRow,
+        r#"
+        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at
+        FROM commands
+        WHERE user_id = $1 AND id > $2
+        ORDER BY id
+        LIMIT $3
+        "#,
+        user_id,
+        after,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+async fn exists(conn: &mut PgConnection, user_id: Uuid) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM users WHERE id = $1) AS "exists!""#, user_id)
+        .fetch_one(conn)
+        .await
+}
