@@ -158,7 +158,7 @@ struct ProblemDocument {
     /// The id under which logs and traces know this request.
     trace_id: String,
     /// Each fault of the request.
-    #[oai(skip_serializing_if_is_empty)]
+    #[oai(skip_serializing_if_is_empty, default)]
     errors: Vec<FieldFault>,
     /// The command that was accepted, or may have been.
     #[oai(skip_serializing_if_is_none)]

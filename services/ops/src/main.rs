@@ -1,6 +1,7 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
 mod budget;
+mod connection;
 mod dead_letters;
 mod generate;
 mod health;
