@@ -15,6 +15,7 @@ mod dead_letters;
 mod events;
 mod faults;
 mod idempotency;
+mod import;
 mod kills;
 mod lifecycle;
 mod membership;
