@@ -1,9 +1,11 @@
-//! `rollcall generate`: the contracts and the sample settings, written from the code, and whether they are current.
+//! `rollcall generate`: the contracts, the client and the sample settings, and whether they are current.
 //!
+//! The client is written by a package of its own, which only this runs; the client names the contract that it was written from.
 //! The query cache is not written here: `cargo prepare-queries` does it without compiling the queries first.
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{bail, ensure};
@@ -12,12 +14,14 @@ use api::contract;
 use common::config::{SHARED, sample as sample_of};
 use common::shutdown::Shutdown;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::say;
 
 const CONTRACT: &str = "openapi/rollcall.json";
 const EVENTS: &str = "openapi/rollcall-events.json";
 const SAMPLE: &str = ".env.example";
+const CLIENT: &str = "shared/client/src/generated.rs";
 
 /// Run it at the top of the repository.
 #[derive(clap::Args)]
@@ -50,12 +54,23 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut stale = Vec::new();
     let contract = contract()?;
     let events = events(&contract)?;
+    let hash =
+        Sha256::digest(contract.as_bytes()).iter().fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"));
     for (path, text) in [(CONTRACT, contract), (EVENTS, events), (SAMPLE, sample())] {
         if fs::read_to_string(path).unwrap_or_default() != text {
             stale.push(path);
             if !arguments.check {
                 fs::write(path, text)?;
             }
+        }
+    }
+    let client = fs::read_to_string(CLIENT).unwrap_or_default();
+    if !client.lines().next().is_some_and(|line| line.contains(&hash)) {
+        stale.push(CLIENT);
+        if !arguments.check {
+            let written =
+                Command::new("cargo").args(["run", "--quiet", "--package", "rollcall-client-generator"]).status();
+            ensure!(written?.success(), "the generator of the client failed");
         }
     }
     if arguments.check && !stale.is_empty() {

@@ -4,22 +4,20 @@
 //! database; they compare clocks of the API, the database and this machine.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use client::types::{Command, CommandStatus, NewUser};
+use client::{Client, Error, Written};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Client, StatusCode};
-use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::connection::Api;
 use crate::say;
 
 /// How long the last outcome may take once nothing more is sent.
@@ -33,28 +31,13 @@ pub(crate) struct Arguments {
     /// How many connections to use
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Where the API is
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// A file that holds the API key or the token to send; it needs the scope users:write
-    #[arg(long, value_name = "FILE")]
-    bearer_file: Option<PathBuf>,
-}
-
-impl Arguments {
-    fn headers(&self) -> anyhow::Result<HeaderMap> {
-        let Some(path) = &self.bearer_file else { return Ok(HeaderMap::new()) };
-        let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-        let value = HeaderValue::from_str(&format!("Bearer {}", text.trim_end()));
-        let mut value = value.with_context(|| format!("{} holds no key or token", path.display()))?;
-        value.set_sensitive(true);
-        Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
-    }
+    #[command(flatten)]
+    api: Api,
 }
 
 #[derive(Default)]
 struct Accepted {
-    ids: Vec<String>,
+    ids: Vec<Uuid>,
     latencies: Vec<Duration>,
     refused: BTreeMap<String, u64>,
 }
@@ -66,17 +49,15 @@ struct Outcome {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let client = Client::builder().no_proxy().timeout(Duration::from_secs(30)).default_headers(arguments.headers()?);
-    let client = client.build()?;
-    let ready = client.get(format!("{}/readyz", arguments.url)).send().await;
-    let ready = ready.with_context(|| format!("nothing answers at {}; give --url", arguments.url))?;
-    ensure!(ready.status().is_success(), "the API is not ready:\n{}", ready.text().await.unwrap_or_default());
+    arguments.api.ready().await?;
+    // What is refused is counted, not sent again.
+    let client = arguments.api.settings()?.retry_for(Duration::ZERO).client()?;
 
     let started = Instant::now();
     let accepted = create(&client, &arguments).await?;
     let ended_at = OffsetDateTime::now_utc();
     let accepting = started.elapsed();
-    let outcomes = settle(&client, &arguments, &accepted.ids).await?;
+    let outcomes = settle(&arguments.api.settings()?.client()?, &arguments, &accepted.ids).await?;
     report(&arguments, &accepted, accepting, ended_at, &outcomes);
     Ok(())
 }
@@ -88,7 +69,7 @@ async fn create(client: &Client, arguments: &Arguments) -> anyhow::Result<Accept
     let mut connections = tokio::task::JoinSet::new();
     for _ in 0..arguments.connections.max(1) {
         let (client, next, run, bar) = (client.clone(), Arc::clone(&next), run.clone(), bar.clone());
-        let (url, creates) = (format!("{}/v1/users", arguments.url), arguments.creates);
+        let creates = arguments.creates;
         connections.spawn(async move {
             let mut mine = Accepted::default();
             loop {
@@ -96,18 +77,19 @@ async fn create(client: &Client, arguments: &Arguments) -> anyhow::Result<Accept
                 if number >= creates {
                     return mine;
                 }
-                let body = json!({ "email": format!("{run}-{number}@load.example"), "name": format!("Load {number}") });
+                let user = NewUser { email: format!("{run}-{number}@load.example"), name: format!("Load {number}") };
                 let asked = Instant::now();
-                match client.post(&url).json(&body).send().await {
-                    Ok(response) if response.status() == StatusCode::ACCEPTED => {
+                match client.create_user().body(user).send().await.map(client::ResponseValue::into_inner) {
+                    Ok(Written::Accepted(command)) => {
                         mine.latencies.push(asked.elapsed());
-                        match response.json::<Value>().await.ok().and_then(|c| Some(c["id"].as_str()?.to_owned())) {
-                            Some(id) => mine.ids.push(id),
-                            None => mine.refuse("202 without a command"),
-                        }
+                        mine.ids.push(command.id);
                     }
-                    Ok(response) => mine.refuse(response.status().as_str()),
-                    Err(_) => mine.refuse("connection failed"),
+                    Ok(Written::Applied(_)) => mine.refuse("not as a command"),
+                    Err(error) => match Error::from(error) {
+                        Error::Problem(problem) => mine.refuse(&problem.status.to_string()),
+                        Error::Foreign(status) => mine.refuse(&status),
+                        Error::Transport(_) | Error::Request(_) => mine.refuse("connection failed"),
+                    },
                 }
                 bar.inc(1);
             }
@@ -133,33 +115,25 @@ impl Accepted {
 }
 
 /// Waits for every outcome.
-async fn settle(client: &Client, arguments: &Arguments, ids: &[String]) -> anyhow::Result<Vec<Outcome>> {
+async fn settle(client: &Client, arguments: &Arguments, ids: &[Uuid]) -> anyhow::Result<Vec<Outcome>> {
     let bar = bar(ids.len() as u64, "waiting for outcomes");
-    let deadline = Instant::now() + SETTLE_DEADLINE;
     let bar_of_all = &bar;
     let outcomes = stream::iter(ids)
-        .map(|id| async move {
-            let url = format!("{}/v1/commands/{id}", arguments.url);
-            loop {
-                ensure!(Instant::now() < deadline, "command {id} has no outcome after {SETTLE_DEADLINE:?}");
-                let command: Value = client.get(&url).header("prefer", "wait=30").send().await?.json().await?;
-                if command["status"] != "pending" {
-                    bar_of_all.inc(1);
-                    return outcome(&command).with_context(|| format!("command {id} has no times"));
-                }
-            }
+        .map(|&id| async move {
+            let command = client.outcome(id).await.with_context(|| format!("command {id} has no outcome"))?;
+            bar_of_all.inc(1);
+            outcome(&command).with_context(|| format!("command {id} has no times"))
         })
         .buffer_unordered(arguments.connections.max(1))
-        .try_collect()
-        .await?;
+        .try_collect();
+    let outcomes = timeout(SETTLE_DEADLINE, outcomes).await;
     bar.finish_and_clear();
-    Ok(outcomes)
+    outcomes.with_context(|| format!("not every command was decided within {SETTLE_DEADLINE:?}"))?
 }
 
-fn outcome(command: &Value) -> Option<Outcome> {
-    let instant = |name: &str| OffsetDateTime::parse(command[name].as_str()?, &Rfc3339).ok();
-    let succeeded = command["status"] == "succeeded";
-    Some(Outcome { accepted_at: instant("accepted_at")?, applied_at: instant("applied_at")?, succeeded })
+fn outcome(command: &Command) -> Option<Outcome> {
+    let succeeded = command.status == CommandStatus::Succeeded;
+    Some(Outcome { accepted_at: command.accepted_at.0, applied_at: command.applied_at?.0, succeeded })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count of requests is far below 2^52")]

@@ -1,9 +1,12 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
 mod budget;
+mod connection;
 mod dead_letters;
+mod export;
 mod generate;
 mod health;
+mod import;
 mod keys;
 mod load;
 mod migrate;
@@ -49,6 +52,10 @@ enum Command {
     Budget(budget::Arguments),
     /// Ask a service whether it is well; for container health checks
     Health(health::Arguments),
+    /// Create a user for each row of a file, and say what became of each
+    Import(import::Arguments),
+    /// Write every user to a file, as they all were at one moment
+    Export(export::Arguments),
     /// Create many users and report how fast that went
     Load(load::Arguments),
     /// Torture a system of its own with faults under load, and judge whether it kept its promises
@@ -73,6 +80,8 @@ async fn main() -> anyhow::Result<()> {
         Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
         Command::Budget(arguments) => budget::run(arguments).await,
         Command::Health(arguments) => health::run(arguments).await,
+        Command::Import(arguments) => import::run(arguments).await,
+        Command::Export(arguments) => export::run(arguments).await,
         Command::Load(arguments) => load::run(arguments).await,
         Command::Torture(arguments) => torture::run(arguments).await,
         Command::Generate(arguments) => generate::run(&arguments),

@@ -42,6 +42,8 @@ fn every_command_has_help() {
         "dead-letters",
         "budget",
         "health",
+        "import",
+        "export",
         "load",
         "torture",
         "generate",

@@ -2,112 +2,124 @@
 
 use std::collections::HashSet;
 
-use reqwest::{Method, Response, StatusCode};
-use serde_json::{Value, json};
+use client::types::{CommandStatus, NewUser, Problem, UserPatch, UserStatus};
+use client::{Error, Written};
+use reqwest::StatusCode;
 use uuid::Uuid;
 
-use crate::harness::{Process, System, problem};
+use crate::harness::{System, problem};
+
+/// What every write here says, so that its outcome is its answer.
+const WAIT: &str = "wait=20";
+
+fn new(email: &str, name: &str) -> NewUser {
+    NewUser { email: email.to_owned(), name: name.to_owned() }
+}
+
+/// The problem that a call ended with.
+fn refused<T, E>(result: Result<T, E>) -> Problem
+where
+    Error: From<E>,
+{
+    match result.map_err(Error::from) {
+        Err(Error::Problem(problem)) => *problem,
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("it was not refused"),
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_is_created_read_changed_suspended_reactivated_and_deleted() {
     let system = System::prepare().await;
     let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let client = api.client();
 
-    let created = system.post(&api, "/v1/users", "wait=20", &json!({"email": "Ada@Example.org", "name": "Ada"})).await;
+    let created = client.create_user().prefer(WAIT).body(new("Ada@Example.org", "Ada")).send().await.unwrap();
     assert_eq!(created.status(), StatusCode::CREATED);
     assert_eq!(created.headers()["etag"], "\"1\"");
-    assert_eq!(created.headers()["preference-applied"], "wait=20");
+    assert_eq!(created.headers()["preference-applied"], WAIT);
     let path = created.headers()["location"].to_str().unwrap().to_owned();
-    let user: Value = created.json().await.unwrap();
-    assert_eq!(path, format!("/v1/users/{}", user["id"].as_str().unwrap()));
-    assert_eq!((&user["status"], &user["version"]), (&json!("active"), &json!(1)));
+    let user = created.into_inner().applied().unwrap();
+    assert_eq!(path, format!("/v1/users/{}", user.id));
+    assert_eq!((user.status, user.version), (UserStatus::Active, 1));
 
-    let read = system.get(&api, &path).await;
+    let read = client.get_user().user_id(user.id).send().await.unwrap();
     assert_eq!(read.headers()["etag"], "\"1\"");
-    assert_eq!(read.json::<Value>().await.unwrap(), user);
+    assert_eq!(read.into_inner(), user);
     let unchanged = system.client.get(api.url(&path)).header("if-none-match", "\"1\"").send().await.unwrap();
     assert_eq!(unchanged.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(unchanged.bytes().await.unwrap().len(), 0);
 
-    let renamed = change(&system, &api, Method::PATCH, &path, Some("\"1\""), json!({"name": "Ada Lovelace"})).await;
+    let rename = |name: &str| {
+        let change = UserPatch { email: None, name: Some(name.to_owned()) };
+        client.update_user().user_id(user.id).if_match("\"1\"").prefer(WAIT).body(change).send()
+    };
+    let renamed = rename("Ada Lovelace").await.unwrap();
     assert_eq!(renamed.status(), StatusCode::OK);
     assert_eq!(renamed.headers()["etag"], "\"2\"");
-    assert_eq!(renamed.json::<Value>().await.unwrap()["name"], "Ada Lovelace");
-    let lost = change(&system, &api, Method::PATCH, &path, Some("\"1\""), json!({"name": "Too late"})).await;
-    problem(lost, 412, "version-lost").await;
+    assert_eq!(renamed.into_inner().applied().unwrap().name, "Ada Lovelace");
+    let lost = refused(rename("Too late").await);
+    assert_eq!((lost.status, lost.kind()), (412, "version-lost"));
 
-    let suspended = change(&system, &api, Method::POST, &format!("{path}/suspend"), None, Value::Null).await;
-    assert_eq!(suspended.json::<Value>().await.unwrap()["status"], "suspended");
-    let again = change(&system, &api, Method::POST, &format!("{path}/suspend"), None, Value::Null).await;
-    problem(again, 409, "already-suspended").await;
-    let active = change(&system, &api, Method::POST, &format!("{path}/reactivate"), None, Value::Null).await;
-    assert_eq!(active.json::<Value>().await.unwrap()["version"], 4);
-    let again = change(&system, &api, Method::POST, &format!("{path}/reactivate"), None, Value::Null).await;
-    problem(again, 409, "not-suspended").await;
+    let suspend = || client.suspend_user().user_id(user.id).prefer(WAIT).send();
+    let suspended = suspend().await.unwrap().into_inner().applied().unwrap();
+    assert_eq!(suspended.status, UserStatus::Suspended);
+    assert_eq!(refused(suspend().await).kind(), "already-suspended");
+    let reactivate = || client.reactivate_user().user_id(user.id).prefer(WAIT).send();
+    assert_eq!(reactivate().await.unwrap().into_inner().applied().unwrap().version, 4);
+    assert_eq!(refused(reactivate().await).kind(), "not-suspended");
 
-    let deleted = change(&system, &api, Method::DELETE, &path, Some("\"4\""), Value::Null).await;
+    let delete = || client.delete_user().user_id(user.id).prefer(WAIT);
+    let deleted = delete().if_match("\"4\"").send().await.unwrap();
     assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
-    problem(system.get(&api, &path).await, 404, "user-not-found").await;
-    let gone = change(&system, &api, Method::DELETE, &path, None, Value::Null).await;
-    problem(gone, 404, "user-not-found").await;
-}
-
-async fn change(
-    system: &System,
-    api: &Process,
-    method: Method,
-    path: &str,
-    if_match: Option<&str>,
-    body: Value,
-) -> Response {
-    let mut request = system.client.request(method, api.url(path)).header("prefer", "wait=20");
-    if let Some(tag) = if_match {
-        request = request.header("if-match", tag);
-    }
-    if !body.is_null() {
-        request = request.header("content-type", "application/merge-patch+json").body(body.to_string());
-    }
-    request.send().await.unwrap()
+    assert_eq!(deleted.into_inner(), Written::Applied(()));
+    assert_eq!(refused(client.get_user().user_id(user.id).send().await).kind(), "user-not-found");
+    assert_eq!(refused(delete().send().await).kind(), "user-not-found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_create_without_a_wait_is_accepted_and_its_outcome_can_be_asked_for() {
     let system = System::prepare().await;
     let api = system.api().await;
-    let body = json!({"email": "bob@example.org", "name": "Bob"});
+    let client = api.client();
 
     // Nothing applies commands yet.
-    let accepted = system.client.post(api.url("/v1/users")).json(&body).send().await.unwrap();
+    let accepted = client.create_user().body(new("bob@example.org", "Bob")).send().await.unwrap();
     assert_eq!(accepted.status(), StatusCode::ACCEPTED);
     assert_eq!(accepted.headers()["retry-after"], "1");
     let location = accepted.headers()["location"].to_str().unwrap().to_owned();
-    let command: Value = accepted.json().await.unwrap();
-    assert_eq!((&command["status"], &command["type"]), (&json!("pending"), &json!("users.create")));
-    let pending: Value = system.get(&api, &location).await.json().await.unwrap();
-    assert_eq!((&pending["status"], &pending["id"]), (&json!("pending"), &command["id"]));
-    let waited = system.post(&api, "/v1/users", "wait=1", &json!({"email": "eve@example.org", "name": "Eve"})).await;
+    let command = accepted.into_inner().accepted().unwrap();
+    assert_eq!((command.status, command.type_.as_deref()), (CommandStatus::Pending, Some("users.create")));
+    assert_eq!(location, format!("/v1/commands/{}", command.id));
+    let pending = client.get_command().command_id(command.id).send().await.unwrap();
+    assert_eq!((pending.status, pending.id), (CommandStatus::Pending, command.id));
+    let waited = client.create_user().prefer("wait=1").body(new("eve@example.org", "Eve")).send().await.unwrap();
     assert_eq!(waited.status(), StatusCode::ACCEPTED, "the wait ran out");
+    let deletion = client.delete_user().user_id(command.user_id.unwrap()).send().await.unwrap().into_inner();
 
     let _worker = system.worker().await;
-    let decided = system.outcome(&api, command["id"].as_str().unwrap()).await;
-    assert_eq!((&decided["status"], &decided["user_version"]), (&json!("succeeded"), &json!(1)));
-    assert_eq!(decided["user_id"], command["user_id"]);
-    let user = system.get(&api, decided["links"]["user"].as_str().unwrap()).await;
-    assert_eq!(user.json::<Value>().await.unwrap()["email"], "bob@example.org");
+    let decided = client.outcome(command.id).await.unwrap();
+    assert_eq!((decided.status, decided.user_version), (CommandStatus::Succeeded, Some(1)));
+    assert_eq!(decided.user_id, command.user_id);
+    assert_eq!(decided.links.user, command.user_id.map(|id| format!("/v1/users/{id}")));
+    let deleted = client.outcome(deletion.accepted().unwrap().id).await.unwrap();
+    assert_eq!(deleted.status, CommandStatus::Succeeded, "after the create, in order");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_in_other_letter_case_is_taken() {
     let system = System::prepare().await;
     let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let client = api.client();
     system.create(&api, "carol@example.org").await;
 
-    let body = json!({"email": "CAROL@Example.ORG", "name": "Other"});
-    problem(system.post(&api, "/v1/users", "wait=20", &body).await, 409, "email-taken").await;
-    let accepted: Value =
-        system.client.post(api.url("/v1/users")).json(&body).send().await.unwrap().json().await.unwrap();
-    let decided = system.outcome(&api, accepted["id"].as_str().unwrap()).await;
-    assert_eq!((&decided["status"], &decided["reason"]), (&json!("rejected"), &json!("email-taken")));
+    let other = || client.create_user().body(new("CAROL@Example.ORG", "Other"));
+    let taken = refused(other().prefer(WAIT).send().await);
+    assert_eq!((taken.status, taken.kind()), (409, "email-taken"));
+    assert!(taken.to_string().starts_with("The e-mail address is taken (email-taken)"), "{taken}");
+    let accepted = other().send().await.unwrap().into_inner().accepted().unwrap();
+    let decided = client.outcome(accepted.id).await.unwrap();
+    assert_eq!((decided.status, decided.reason.as_deref()), (CommandStatus::Rejected, Some("email-taken")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,23 +135,26 @@ async fn an_id_that_is_no_command_is_not_found() {
 async fn a_list_over_several_pages_has_every_user_once() {
     let system = System::prepare().await;
     let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let client = api.client();
     let mut created = HashSet::new();
     for number in 0..7 {
-        let user = system.create(&api, &format!("page-{number}@example.org")).await;
-        created.insert(user["id"].as_str().unwrap().to_owned());
+        let user = client.create_user().prefer(WAIT).body(new(&format!("page-{number}@example.org"), "Page"));
+        created.insert(user.send().await.unwrap().into_inner().applied().unwrap().id);
     }
     let mut listed = Vec::new();
-    let mut path = Some("/v1/users?limit=3".to_owned());
+    let mut cursor = None;
     let mut pages = 0;
-    while let Some(next) = path.take() {
-        let page = system.get(&api, &next).await;
+    while pages == 0 || cursor.is_some() {
+        let mut list = client.list_users().limit(std::num::NonZeroU32::new(3).unwrap());
+        if let Some(cursor) = cursor {
+            list = list.cursor(cursor);
+        }
+        let page = list.send().await.unwrap();
         pages += 1;
-        path = page.headers().get("link").map(|link| {
-            let link = link.to_str().unwrap();
-            link.strip_prefix('<').and_then(|l| l.strip_suffix(">; rel=\"next\"")).unwrap().to_owned()
-        });
-        let page: Value = page.json().await.unwrap();
-        listed.extend(page["items"].as_array().unwrap().iter().map(|user| user["id"].as_str().unwrap().to_owned()));
+        assert_eq!(page.headers().contains_key("link"), page.next_cursor.is_some());
+        let page = page.into_inner();
+        cursor = page.next_cursor;
+        listed.extend(page.items.into_iter().map(|user| user.id));
     }
     assert_eq!((pages, listed.len()), (3, 7));
     assert_eq!(listed.into_iter().collect::<HashSet<_>>(), created);

@@ -18,6 +18,7 @@ mod dead_letters;
 mod events;
 mod faults;
 mod idempotency;
+mod import;
 mod kills;
 mod lifecycle;
 mod limits;

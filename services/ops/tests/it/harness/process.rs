@@ -63,6 +63,11 @@ impl Process {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
+    /// The client that programs use, if it is an API.
+    pub(crate) fn client(&self) -> client::Client {
+        client::Settings::new(&self.url("")).client().unwrap()
+    }
+
     /// Waits until it is ready.
     pub(crate) async fn ready(&self) {
         eventually("ready", async || {

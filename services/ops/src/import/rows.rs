@@ -1,0 +1,327 @@
+//! The rows of a file, one at a time, each checked by the rules of the API.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
+use common::command::{Email, Name};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
+use serde_json::{Map, Value};
+
+use super::report::Flaw;
+
+/// No row needs more; a quote that is never closed would be one row up to the end of the file.
+const LONGEST_ROW: u64 = 64 * 1024;
+/// What the service decides, and what a report of rejected lines adds: read over, so that both can be imported.
+const IGNORED: [&str; 9] =
+    ["id", "version", "created_at", "updated_at", "suspended_at", "line", "field", "fault", "mend"];
+const KNOWN: [&str; 3] = ["email", "name", "status"];
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// RFC 4180, with a header row
+    Csv,
+    /// A JSON object a line
+    Ndjson,
+}
+
+impl Format {
+    /// As given, or as the name of the file ends.
+    pub(crate) fn of(given: Option<Self>, file: &str) -> anyhow::Result<Self> {
+        let ending = file.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+        match (given, ending.as_deref()) {
+            (Some(format), _) => Ok(format),
+            (None, Some("csv")) => Ok(Self::Csv),
+            (None, Some("ndjson" | "jsonl")) => Ok(Self::Ndjson),
+            (None, _) => {
+                bail!("the name {file} does not say how the file is written; give --format csv or --format ndjson")
+            }
+        }
+    }
+}
+
+/// A row as it was written. What is no text, or not there, is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Row {
+    /// Where it begins in the file, from 1.
+    pub(super) line: u64,
+    pub(super) email: String,
+    pub(super) name: String,
+    pub(super) status: String,
+    /// What is wrong with it in itself.
+    pub(super) faults: Vec<Flaw>,
+}
+
+impl Row {
+    pub(super) fn suspended(&self) -> bool {
+        self.status == "suspended"
+    }
+
+    fn fault(&mut self, field: &str, text: &str) {
+        self.faults.push(Flaw::new(field, text));
+    }
+
+    fn check(mut self) -> Self {
+        // One fault of a field is enough.
+        let told = |row: &Self, field: &str| {
+            row.faults.iter().any(|fault| matches!(fault.field.as_str(), "row") || fault.field == field)
+        };
+        if !told(&self, "email")
+            && let Err(fault) = Email::parse(&self.email)
+        {
+            self.fault("email", &fault.to_string());
+        }
+        if !told(&self, "name")
+            && let Err(fault) = Name::parse(&self.name)
+        {
+            self.fault("name", &fault.to_string());
+        }
+        if !told(&self, "status") && !matches!(self.status.as_str(), "" | "active" | "suspended") {
+            self.fault("status", "is unknown; write active or suspended, or leave it out");
+        }
+        self
+    }
+}
+
+/// Reads a file row by row.
+pub(super) enum Rows {
+    Csv { reader: Box<csv::Reader<Bounded>>, columns: Vec<Column>, record: ByteRecord, since: Arc<AtomicU64> },
+    Ndjson { reader: Box<dyn BufRead + Send>, line: u64 },
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Column {
+    Email,
+    Name,
+    Status,
+    Ignored,
+}
+
+impl Rows {
+    /// Reads the header, if there is one.
+    pub(super) fn open(input: impl Read + Send + 'static, format: Format) -> anyhow::Result<Self> {
+        if format == Format::Ndjson {
+            return Ok(Self::Ndjson { reader: Box::new(BufReader::new(input)), line: 0 });
+        }
+        let since = Arc::new(AtomicU64::new(0));
+        let input = Bounded { input: Box::new(input), since: Arc::clone(&since) };
+        let mut reader = ReaderBuilder::new()
+            .flexible(true)
+            // With CRLF the library's default numbers lines by one too low; the CR is taken off below.
+            .terminator(Terminator::Any(b'\n'))
+            .from_reader(input);
+        let header = reader.headers().context("the header row cannot be read")?;
+        let mut columns = Vec::with_capacity(header.len());
+        for name in header {
+            let name = name.trim_start_matches('\u{feff}').trim().to_ascii_lowercase();
+            columns.push(match name.as_str() {
+                "email" => Column::Email,
+                "name" => Column::Name,
+                "status" => Column::Status,
+                known if IGNORED.contains(&known) => Column::Ignored,
+                _ => bail!("line 1: the column {name:?} is unknown; remove it, or rename it to email, name or status"),
+            });
+        }
+        for (name, column) in
+            [("email", Column::Email as u8), ("name", Column::Name as u8), ("status", Column::Status as u8)]
+        {
+            let count = columns.iter().filter(|other| **other as u8 == column).count();
+            ensure!(
+                count > 0 || name == "status",
+                "line 1: no column is named {name}; the header row names email and name"
+            );
+            ensure!(count < 2, "line 1: two columns are named {name}; remove one");
+        }
+        Ok(Self::Csv { reader: Box::new(reader), columns, record: ByteRecord::new(), since })
+    }
+
+    fn next_csv(
+        reader: &mut csv::Reader<Bounded>,
+        columns: &[Column],
+        record: &mut ByteRecord,
+    ) -> Result<Option<Row>, csv::Error> {
+        loop {
+            if !reader.read_byte_record(record)? {
+                return Ok(None);
+            }
+            // An empty line that ends with CRLF.
+            if record.len() != 1 || record.as_slice() != b"\r" {
+                break;
+            }
+        }
+        let mut row = Row { line: record.position().map_or(0, csv::Position::line), ..Row::default() };
+        if record.len() != columns.len() {
+            let (has, wants) = (record.len(), columns.len());
+            row.fault("row", &format!("has {has} fields where the header has {wants}; quote what has a comma in it"));
+        }
+        for (number, (field, column)) in record.iter().zip(columns).enumerate() {
+            let field = if number + 1 == record.len() { field.strip_suffix(b"\r").unwrap_or(field) } else { field };
+            let (name, place) = match column {
+                Column::Email => ("email", &mut row.email),
+                Column::Name => ("name", &mut row.name),
+                Column::Status => ("status", &mut row.status),
+                Column::Ignored => continue,
+            };
+            *place = String::from_utf8_lossy(field).into_owned();
+            if std::str::from_utf8(field).is_err() {
+                row.fault(name, "is not UTF-8; save the file as UTF-8");
+            }
+        }
+        Ok(Some(row))
+    }
+
+    fn next_ndjson(reader: &mut dyn BufRead, line: &mut u64) -> io::Result<Option<Row>> {
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            if reader.take(LONGEST_ROW).read_until(b'\n', &mut bytes)? == 0 {
+                return Ok(None);
+            }
+            *line += 1;
+            let mut row = Row { line: *line, ..Row::default() };
+            if !bytes.ends_with(b"\n") && bytes.len() as u64 >= LONGEST_ROW {
+                reader.skip_until(b'\n')?;
+                row.fault("row", &format!("is longer than {LONGEST_ROW} bytes; shorten it"));
+            } else if bytes.trim_ascii().is_empty() {
+                continue;
+            } else {
+                match serde_json::from_slice::<Map<String, Value>>(&bytes) {
+                    Ok(members) => row.take(members),
+                    Err(fault) => row.fault("row", &format!("is no JSON object; mend it at column {}", fault.column())),
+                }
+            }
+            return Ok(Some(row));
+        }
+    }
+}
+
+impl Row {
+    fn take(&mut self, members: Map<String, Value>) {
+        for (name, value) in members {
+            let place = match name.as_str() {
+                "email" => &mut self.email,
+                "name" => &mut self.name,
+                "status" => &mut self.status,
+                known if IGNORED.contains(&known) => continue,
+                _ => {
+                    let shown: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+                    self.fault(&shown, "is unknown; remove it");
+                    continue;
+                }
+            };
+            match value {
+                Value::String(text) => *place = text,
+                Value::Null if KNOWN[2] == name => {}
+                _ => self.fault(&name, "is no string; write it in quotes"),
+            }
+        }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = anyhow::Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = match self {
+            Self::Csv { reader, columns, record, since } => {
+                since.store(0, Ordering::Relaxed);
+                let begun = reader.position().line();
+                Self::next_csv(reader, columns, record).with_context(|| format!("line {begun}: cannot be read"))
+            }
+            Self::Ndjson { reader, line } => {
+                Self::next_ndjson(reader, line).with_context(|| format!("line {}: cannot be read", *line + 1))
+            }
+        };
+        row.map(|row| row.map(Row::check)).transpose()
+    }
+}
+
+/// Ends a record that has no end.
+pub(super) struct Bounded {
+    input: Box<dyn Read + Send>,
+    /// How much was read since the last record began.
+    since: Arc<AtomicU64>,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.since.load(Ordering::Relaxed) > LONGEST_ROW {
+            let fault = format!("the row is longer than {LONGEST_ROW} bytes; close its quotes, or shorten it");
+            return Err(io::Error::other(fault));
+        }
+        let read = self.input.read(buffer)?;
+        self.since.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Format, Rows};
+
+    fn rows(text: &'static str, format: Format) -> Vec<String> {
+        let rows = Rows::open(text.as_bytes(), format).unwrap();
+        rows.map(|row| {
+            let row = row.unwrap();
+            let faults: Vec<String> =
+                row.faults.iter().map(|f| format!("{} {}; {}", f.field, f.fault, f.mend)).collect();
+            format!("{}: {},{},{} {}", row.line, row.email, row.name, row.status, faults.join(" | "))
+                .trim_end()
+                .to_owned()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn quotes_line_breaks_and_the_order_of_columns_do_not_matter() {
+        let text = "\u{feff}name,id,Email\r\n\"Lovelace, \"\"Ada\"\"\",7,ada@example.org\n\"two\nlines\",8,\"bob@example.org\"\r\n\r\nC,9,c@example.org\n";
+        assert_eq!(
+            rows(text, Format::Csv),
+            [
+                "2: ada@example.org,Lovelace, \"Ada\",",
+                "3: bob@example.org,two\nlines, name has the control character U+000A; remove it",
+                "6: c@example.org,C,"
+            ]
+        );
+    }
+
+    #[test]
+    fn each_fault_of_a_row_is_told_with_its_field_and_mend() {
+        let csv = "email,name,status\nada,,gone\na@example.org\n";
+        let ndjson = "{\"email\": 1, \"name\": \"A\", \"nick\": \"a\"}\n\nno json\n{\"email\":\"a@example.org\",\"name\":\"A\",\"status\":\"suspended\",\"id\":1}\n";
+        insta::assert_snapshot!(rows(csv, Format::Csv).join("\n"), @r"
+        2: ada,,gone email is no e-mail address (missing separator character '@'); write it like ada@example.org | name is empty; give at least 1 character | status is unknown; write active or suspended, or leave it out
+        3: a@example.org,, row has 1 fields where the header has 3; quote what has a comma in it
+        ");
+        insta::assert_snapshot!(rows(ndjson, Format::Ndjson).join("\n"), @"
+        1: ,A, email is no string; write it in quotes | nick is unknown; remove it
+        3: ,, row is no JSON object; mend it at column 2
+        4: a@example.org,A,suspended
+        ");
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_meant_is_refused() {
+        for (text, fault) in [
+            ("email\n", "no column is named name"),
+            ("email,name,emial\n", "\"emial\" is unknown"),
+            ("email,name,Email\n", "two columns are named email"),
+        ] {
+            let error = Rows::open(text.as_bytes(), Format::Csv).err().unwrap().to_string();
+            assert!(error.contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_ends_the_reading_with_its_line() {
+        let text = format!("email,name\na@example.org,A\n\"{}", "b@example.org,B\n".repeat(100_000));
+        let rows = Rows::open(std::io::Cursor::new(text), Format::Csv).unwrap();
+        let ends: Vec<_> = rows.take(2).collect();
+        assert!(ends[0].is_ok());
+        let error = format!("{:#}", ends[1].as_ref().unwrap_err());
+        assert!(error.starts_with("line 3: ") && error.contains("close its quotes"), "{error}");
+    }
+}
