@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Rows under way at once
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=1000))]
     connections: u16,
     /// What makes this import itself: the same row counts once in each [default: the path of the file]
     #[arg(long)]
@@ -261,9 +261,12 @@ fn conclude(
         report::write(journal.lines()?, path, format)?;
     }
     journal.finish()?;
-    let verb = if arguments.dry_run { "would be sent" } else { "are in" };
-    let rate = rate(mark.rows - done, took);
-    say(format_args!("{} of {} rows {verb}, {rejected} rejected; {rate:.0} rows/s", mark.rows - rejected, mark.rows));
+    let (good, all, rate) = (mark.rows - rejected, mark.rows, rate(mark.rows - done, took));
+    if arguments.dry_run {
+        say(format_args!("{good} of {all} rows would be sent, {rejected} rejected"));
+    } else {
+        say(format_args!("{good} of {all} rows are in, {rejected} rejected; {rate:.0} rows/s"));
+    }
     if rejected > 0 {
         let told = arguments.rejected.as_ref().map_or_else(
             || "--rejected FILE writes them all to a file".to_owned(),

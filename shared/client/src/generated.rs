@@ -2721,7 +2721,7 @@ Sends a `GET` request to `/v1/commands/{command_id}`
 Arguments:
 - `command_id`: The id from the 202.
 - `prefer`: `wait=N`: wait up to N seconds, at most 30, for the outcome.
-```ignore
+```text
 let response = client.get_command()
     .command_id(command_id)
     .prefer(prefer)
@@ -2744,7 +2744,7 @@ Arguments:
 - `email`: Only the user with this e-mail address, in whatever letter case.
 - `limit`: Users on a page at most; 50 when it is left out.
 - `status`: Only users with this status.
-```ignore
+```text
 let response = client.list_users()
     .cursor(cursor)
     .email(email)
@@ -2767,7 +2767,7 @@ Arguments:
 takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 - `body`
-```ignore
+```text
 let response = client.create_user()
     .idempotency_key(idempotency_key)
     .prefer(prefer)
@@ -2786,7 +2786,7 @@ Sends a `GET` request to `/v1/users/{user_id}`
 
 Arguments:
 - `user_id`: The user's id.
-```ignore
+```text
 let response = client.get_user()
     .user_id(user_id)
     .send()
@@ -2807,7 +2807,7 @@ Arguments:
 takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
-```ignore
+```text
 let response = client.delete_user()
     .user_id(user_id)
     .idempotency_key(idempotency_key)
@@ -2832,7 +2832,7 @@ takes effect once, and each gets the first one's outcome; another request under 
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 - `body`
-```ignore
+```text
 let response = client.update_user()
     .user_id(user_id)
     .idempotency_key(idempotency_key)
@@ -2881,7 +2881,7 @@ Arguments:
 takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
-```ignore
+```text
 let response = client.reactivate_user()
     .user_id(user_id)
     .idempotency_key(idempotency_key)
@@ -2905,7 +2905,7 @@ Arguments:
 takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
-```ignore
+```text
 let response = client.suspend_user()
     .user_id(user_id)
     .idempotency_key(idempotency_key)

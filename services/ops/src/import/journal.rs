@@ -97,6 +97,9 @@ impl Journal {
             }
             line.clear();
         }
+        // Ended by a kill in its first line, or never one.
+        let torn = position > 0 || line.is_empty() || line.starts_with("{\"import\":");
+        ensure!(torn, "{} is no journal of an import; name another with --journal", path.display());
         if whole == 0 {
             journal.begin(owner)?;
         } else {

@@ -55,6 +55,17 @@ fn every_command_has_help() {
 }
 
 #[test]
+fn the_typescript_of_the_readme_is_part_of_the_program_that_is_run() {
+    let read = |path| std::fs::read_to_string(repository().join(path)).unwrap();
+    let (readme, program) = (read("README.md"), read(".ci/typescript/client.ts"));
+    let shown: Vec<&str> = readme.split("```ts\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(
+        !shown.is_empty() && shown.iter().all(|code| program.contains(code)),
+        "copy it from .ci/typescript/client.ts"
+    );
+}
+
+#[test]
 fn the_generated_files_are_current() {
     let output = Command::new(env!("CARGO_BIN_EXE_rollcall"))
         .args(["generate", "--check"])
