@@ -54,7 +54,8 @@ impl Problem {
 
     /// The HTTP status.
     pub fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        let status = u16::try_from(self.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 

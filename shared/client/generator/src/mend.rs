@@ -38,6 +38,7 @@ fn mend_operation(operation: &mut Value) -> anyhow::Result<()> {
     // The generator knows two kinds of answers, those of 2xx and of 4xx and 5xx. Without If-None-Match there is no 304.
     if let Some(parameters) = operation["parameters"].as_array_mut() {
         parameters.retain(|parameter| parameter["name"] != "If-None-Match");
+        parameters.iter_mut().filter_map(|parameter| parameter.get_mut("schema")).for_each(mend_schema);
     }
     if let Some(body) = operation.get_mut("requestBody") {
         rename_media_types(body);
@@ -89,7 +90,7 @@ fn mend_schema(schema: &mut Value) {
                 return;
             }
             // Each would become a type with its own check. The service checks, and its answer names the mend.
-            members.retain(|name, _| !matches!(name.as_str(), "minLength" | "maxLength"));
+            members.retain(|name, _| !matches!(name.as_str(), "minLength" | "maxLength" | "pattern"));
             members.values_mut().for_each(mend_schema);
         }
         _ => {}
