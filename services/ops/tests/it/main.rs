@@ -11,6 +11,7 @@ mod harness;
 mod auth;
 mod budget;
 mod cli;
+mod contract;
 mod dead_letters;
 mod events;
 mod faults;
