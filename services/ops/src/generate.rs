@@ -3,12 +3,14 @@
 //! The client is written by a package of its own, which only this runs; the client names the contract that it was written from.
 //! The query cache is not written here: `cargo prepare-queries` does it without compiling the queries first.
 
+mod breaking;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use api::app::Api;
 use api::contract;
 use common::config::{SHARED, sample as sample_of};
@@ -29,6 +31,9 @@ pub(crate) struct Arguments {
     /// Change nothing; exit with 1 when a file is not current
     #[arg(long)]
     check: bool,
+    /// Write nothing; exit with 1 when a client of this older contract would stumble over the present one
+    #[arg(long, value_name = "OLD", conflicts_with = "check")]
+    check_breaking: Option<PathBuf>,
 }
 
 /// The contract as text.
@@ -50,6 +55,9 @@ pub(crate) fn sample() -> String {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(path) = &arguments.check_breaking {
+        return check_breaking(path);
+    }
     ensure!(Path::new(CONTRACT).parent().is_some_and(Path::exists), "run this at the top of the repository");
     let mut stale = Vec::new();
     let contract = contract()?;
@@ -78,4 +86,19 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     say(if stale.is_empty() { "everything is current".to_owned() } else { format!("written: {}", stale.join(", ")) });
     Ok(())
+}
+
+fn check_breaking(path: &Path) -> anyhow::Result<()> {
+    let old = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let old = serde_json::from_str(&old).with_context(|| format!("{} is no contract in JSON", path.display()))?;
+    let changes = breaking::changes(&old, &serde_json::from_str(&contract()?)?);
+    if changes.is_empty() {
+        say("nothing that a client of it uses has changed");
+        return Ok(());
+    }
+    bail!(
+        "clients of {} would stumble over these; keep them as they were, or serve both:\n  {}",
+        path.display(),
+        changes.join("\n  ")
+    )
 }

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 60de24d686cd83588551d09408c4fcd98602144c4ff12f900f911343cea7681a.
+// Written by `cargo run -- generate` from the contract with the SHA-256 93d9b57e6d1c7142f8f17605476ff9a0d3fd0e3aafb11b4f4f418b0bd2375914.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -32,7 +32,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         pub user_id: ::std::option::Option<::uuid::Uuid>,
         ///The user's version after it.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
-        pub user_version: ::std::option::Option<::std::num::NonZeroU64>,
+        pub user_version: ::std::option::Option<i64>,
     }
     impl Command {
         pub fn builder() -> builder::Command {
@@ -148,7 +148,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         pub type_: ::std::string::String,
         ///The user's version after it.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
-        pub user_version: ::std::option::Option<::std::num::NonZeroU64>,
+        pub user_version: ::std::option::Option<i64>,
     }
     impl HistoryEntry {
         pub fn builder() -> builder::HistoryEntry {
@@ -228,7 +228,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         pub suspended_at: ::std::option::Option<crate::Timestamp>,
         pub updated_at: crate::Timestamp,
         ///Counts the changes; the `ETag` of this representation.
-        pub version: ::std::num::NonZeroU64,
+        pub version: i64,
     }
     impl User {
         pub fn builder() -> builder::User {
@@ -352,7 +352,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 ::std::string::String,
             >,
             user_version: ::std::result::Result<
-                ::std::option::Option<::std::num::NonZeroU64>,
+                ::std::option::Option<i64>,
                 ::std::string::String,
             >,
         }
@@ -481,9 +481,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
             }
             pub fn user_version<T>(mut self, value: T) -> Self
             where
-                T: ::std::convert::TryInto<
-                    ::std::option::Option<::std::num::NonZeroU64>,
-                >,
+                T: ::std::convert::TryInto<::std::option::Option<i64>>,
                 T::Error: ::std::fmt::Display,
             {
                 self.user_version = value
@@ -664,7 +662,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
             status: ::std::result::Result<super::CommandStatus, ::std::string::String>,
             type_: ::std::result::Result<::std::string::String, ::std::string::String>,
             user_version: ::std::result::Result<
-                ::std::option::Option<::std::num::NonZeroU64>,
+                ::std::option::Option<i64>,
                 ::std::string::String,
             >,
         }
@@ -767,9 +765,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
             }
             pub fn user_version<T>(mut self, value: T) -> Self
             where
-                T: ::std::convert::TryInto<
-                    ::std::option::Option<::std::num::NonZeroU64>,
-                >,
+                T: ::std::convert::TryInto<::std::option::Option<i64>>,
                 T::Error: ::std::fmt::Display,
             {
                 self.user_version = value
@@ -1114,10 +1110,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 ::std::string::String,
             >,
             updated_at: ::std::result::Result<crate::Timestamp, ::std::string::String>,
-            version: ::std::result::Result<
-                ::std::num::NonZeroU64,
-                ::std::string::String,
-            >,
+            version: ::std::result::Result<i64, ::std::string::String>,
         }
         impl ::std::default::Default for User {
             fn default() -> Self {
@@ -1218,7 +1211,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
             }
             pub fn version<T>(mut self, value: T) -> Self
             where
-                T: ::std::convert::TryInto<::std::num::NonZeroU64>,
+                T: ::std::convert::TryInto<i64>,
                 T::Error: ::std::fmt::Display,
             {
                 self.version = value
@@ -1834,7 +1827,7 @@ pub mod builder {
         client: &'a super::Client,
         cursor: Result<Option<::std::string::String>, String>,
         email: Result<Option<::std::string::String>, String>,
-        limit: Result<Option<::std::num::NonZeroU32>, String>,
+        limit: Result<Option<i32>, String>,
         status: Result<Option<types::UserStatus>, String>,
     }
     impl<'a> ListUsers<'a> {
@@ -1875,15 +1868,12 @@ pub mod builder {
         }
         pub fn limit<V>(mut self, value: V) -> Self
         where
-            V: std::convert::TryInto<::std::num::NonZeroU32>,
+            V: std::convert::TryInto<i32>,
         {
             self.limit = value
                 .try_into()
                 .map(Some)
-                .map_err(|_| {
-                    "conversion to `:: std :: num :: NonZeroU32` for limit failed"
-                        .to_string()
-                });
+                .map_err(|_| "conversion to `i32` for limit failed".to_string());
             self
         }
         pub fn status<V>(mut self, value: V) -> Self
@@ -2478,7 +2468,7 @@ pub mod builder {
         client: &'a super::Client,
         user_id: Result<::uuid::Uuid, String>,
         cursor: Result<Option<::std::string::String>, String>,
-        limit: Result<Option<::std::num::NonZeroU32>, String>,
+        limit: Result<Option<i32>, String>,
     }
     impl<'a> GetUserHistory<'a> {
         pub fn new(client: &'a super::Client) -> Self {
@@ -2515,15 +2505,12 @@ pub mod builder {
         }
         pub fn limit<V>(mut self, value: V) -> Self
         where
-            V: std::convert::TryInto<::std::num::NonZeroU32>,
+            V: std::convert::TryInto<i32>,
         {
             self.limit = value
                 .try_into()
                 .map(Some)
-                .map_err(|_| {
-                    "conversion to `:: std :: num :: NonZeroU32` for limit failed"
-                        .to_string()
-                });
+                .map_err(|_| "conversion to `i32` for limit failed".to_string());
             self
         }
         ///Sends a `GET` request to `/v1/users/{user_id}/history`

@@ -31,7 +31,7 @@ pub(super) fn all(document: &mut Value) {
                 cached(status, response);
             }
             response_examples(&id, response, &schemas);
-            links(response);
+            links(&id, response);
         }
     }
     document["components"]["links"] = all_links();
@@ -82,10 +82,6 @@ fn everywhere(value: &mut Value) {
     }
 }
 
-/// One label of a domain, as the service takes it.
-const LABEL: &str = "[A-Za-z0-9](?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{0,61}[A-Za-z0-9])?";
-/// What stands before the @, without quotes.
-const ATOM: &str = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+";
 /// No white space at either end, and no control characters.
 const NAME: &str = "^[^\\u0000-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]\
     (?:[^\\u0000-\\u001f\\u007f-\\u009f]*\
@@ -93,15 +89,12 @@ const NAME: &str = "^[^\\u0000-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u20
 
 /// The checks of the command contract as schemas: the bodies are read by hand, so the generator knows none of them.
 fn schemas(document: &mut Value) {
-    let local = format!("{ATOM}(?:\\.{ATOM})*|\"(?:[ !#-\\[\\]-~]|\\\\[!-~])+\"");
-    let email = format!("^(?=.{{1,64}}@[^@]*$)(?:{local})@{LABEL}(?:\\.{LABEL})+$");
     let schemas = &mut document["components"]["schemas"];
     for body in ["NewUser", "UserPatch"] {
         let schema = &mut schemas[body];
         // Unknown members are refused.
         schema["additionalProperties"] = false.into();
-        schema["properties"]["email"]["pattern"] = email.as_str().into();
-        schema["properties"]["email"]["minLength"] = 6.into();
+        schema["properties"]["email"]["format"] = "email".into();
         schema["properties"]["name"]["pattern"] = NAME.into();
     }
     schemas["UserPatch"]["minProperties"] = 1.into();
@@ -134,29 +127,31 @@ fn scopes(operation: &mut Value) {
     operation["x-required-scope"] = scopes.into();
 }
 
-/// Header and query parameters are read by hand as well: what they may be, and one that is.
+/// Header and query parameters are read by hand as well. An example is what tools send unless told otherwise: so there is none
+/// where that would change the answer, like a filter or a condition, and none of a key that is to be fresh each time.
 fn describe(parameter: &mut Value) {
-    let (pattern, example): (Option<&str>, Value) = match parameter["name"].as_str().unwrap_or_default() {
-        "Prefer" => (None, "wait=5".into()),
-        "If-Match" => (Some("^(?:\\*|\"[!#-~]*\")$"), "\"1\"".into()),
-        "If-None-Match" => (None, "\"1\"".into()),
-        "Idempotency-Key" => (
-            Some("^(?:[!#-~][!-~]{0,254}|\"(?:[!#-\\[\\]-~]|\\\\[\"\\\\]){1,255}\")$"),
-            "8e03978e-40d5-43e8-bc93-6894a57f9324".into(),
-        ),
-        "cursor" => (Some(cursor::PATTERN), Value::Null),
-        "email" => (Some("^[^\\u0000]*$"), "ada@example.org".into()),
-        "status" => (None, "active".into()),
-        "limit" => (None, 50.into()),
-        "user_id" => (None, super::EXAMPLE_USER.to_string().into()),
-        "command_id" => (None, super::EXAMPLE_COMMAND.to_string().into()),
+    let pattern = match parameter["name"].as_str().unwrap_or_default() {
+        "If-Match" => r#"^(?:[*]|"[!#-~]{0,64}")$"#,
+        "Idempotency-Key" => r#"^(?:[!#-~][!-~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}")$"#,
+        "cursor" => cursor::PATTERN,
+        "email" => r"^[^\u0000]*$",
+        "Prefer" => {
+            parameter["example"] = "wait=5".into();
+            return;
+        }
+        "user_id" => {
+            parameter["example"] = super::EXAMPLE_USER.to_string().into();
+            return;
+        }
+        "command_id" => {
+            parameter["example"] = super::EXAMPLE_COMMAND.to_string().into();
+            return;
+        }
         _ => return,
     };
-    if let Some(pattern) = pattern {
-        parameter["schema"]["pattern"] = pattern.into();
-    }
-    if !example.is_null() {
-        parameter["example"] = example;
+    parameter["schema"]["pattern"] = pattern.into();
+    if parameter["in"] == "header" {
+        parameter["schema"]["minLength"] = 1.into();
     }
 }
 
@@ -316,14 +311,15 @@ fn cached(status: &str, response: &mut Value) {
     }
 }
 
-/// Where the parts of an answer lead: by what it contains.
-fn links(response: &mut Value) {
+/// Where an answer leads. Only what is always there is linked: tools take a link that cannot be followed for a fault, and a last
+/// page leads nowhere.
+fn links(operation: &str, response: &mut Value) {
     let Some(media) = response.pointer("/content/application~1json") else { return };
     let names: &[&str] = match schema_name(media) {
         Some("User") => &["GetUser", "UpdateUser", "DeleteUser", "SuspendUser", "ReactivateUser", "GetUserHistory"],
+        // A pending command that is looked up does not say whose it is.
+        Some("Command") if operation == "get_command" => &["GetCommand"],
         Some("Command") => &["GetCommand", "GetUserOfCommand"],
-        Some("UserPage") => &["NextUsers", "PreviousUsers", "GetFirstUser"],
-        Some("HistoryPage") => &["GetNewestCommand"],
         _ => return,
     };
     let links = names.iter().map(|name| ((*name).to_owned(), json!({ "$ref": format!("#/components/links/{name}") })));
@@ -348,9 +344,5 @@ fn all_links() -> Value {
         "GetUserHistory": link("get_user_history", "user_id", "id", "What was done to it."),
         "GetCommand": link("get_command", "command_id", "id", "What became of the command."),
         "GetUserOfCommand": link("get_user", "user_id", "user_id", "The user, once the command has succeeded."),
-        "NextUsers": link("list_users", "cursor", "next_cursor", "The next page."),
-        "PreviousUsers": link("list_users", "cursor", "prev_cursor", "The page before."),
-        "GetFirstUser": link("get_user", "user_id", "items/0/id", "The first user of the page."),
-        "GetNewestCommand": link("get_command", "command_id", "items/0/id", "The first command of the page."),
     })
 }

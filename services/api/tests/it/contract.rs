@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use common::shutdown::Shutdown;
 use rollcall_api::app::Api;
 use rollcall_api::contract;
+use rollcall_api::problem::ProblemKind;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -54,6 +55,95 @@ async fn the_file_is_what_the_code_generates() {
     let served = App::unconnected().get("/openapi.json").await;
     assert_eq!(served.header("content-type"), Some("application/json"));
     assert!(served.text() == file, "/openapi.json is not the file");
+}
+
+/// Hash maps between the code and the text would show as differences that nobody made.
+#[tokio::test]
+async fn the_contract_is_the_same_bytes_each_time() {
+    let generate = || {
+        let api = Api::unconnected(&Shutdown::default()).expect("an API without servers");
+        contract::document(&contract::service(&Arc::new(api)))
+    };
+    let first = generate();
+    assert!((0..5).all(|_| generate() == first), "two runs differ");
+}
+
+/// Every problem of an operation, with an example that is one of its status and says nothing that is not in its schema.
+#[test]
+fn every_failure_lists_its_problems_with_true_examples() {
+    let mut seen = HashSet::new();
+    let schema = &CONTRACT["components"]["schemas"]["Problem"]["properties"];
+    for (_, _, operation) in operations() {
+        let failures = operation["responses"].as_object().expect("responses").iter();
+        for (status, response) in failures.filter(|(status, _)| status.as_str() >= "400") {
+            let at = format!("{} {status}", operation["operationId"]);
+            let examples = response["content"]["application/problem+json"]["examples"].as_object();
+            let examples = examples.unwrap_or_else(|| panic!("{at} names no problem"));
+            assert!(!examples.is_empty(), "{at} names no problem");
+            for (name, example) in examples {
+                let kind = ProblemKind::ALL.iter().find(|kind| kind.name() == name);
+                let kind = kind.unwrap_or_else(|| panic!("{at}: {name} is no problem"));
+                let value = &example["value"];
+                assert_eq!(
+                    (value["status"].to_string(), kind.status().to_string()),
+                    (status.clone(), status.clone()),
+                    "{at}"
+                );
+                assert_eq!(
+                    (&value["type"], &value["title"]),
+                    (&kind.uri().into(), &kind.title().into()),
+                    "{at} {name}"
+                );
+                assert!(
+                    value.as_object().expect("an object").keys().all(|member| !schema[member].is_null()),
+                    "{at} {name}"
+                );
+                assert!(
+                    response["description"].as_str().is_some_and(|text| text.contains(kind.title())),
+                    "{at} {name}"
+                );
+                seen.insert(*kind);
+            }
+            let headers = response["headers"].as_object();
+            let has = |name: &str| headers.is_some_and(|headers| headers[name]["required"] == true);
+            match status.as_str() {
+                "401" | "403" => assert!(has("WWW-Authenticate"), "{at}"),
+                "503" => assert!(has("Retry-After"), "{at}"),
+                _ => assert!(headers.is_none(), "{at}"),
+            }
+        }
+    }
+    // What is answered where no operation is, or by what is none.
+    let elsewhere = [ProblemKind::NoSuchRoute, ProblemKind::MethodNotAllowed, ProblemKind::NotReady];
+    for kind in ProblemKind::ALL {
+        assert_eq!(seen.contains(kind), !elsewhere.contains(kind), "{kind:?}");
+    }
+}
+
+/// What tools show, and what generators make method and type names of.
+#[test]
+fn every_operation_parameter_and_answer_is_described() {
+    let text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+    for (_, _, operation) in operations() {
+        let name = &operation["operationId"];
+        assert!(text(&operation["summary"]) && text(&operation["description"]), "{name}");
+        assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{name}");
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            assert!(text(&parameter["description"]), "{name} {}", parameter["name"]);
+        }
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            assert!(text(&response["description"]), "{name} {status}");
+            for (header, described) in response["headers"].as_object().into_iter().flatten() {
+                assert!(text(&described["description"]), "{name} {status} {header}");
+                assert!(!header.contains(':'), "{name} {status}: {header} is a mark that nobody took");
+            }
+            if let Some(media) = response.pointer("/content/application~1json") {
+                assert!(media.get("example").or(media.get("examples")).is_some(), "{name} {status} has no example");
+            }
+        }
+        let body = operation["requestBody"]["content"].as_object().into_iter().flat_map(|content| content.values());
+        body.for_each(|media| assert!(media["example"].is_object(), "{name} shows no request"));
+    }
 }
 
 #[test]

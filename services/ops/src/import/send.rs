@@ -66,11 +66,7 @@ where
             (command, reason.unwrap_or_else(|| "command-parked".to_owned()))
         }
         Err(Error::Problem(problem)) if matches!(problem.status, 409 | 422) => {
-            let id = problem
-                .command_id
-                .as_deref()
-                .and_then(|id| id.parse().ok())
-                .context("a rejection without its command")?;
+            let id = problem.command_id.context("a rejection without its command")?;
             (client.outcome(id).await?, problem.kind().to_owned())
         }
         Err(Error::Problem(problem)) if problem.kind() == "invalid-request" && !problem.errors.is_empty() => {

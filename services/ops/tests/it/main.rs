@@ -14,6 +14,7 @@ mod proxy;
 mod auth;
 mod budget;
 mod cli;
+mod contract;
 mod dead_letters;
 mod events;
 mod faults;

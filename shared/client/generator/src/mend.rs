@@ -10,6 +10,9 @@ pub(crate) const WRITTEN_BY_HAND: [(&str, &str); 3] = [
     ("WrittenNothing", "crate::Written<()>"),
 ];
 
+/// What a value must be like.
+const CHECKS: [&str; 5] = ["minLength", "maxLength", "pattern", "minimum", "maximum"];
+
 /// Mends the whole document.
 pub(crate) fn mend(document: &mut Value) -> anyhow::Result<()> {
     for path in members(&mut document["paths"])? {
@@ -90,7 +93,7 @@ fn mend_schema(schema: &mut Value) {
                 return;
             }
             // Each would become a type with its own check. The service checks, and its answer names the mend.
-            members.retain(|name, _| !matches!(name.as_str(), "minLength" | "maxLength" | "pattern"));
+            members.retain(|name, _| !CHECKS.contains(&name.as_str()));
             members.values_mut().for_each(mend_schema);
         }
         _ => {}

@@ -49,6 +49,12 @@ impl Email {
         check_characters(text)?;
         let options = Options::default().with_required_tld().without_domain_literal().without_display_text();
         match EmailAddress::parse_with_options(text, options) {
+            // The library takes every character of the local part in a domain as well; mail does not (RFC 5321 §4.1.2).
+            Ok(address) if address.domain().bytes().any(|b| !b.is_ascii_alphanumeric() && b != b'-' && b != b'.') => {
+                Err(InvalidText(
+                    "has a character behind the @ that no domain has; write it like ada@example.org".into(),
+                ))
+            }
             Ok(_) => Ok(Self(text.to_owned())),
             Err(fault) => Err(InvalidText(format!(
                 "is no e-mail address ({}); write it like ada@example.org",
