@@ -145,7 +145,7 @@ async fn a_list_over_several_pages_has_every_user_once() {
     let mut cursor = None;
     let mut pages = 0;
     while pages == 0 || cursor.is_some() {
-        let mut list = client.list_users().limit(std::num::NonZeroU32::new(3).unwrap());
+        let mut list = client.list_users().limit(3);
         if let Some(cursor) = cursor {
             list = list.cursor(cursor);
         }
