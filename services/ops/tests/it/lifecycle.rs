@@ -134,10 +134,9 @@ async fn a_list_over_several_pages_has_every_user_once() {
     while let Some(next) = path.take() {
         let page = system.get(&api, &next).await;
         pages += 1;
-        path = page.headers().get("link").map(|link| {
-            let link = link.to_str().unwrap();
-            link.strip_prefix('<').and_then(|l| l.strip_suffix(">; rel=\"next\"")).unwrap().to_owned()
-        });
+        let links = page.headers().get("link").map_or("", |links| links.to_str().unwrap());
+        let next = links.split(", ").find_map(|link| link.strip_prefix('<')?.strip_suffix(">; rel=\"next\""));
+        path = next.map(str::to_owned);
         let page: Value = page.json().await.unwrap();
         listed.extend(page["items"].as_array().unwrap().iter().map(|user| user["id"].as_str().unwrap().to_owned()));
     }
