@@ -108,6 +108,7 @@ fn every_failure_lists_its_problems_with_true_examples() {
             let has = |name: &str| headers.is_some_and(|headers| headers[name]["required"] == true);
             match status.as_str() {
                 "401" | "403" => assert!(has("WWW-Authenticate"), "{at}"),
+                "429" => assert!(["Retry-After", "RateLimit", "RateLimit-Policy"].into_iter().all(has), "{at}"),
                 "503" => assert!(has("Retry-After"), "{at}"),
                 _ => assert!(headers.is_none(), "{at}"),
             }

@@ -308,7 +308,7 @@ mod tests {
                 c["components"]["schemas"]["NewUser"]["properties"]["name"]["maxLength"] = 300.into();
             }),
             ("a new status", |c| {
-                c["paths"]["/v1/users"]["get"]["responses"]["429"] = json!({ "description": "Too many requests" });
+                c["paths"]["/v1/users"]["get"]["responses"]["418"] = json!({ "description": "A teapot" });
             }),
             ("another word", |c| c["info"]["description"] = "Users".into()),
         ];
