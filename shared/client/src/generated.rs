@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 93d9b57e6d1c7142f8f17605476ff9a0d3fd0e3aafb11b4f4f418b0bd2375914.
+// Written by `cargo run -- generate` from the contract with the SHA-256 dfe7ed2899001d92ed8c10b5ce69134f366ccb0a27a15415e6a9958766aaf24c.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};

@@ -46,8 +46,8 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a quiet HTTP/2 connection is asked whether its peer still lives.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 const MAX_HTTP2_STREAMS: u32 = 200;
-/// For the head of a request.
-const MAX_HEAD: usize = 64 * 1024;
+/// For the head of a request; more than hyper allows its target, so that a target that is too long is told as such.
+const MAX_HEAD: usize = 128 * 1024;
 /// After a failed accept, such as for want of file descriptors: trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

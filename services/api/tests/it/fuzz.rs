@@ -115,7 +115,7 @@ fn request(random: &mut StdRng) -> Vec<u8> {
     }
     if random.random_bool(0.02) {
         text.push_str("X: ");
-        text.push_str(&"x".repeat(random.random_range(60_000..90_000)));
+        text.push_str(&"x".repeat(random.random_range(60_000..150_000)));
         text.push_str("\r\n");
     }
     if random.random_bool(0.02) {

@@ -26,6 +26,7 @@ mod limits;
 mod membership;
 mod outages;
 mod pooler;
+mod problems;
 mod roles;
 mod soak;
 mod stalls;

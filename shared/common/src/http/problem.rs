@@ -24,7 +24,7 @@ pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
         431,
         "headers-too-large",
         "The header fields are too large",
-        "there are more than 100 header fields, or more than 64 KiB of them; send fewer",
+        "there are more than 100 header fields, or more than 128 KiB of them; send fewer",
     ),
 ];
 
