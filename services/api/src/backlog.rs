@@ -2,7 +2,7 @@
 //!
 //! # Why samples and not the length of the queues?
 //! A length says nothing of how long a client waits. One accepted command a second and partition is watched until it is
-//! decided; that costs at most one query a second, however much is accepted.
+//! decided. Each second asks for the oldest and the newest of every partition, however much is accepted, and a few at a time.
 //!
 //! # Why does a command go through now and then although its partition is shed?
 //! Commands of a partition are applied about in their order. So when a later one is decided, an earlier one that is not was
@@ -26,6 +26,8 @@ use crate::problem::{Problem, ProblemKind};
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Of one partition: beyond, the age of the oldest is known well enough.
 const MOST_SAMPLES: usize = 32;
+/// Questions under way at once.
+const AT_ONCE: usize = 64;
 /// When a client whose command was not accepted shall come again.
 const RETRY_AFTER_SECONDS: u32 = 5;
 
@@ -114,10 +116,14 @@ impl Backlog {
     async fn look(&self, decisions: &Loader<Decided>) {
         let samples: Vec<(u16, Sample)> = {
             let partitions = self.lock();
-            partitions.iter().flat_map(|(number, p)| p.samples.iter().map(|sample| (*number, *sample))).collect()
+            let ends = |p: &Partition| [p.samples.front().copied(), p.samples.back().copied()].into_iter().flatten();
+            partitions.iter().flat_map(|(number, p)| ends(p).map(|sample| (*number, sample))).collect()
         };
-        let looks = samples.iter().map(|(_, sample)| decisions.load(sample.id.into()));
-        let found = join_all(looks).await;
+        // Clients ask through the same queue.
+        let mut found = Vec::with_capacity(samples.len());
+        for some in samples.chunks(AT_ONCE) {
+            found.extend(join_all(some.iter().map(|(_, sample)| decisions.load(sample.id.into()))).await);
+        }
         let mut partitions = self.lock();
         for ((number, sample), _) in samples.iter().zip(found).filter(|(_, found)| matches!(found, Ok(Some(_)))) {
             if let Some(partition) = partitions.get_mut(number) {

@@ -91,9 +91,10 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        // The last of them: only the map and this one hold it.
         let mut waiters = self.waiters.lock();
-        if Arc::strong_count(&self.hint) <= 2 {
+        // Given back under the lock, so that of two who go at once the second sees that it is the last.
+        drop(std::mem::take(&mut self.hint));
+        if waiters.get(&self.id).is_some_and(|hint| Arc::strong_count(hint) == 1) {
             waiters.remove(&self.id);
         }
     }

@@ -15,8 +15,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::uri::Scheme;
+use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -30,7 +32,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::crowd::{Crowd, Visitor};
+use self::crowd::{Answer, Crowd, Visitor};
 pub use self::probes::probes;
 pub use self::problem::REFUSALS;
 use self::wire::Wire;
@@ -47,7 +49,7 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 const HTTP2_PING: Duration = Duration::from_secs(20);
 const MAX_HTTP2_STREAMS: u32 = 200;
 /// For the head of a request; more than hyper allows its target, so that a target that is too long is told as such.
-const MAX_HEAD: usize = 128 * 1024;
+const MAX_HEAD: u32 = 128 * 1024;
 /// After a failed accept, such as for want of file descriptors: trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -116,8 +118,10 @@ fn serve_connection(
     visitor: Arc<Visitor>,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(MAX_HEAD);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_HTTP2_STREAMS).keep_alive_interval(HTTP2_PING);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(MAX_HEAD as usize);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_HTTP2_STREAMS).keep_alive_interval(HTTP2_PING);
+    http2.max_header_list_size(MAX_HEAD);
     let local =
         stream.local_addr().map_or_else(|_| LocalAddr::default(), |address| LocalAddr(Addr::SocketAddr(address)));
     let endpoint = Arc::clone(endpoint);
@@ -132,7 +136,6 @@ fn serve_connection(
         speaking.cancel();
         let busy = guest.busy();
         async move {
-            let _busy = busy;
             let mut response = match misaddressed {
                 Some(refusal) => refusal,
                 None => endpoint.get_response(request).await,
@@ -141,7 +144,8 @@ fn serve_connection(
             if phase.phase() > Phase::Running {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, std::convert::Infallible>(hyper::Response::from(response))
+            let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, busy)))
         }
     });
     let connection = builder.serve_connection(TokioIo::new(Wire::new(stream)), service).into_owned();

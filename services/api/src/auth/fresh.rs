@@ -71,18 +71,17 @@ impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
         newest.value.is_some() && !newest.failed
     }
 
-    /// Waits for a load that begins after now, if one may begin soon.
-    pub(super) async fn ask(&self) {
+    /// Waits for a load that begins after now, if one may begin soon; false when none ended in time.
+    pub(super) async fn ask(&self) -> bool {
         let now = Instant::now();
         let begun_at = self.newest.borrow().begun_at;
         if begun_at.is_some_and(|begun_at| begun_at + self.pace.gap > now + PATIENCE) {
-            return;
+            return true;
         }
         self.asked.notify_one();
         let mut newest = self.newest.clone();
         let loaded = newest.wait_for(|newest| newest.begun_at.is_some_and(|begun_at| begun_at >= now));
-        // Too late, or ending: judged by what is there.
-        let _ = timeout(PATIENCE, loaded).await;
+        timeout(PATIENCE, loaded).await.is_ok()
     }
 }
 

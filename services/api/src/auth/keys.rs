@@ -23,8 +23,9 @@ use super::fresh::{Fresh, Pace};
 
 /// The interval is how long a revoked key can go on working, a query's time aside.
 const PACE: Pace = Pace { interval: Duration::from_secs(2), gap: Duration::from_millis(250) };
-/// For a connection to come free, and then for the list.
-const PATIENCE: Duration = Duration::from_millis(700);
+/// For a connection to come free: longer than any client waits, so that a crowd of them keeps no revocation away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For the list.
 const DEADLINE: Duration = Duration::from_millis(700);
 
 /// The keys, as new as the database lets them be.
@@ -63,9 +64,9 @@ impl Keys {
         if let Some(known) = self.0.value().filter(|snapshot| snapshot.0.contains_key(key.id())) {
             return known.identify(&key, OffsetDateTime::now_utc());
         }
-        self.0.ask().await;
+        let answered = self.0.ask().await;
         match self.0.value() {
-            Some(newest) if self.0.complete() || newest.0.contains_key(key.id()) => {
+            Some(newest) if answered && self.0.complete() || newest.0.contains_key(key.id()) => {
                 newest.identify(&key, OffsetDateTime::now_utc())
             }
             _ => Err(Reason::Unavailable.into()),

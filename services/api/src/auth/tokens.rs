@@ -79,11 +79,12 @@ impl Tokens {
         let (kid, algorithm) = (header.kid.as_deref(), header.alg);
         let key = |set: &KeySet| set.find(kid, algorithm).cloned();
         let mut signer = self.signers.value().and_then(|set| key(&set));
+        let mut answered = true;
         if signer.is_none() {
-            self.signers.ask().await;
+            answered = self.signers.ask().await;
             signer = self.signers.value().and_then(|set| key(&set));
         }
-        let missing = if self.signers.complete() { Reason::UnknownSigner } else { Reason::Unavailable };
+        let missing = if answered && self.signers.complete() { Reason::UnknownSigner } else { Reason::Unavailable };
         self.terms.identify(token, &signer.ok_or(missing)?, algorithm)
     }
 }

@@ -52,6 +52,9 @@ async fn callers_behind_a_trusted_proxy_are_told_apart_by_what_it_appended() {
     assert_eq!(status("2001:db8::1").await, 503);
     assert_eq!(status("2001:db8::2").await, 429, "one subscriber");
     assert_eq!(status("2001:db8:0:1::1").await, 503);
+    assert_eq!(status("::ffff:192.0.2.3").await, 503, "IPv4 in the form of IPv6");
+    assert_eq!(status("::ffff:192.0.2.4").await, 503);
+    assert_eq!(status("192.0.2.3").await, 429);
     let app = limited(1, 0);
     assert_eq!(app.get_with(USER, &[("x-forwarded-for", "192.0.2.1")]).await.status, 503);
     assert_eq!(app.get_with(USER, &[("x-forwarded-for", "192.0.2.2")]).await.status, 429, "believed by nobody");

@@ -5,8 +5,11 @@
 //! longest, half-sent head or not, makes room instead; clients that are served again and again are never that one for long.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +55,35 @@ struct Requests {
 /// A request in hand; dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Busy(Arc<Visitor>);
+
+/// The body of an answer, whose request is in hand until all of it is taken.
+pub(super) struct Answer<B> {
+    body: B,
+    _busy: Busy,
+}
+
+impl<B> Answer<B> {
+    pub(super) fn new(body: B, busy: Busy) -> Self {
+        Self { body, _busy: busy }
+    }
+}
+
+impl<B: Body + Unpin> Body for Answer<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 impl Crowd {
     pub(super) fn new(most: usize) -> Self {
@@ -120,7 +152,13 @@ impl Visitor {
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         let mut requests = self.lock();
         if requests.in_hand == 0 {
-            self.crowd.lock().quiet.remove(&requests.quiet);
+            let mut crowd = self.crowd.lock();
+            crowd.quiet.remove(&requests.quiet);
+            if self.asked_to_go.is_cancelled() {
+                // It goes later: another one has to be asked.
+                crowd.leaving -= 1;
+                self.crowd.0.changed.notify_one();
+            }
         }
         requests.in_hand += 1;
         drop(requests);
@@ -139,7 +177,10 @@ impl Drop for Busy {
         let mut requests = visitor.lock();
         requests.in_hand -= 1;
         if requests.in_hand == 0 {
-            requests.quiet = visitor.crowd.lock().add_quiet(visitor.asked_to_go.clone());
+            let mut crowd = visitor.crowd.lock();
+            crowd.leaving += usize::from(visitor.asked_to_go.is_cancelled());
+            requests.quiet = crowd.add_quiet(visitor.asked_to_go.clone());
+            drop(crowd);
             visitor.crowd.0.changed.notify_one();
             visitor.done.notify_one();
         }
@@ -188,6 +229,24 @@ mod tests {
         assert_eq!(counts(&crowd), (3, 2));
         drop((request, served, woken, newcomer));
         assert_eq!(counts(&crowd), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn when_the_one_that_was_asked_is_served_meanwhile_another_goes() {
+        let crowd = Crowd::new(2);
+        let (first, second) = (crowd.enter().await, crowd.enter().await);
+        let mut newcomer = Box::pin(crowd.enter());
+        assert!(timeout(Duration::from_millis(20), &mut newcomer).await.is_err(), "both places are taken");
+        let request = first.busy();
+        let going = async {
+            second.asked_to_go().await;
+            drop(second);
+        };
+        let (newcomer, ()) = timeout(SOON, async { tokio::join!(newcomer, going) }).await.expect("in time");
+        drop(request);
+        timeout(SOON, first.asked_to_go()).await.expect("its request is done");
+        drop((first, newcomer));
+        assert_eq!((counts(&crowd), crowd.lock().leaving), ((0, 0), 0));
     }
 
     #[tokio::test]
