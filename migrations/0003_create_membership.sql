@@ -188,10 +188,11 @@ CREATE FUNCTION connection_limits(
     $$;
 
 -- The places of a budget that no share takes, so that an instance which arrives finds room for its control connection. They
--- arrive one after the other, as long as the broker says whose turn it is; more places are for when it does not.
+-- arrive one after the other, as long as the broker says whose turn it is; more places are for when it does not, and for
+-- those who wait for others to close connections.
 CREATE FUNCTION arrival_places(budget integer) RETURNS integer
     LANGUAGE sql IMMUTABLE SECURITY DEFINER SET search_path FROM CURRENT
-    AS $$ SELECT least(8, greatest(1, budget / 24)) $$;
+    AS $$ SELECT least(8, greatest(2, budget / 24)) $$;
 
 -- What a share keeps when others could use a part of it: a quarter more than it had use for, and at least one.
 CREATE FUNCTION kept_connections(demand integer) RETURNS integer

@@ -116,7 +116,7 @@ async fn twelve_instances_that_start_at_once_on_twenty_connections_are_ready_or_
             ready.push(process.url(""));
         }
     }
-    assert_eq!(ready.len(), 6, "a control connection and one more each, and a place for arrivals");
+    assert_eq!(ready.len(), 6, "a control connection and one more each, and two places for arrivals");
     let mut connection = system.database().await;
     let roles: Vec<(String, i64)> = sqlx::query_as("SELECT service, count(*) FROM members GROUP BY service")
         .fetch_all(&mut connection)
@@ -154,8 +154,8 @@ async fn a_share_moves_when_its_instance_leaves_is_killed_or_freezes() {
     system.set("DATABASE_CONNECTION_BUDGET", "16");
     let mut connection = system.database().await;
     let mut shared = async |instances: i64| {
-        // One place is kept for arrivals, and each instance has a control connection.
-        let expected = (16 - 1 - instances, instances);
+        // Two places are kept for arrivals, and each instance has a control connection.
+        let expected = (16 - 2 - instances, instances);
         let what = format!("{instances} instances share everything");
         eventually(&what, async || (granted(&mut connection).await == expected).then_some(())).await;
     };
@@ -237,15 +237,15 @@ async fn a_silent_network_ends_reads_at_their_deadline_and_the_pool_is_whole_aft
             }
         }
         if beyond_lease {
-            // The worker is left with everything but its control connection and a place for arrivals.
-            eventually("the share has moved", async || (granted(&mut witness).await == (6, 1)).then_some(())).await;
+            // The worker is left with everything but its control connection and two places for arrivals.
+            eventually("the share has moved", async || (granted(&mut witness).await == (5, 1)).then_some(())).await;
         }
         network.open();
         api.ready().await;
         eventually("nothing is in use or waits, and everything is granted", async || {
             let busy = "SELECT coalesce(sum(in_use + waiting), 0) FROM members WHERE service = 'api'";
             let busy: i64 = sqlx::query_scalar(busy).fetch_one(&mut witness).await.unwrap();
-            (busy == 0 && granted(&mut witness).await == (5, 2)).then_some(())
+            (busy == 0 && granted(&mut witness).await == (4, 2)).then_some(())
         })
         .await;
     }
@@ -281,7 +281,7 @@ async fn the_budget_command_shows_every_instance_and_the_total() {
         String::from_utf8(output.stdout).unwrap()
     };
     let shown: Value = serde_json::from_str(&rollcall(&["budget", "--json"]).await).unwrap();
-    assert_eq!((&shown["budget"], &shown["kept_for_arrivals"]), (&json!(45), &json!(1)));
+    assert_eq!((&shown["budget"], &shown["kept_for_arrivals"]), (&json!(45), &json!(2)));
     assert_eq!(shown["instances"].as_array().unwrap().len(), 2);
     for instance in shown["instances"].as_array().unwrap() {
         assert!(instance["granted"].as_i64().unwrap() >= 1, "{shown}");

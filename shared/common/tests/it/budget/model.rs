@@ -94,7 +94,7 @@ impl Server {
     }
 
     pub(crate) fn arrival_places(&self) -> i64 {
-        (self.budget / 24).clamp(1, 8)
+        (self.budget / 24).clamp(2, 8)
     }
 
     pub(crate) fn kept(&self, demand: i64) -> i64 {
