@@ -57,6 +57,8 @@ impl Fixed {
     /// Swagger UI with the contract and all of its scripts inside.
     pub(crate) fn page(service: &Service, document: &str) -> Self {
         let page = service.swagger_ui_html().replace(&service.spec(), document);
+        // Browsers ask for an icon that is not there, unless the page has one.
+        let page = page.replacen("<head>", "<head><link rel=\"icon\" href=\"data:,\">", 1);
         Self::new("text/html; charset=utf-8", &page)
     }
 
