@@ -208,7 +208,11 @@ fn away(error: &sqlx::Error) -> bool {
 }
 
 async fn sample(connection: &mut PgConnection, budget: i32, calm: bool) -> sqlx::Result<Batch> {
-    sqlx::query_as("SELECT * FROM soak.sample($1, $2, $3, $4::regrole, $5, $6)")
+    let query = "
+        SELECT began_at, ended_at, widest_ms, late, most, promised, over, excess, used, taken
+        FROM soak.sample($1, $2, $3, $4::regrole, $5, $6)
+    ";
+    sqlx::query_as(query)
         .bind(ROUNDS)
         .bind(INTERVAL.as_secs_f64() * 1000.0)
         .bind(budget)
