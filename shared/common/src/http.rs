@@ -1,15 +1,20 @@
-//! The HTTP loop: hyper-util's around a poem endpoint, and the probes that both services answer.
+//! The HTTP loop: hyper around a poem endpoint, and the probes that both services answer.
 //!
 //! # Why not poem's server?
-//! It never times out a head that is sent half, spins when accepting fails, limits neither connections nor HTTP/2
-//! streams, and drops its listener the moment a stop begins.
+//! It never times out a head that is sent half, spins when accepting fails, does not limit connections, and drops its
+//! listener the moment a stop begins.
+//!
+//! # Why HTTP/1.1 only?
+//! Without TLS HTTP/2 is for those who know beforehand that it is spoken. The proxy in front speaks it to clients, and
+//! HTTP/1.1 to its upstream. Here it would be a second protocol to defend (streams, floods of frames, compressed heads), and
+//! its library refuses large heads with answers that are no problem documents and that nothing can replace.
 
 mod crowd;
 mod probes;
 mod problem;
+mod unread;
 mod wire;
 
-use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,21 +25,20 @@ use http::header::{CONNECTION, HeaderValue};
 use http::uri::Scheme;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use poem::Addr;
 use poem::endpoint::{BoxEndpoint, Endpoint};
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::crowd::{Answer, Crowd, Visitor};
 pub use self::probes::probes;
 pub use self::problem::REFUSALS;
+use self::unread::Unread;
 use self::wire::Wire;
 use crate::shutdown::{Phase, Shutdown, Tier};
 
@@ -42,14 +46,10 @@ use crate::shutdown::{Phase, Shutdown, Tier};
 const MARGIN: Duration = Duration::from_millis(50);
 /// Connections that one process serves at once, unless it is told otherwise.
 pub const MOST_CONNECTIONS: usize = 10_000;
-/// For the head of a request; on a new connection it runs from the accept, because finding out the version of HTTP has no
-/// deadline of its own in hyper-util.
+/// For the head of a request, since the accept or the end of the answer before.
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
-/// How often a quiet HTTP/2 connection is asked whether its peer still lives.
-const HTTP2_PING: Duration = Duration::from_secs(20);
-const MAX_HTTP2_STREAMS: u32 = 200;
-/// For the head of a request; more than hyper allows its target, so that a target that is too long is told as such.
-const MAX_HEAD: u32 = 128 * 1024;
+/// Bytes of a request's head; more than hyper allows its target, so that a target that is too long is told as such.
+const MAX_HEAD: usize = 128 * 1024;
 /// After a failed accept, such as for want of file descriptors: trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -117,51 +117,43 @@ fn serve_connection(
     remote: SocketAddr,
     visitor: Arc<Visitor>,
 ) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(MAX_HEAD as usize);
-    let mut http2 = builder.http2();
-    http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_HTTP2_STREAMS).keep_alive_interval(HTTP2_PING);
-    http2.max_header_list_size(MAX_HEAD);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(MAX_HEAD);
     let local =
         stream.local_addr().map_or_else(|_| LocalAddr::default(), |address| LocalAddr(Addr::SocketAddr(address)));
     let endpoint = Arc::clone(endpoint);
     let phase = shutdown.clone();
-    let spoken = CancellationToken::new();
-    let (speaking, guest) = (spoken.clone(), Arc::clone(&visitor));
+    let guest = Arc::clone(&visitor);
+    let unread = Unread::default();
+    let wire = Wire::new(stream, unread.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let endpoint = Arc::clone(&endpoint);
         let misaddressed = problem::misaddressed(&request);
-        let request = (request, local.clone(), RemoteAddr(Addr::SocketAddr(remote)), Scheme::HTTP).into();
+        let remote = RemoteAddr(Addr::SocketAddr(remote));
+        let mut request = poem::Request::from((request, local.clone(), remote, Scheme::HTTP));
+        unread.watch(&mut request);
+        let unread = unread.clone();
         let phase = phase.clone();
-        speaking.cancel();
         let busy = guest.busy();
         async move {
             let mut response = match misaddressed {
                 Some(refusal) => refusal,
                 None => endpoint.get_response(request).await,
             };
-            // HTTP/2 says it with GOAWAY; there the header would be an error, and hyper drops it.
-            if phase.phase() > Phase::Running {
+            if phase.phase() > Phase::Running || unread.is_set() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
             Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, busy)))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(Wire::new(stream)), service).into_owned();
-    let connection = graceful.watch(connection);
+    let connection = graceful.watch(builder.serve_connection(TokioIo::new(wire), service));
     let stopping = shutdown.clone();
     shutdown.track("connection", Tier::Front, async move {
-        let silent = async {
-            if timeout(HEADER_DEADLINE, spoken.cancelled()).await.is_ok() {
-                pending::<()>().await;
-            }
-        };
         tokio::select! {
             ended = connection => if let Err(error) = ended {
-                debug!(error, %remote, "connection ended with an error");
+                debug!(%error, %remote, "connection ended with an error");
             },
-            () = silent => debug!(%remote, "connection ended: no request in time"),
             () = visitor.asked_to_go() => debug!(%remote, "connection ended: others need its place"),
             // A client that is slower than the whole grace does not make a stop a failure.
             () = stopping.finish_is_near(MARGIN) => warn!(%remote, "connection cut off: its request did not end in time"),

@@ -7,11 +7,12 @@ use common::http::{MOST_CONNECTIONS, serve};
 use common::shutdown::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::support::App;
 
-const PATIENCE: Duration = Duration::from_secs(8);
+/// More than a head may take.
+const PATIENCE: Duration = Duration::from_secs(15);
 const TWO_MEGABYTES: usize = 2_000_000;
 
 /// Serves an API without servers behind it on a free port.
@@ -96,6 +97,45 @@ async fn a_body_that_is_too_large_is_refused_although_the_client_sends_it_all() 
 }
 
 #[tokio::test]
+async fn an_answer_before_the_end_of_the_body_ends_the_connection_but_hears_the_client_out() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    client.write(format!("{HEAD}Content-Length: {TWO_MEGABYTES}\r\n\r\n")).await;
+    let answer = client.answer(true).await;
+    assert_too_large(&answer);
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    // A reset would fail these.
+    for _ in 0..20 {
+        client.write([b' '; 0x1000]).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(client.end().await, "");
+}
+
+#[tokio::test]
+async fn a_refused_body_that_was_read_leaves_the_connection_open() {
+    let (address, _shutdown) = server().await;
+    let mut client = Client::connect(address).await;
+    for framing in ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"] {
+        client.write(format!("{HEAD}{framing}")).await;
+        let answer = client.answer(true).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("connection: close"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_the_connection() {
+    let (address, _shutdown) = server().await;
+    let [silent, mut half, mut second] =
+        [Client::connect(address).await, Client::connect(address).await, Client::connect(address).await];
+    half.write("GET /healthz HTTP/1.1\r\nHost").await;
+    second.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET").await;
+    assert!(second.answer(true).await.starts_with("HTTP/1.1 200 "));
+    let (silent, half, second) = tokio::join!(silent.end(), half.end(), second.end());
+    assert_eq!([silent, half, second], ["", "", ""]);
+}
+
+#[tokio::test]
 async fn a_chunked_body_is_refused_as_soon_as_it_grows_too_large() {
     let (address, _shutdown) = server().await;
     let mut client = Client::connect(address).await;
@@ -148,6 +188,7 @@ async fn what_is_no_http_ends_the_connection_and_not_the_server() {
         b"GET / HTTP/9.9\r\n\r\n",
         b"\0\0\0\0\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
     ] {
         let mut client = Client::connect(address).await;
         client.write(garbage).await;

@@ -1,5 +1,5 @@
-//! What goes over one connection: a client that does not read is given up, and what hyper refuses by itself becomes a
-//! problem document like every other error.
+//! What goes over one connection: a client that does not read is given up, one that still sends is heard to the end before
+//! the connection is closed, and what hyper refuses by itself becomes a problem document like every other error.
 //!
 //! # Why look at the bytes?
 //! hyper answers what it cannot parse before any service sees it, with a bare status, and has no way to say it differently.
@@ -14,11 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::problem;
+use super::unread::Unread;
 
 /// For how long a client may read nothing while there is something for it.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// For how long a client may go on to send what nobody reads. Closed at once, the connection would be reset, and the answer
+/// lost with it (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_secs(2);
 
-/// A stream with both.
+/// A stream with all of that.
 #[derive(Debug)]
 pub(super) struct Wire<S> {
     stream: S,
@@ -26,13 +30,32 @@ pub(super) struct Wire<S> {
     stalled: Option<Pin<Box<Sleep>>>,
     /// A refusal that replaces hyper's.
     refusal: Bytes,
+    unread: Unread,
+    /// Runs since the last byte was written, while there may be something left to hear.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S, unread: Unread) -> Self {
+        Self { stream, stalled: None, refusal: Bytes::new(), unread, lingering: None }
+    }
+
+    /// Reads and forgets until the client has nothing more to say.
+    fn hear_out(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let lingering = self.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut forgotten = [0; 8192];
+        while lingering.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut forgotten);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<S: AsyncWrite + Unpin> Wire<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, stalled: None, refusal: Bytes::new() }
-    }
-
     /// Lets a write pass, or end with an error when it has been waiting for too long.
     fn bounded<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
@@ -83,7 +106,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
         ready!(wire.write_refusal(context))?;
@@ -104,7 +127,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.get_mut();
         ready!(wire.write_refusal(context))?;
-        Pin::new(&mut wire.stream).poll_shutdown(context)
+        if wire.lingering.is_none() {
+            ready!(Pin::new(&mut wire.stream).poll_shutdown(context))?;
+        }
+        if wire.unread.is_set() {
+            ready!(wire.hear_out(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -120,7 +149,7 @@ mod tests {
     async fn a_bare_refusal_becomes_a_problem_and_what_came_before_it_stays() {
         let earlier = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         let (stream, mut client) = tokio::io::duplex(4096);
-        let mut wire = Wire::new(stream);
+        let mut wire = Wire::new(stream, Unread::default());
         wire.write_all(format!("{earlier}{BARE}").as_bytes()).await.expect("written");
         wire.shutdown().await.expect("closed");
         let mut answer = String::new();
@@ -148,7 +177,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_nothing_is_given_up() {
         let (stream, _client) = tokio::io::duplex(16);
-        let mut wire = Wire::new(stream);
+        let mut wire = Wire::new(stream, Unread::default());
         let end = wire.write_all(&[b' '; 64]).await.expect_err("given up");
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
     }
