@@ -2,13 +2,14 @@
 //!
 //! An operation says in its signature whom it serves: `caller: Caller<UsersRead>`, as its first parameter, so that nothing of
 //! the request is looked at before. In reading order: `caller`, the parameter; `denial`, why somebody is not served; `keys`
-//! and `tokens`, the two proofs; `fresh`, how both know what is valid without a query per request; `settings`.
+//! and `tokens`, the two proofs; `local`, what is asked when there are none; `fresh`, how both know what is valid without a query per request; `settings`.
 
 mod caller;
 mod denial;
 mod fresh;
 mod key_set;
 mod keys;
+mod local;
 pub mod settings;
 mod tokens;
 
@@ -32,6 +33,7 @@ use keys::Keys;
 use settings::AuthSettings;
 use tokens::Tokens;
 
+use crate::cors::Origins;
 use crate::problem::Problem;
 use crate::rate::{RateSettings, Rates};
 
@@ -42,6 +44,7 @@ pub struct Guard(Arc<Proofs>);
 #[derive(Debug)]
 struct Proofs {
     rates: Rates,
+    local: Option<Origins>,
     keys: Option<Keys>,
     tokens: Option<Tokens>,
     refusals: Counter<u64>,
@@ -73,7 +76,7 @@ impl Guard {
         let tokens = settings.tokens.map(|tokens| Tokens::start(shutdown, health, tokens)).transpose()?;
         let keys = settings.keys.then(|| Keys::start(shutdown, health, pool));
         let rates = Rates::start(shutdown, rates);
-        Ok(Self(Arc::new(Proofs { rates, keys, tokens, refusals })))
+        Ok(Self(Arc::new(Proofs { rates, local: settings.local, keys, tokens, refusals })))
     }
 
     /// Serves everybody, as nobody in particular.
@@ -85,6 +88,9 @@ impl Guard {
     async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Principal, Problem> {
         if self.open() {
             self.0.rates.count(request, None)?;
+            if let Some(origins) = &self.0.local {
+                local::check(request.headers(), origins)?;
+            }
             return Ok(Principal::anonymous());
         }
         let identified = self.identify(request.headers()).await;

@@ -50,6 +50,15 @@ impl Origins {
         text.split(',').map(read).collect::<Result<_, _>>().map(Self::Listed)
     }
 
+    /// Whether pages of this origin are let in by name.
+    pub(crate) fn lists(&self, origin: &HeaderValue) -> bool {
+        match self {
+            Self::Own => false,
+            Self::Any => true,
+            Self::Listed(origins) => origins.contains(origin),
+        }
+    }
+
     /// The answer to a browser that asks before a request; `None` for everything else.
     pub(crate) fn preflight(&self, request: &Request) -> Option<Response> {
         let asks = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
@@ -69,8 +78,7 @@ impl Origins {
         let allowed = match (self, origin) {
             (Self::Own, _) => return,
             (Self::Any, _) => Some(HeaderValue::from_static("*")),
-            (Self::Listed(origins), Some(origin)) => origins.contains(origin).then(|| origin.clone()),
-            (Self::Listed(_), None) => None,
+            (Self::Listed(_), origin) => origin.filter(|origin| self.lists(origin)).cloned(),
         };
         headers.append(header::VARY, HeaderValue::from_static("origin"));
         if let Some(allowed) = allowed {

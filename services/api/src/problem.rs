@@ -66,6 +66,8 @@ problems! {
     Unauthenticated "unauthenticated" 401 "No valid key or token came with the request";
     /// The key or token is valid, but does not have the scope that this operation needs; `WWW-Authenticate` names it.
     Forbidden "forbidden" 403 "The key or token does not allow this";
+    /// A service that lets everybody in without a key serves this machine only: `Host` must be `localhost` or an IP address, and a web page must be the service's own or of an origin that it was told to let in.
+    CrossSite "cross-site" 403 "The request comes from another site";
     /// No operation has this path.
     NoSuchRoute "no-such-route" 404 "There is nothing at this path";
     /// There is no user with this id: it was never created, not created yet, or deleted.
@@ -324,6 +326,7 @@ impl From<LoadError> for Problem {
 const EVERYWHERE: &[ProblemKind] = &[
     ProblemKind::Unauthenticated,
     ProblemKind::Forbidden,
+    ProblemKind::CrossSite,
     ProblemKind::UriTooLong,
     ProblemKind::TooManyRequests,
     ProblemKind::HeadersTooLarge,

@@ -76,6 +76,10 @@ impl ApiSettings {
         let limits = Limits::read(&mut reader);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
+        // Nobody was told to let everybody in.
+        let auth = auth
+            .zip(limits.as_ref())
+            .map(|(auth, limits)| AuthSettings { local: (!given).then(|| limits.origins.clone()), ..auth });
         let settings =
             || Some(Self { service: service?, listen: listen?, auth: auth?, limits: limits?, ready_when: ready_when? });
         let settings = settings();

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 dfe7ed2899001d92ed8c10b5ce69134f366ccb0a27a15415e6a9958766aaf24c.
+// Written by `cargo run -- generate` from the contract with the SHA-256 b8cb656a05970354b0dee2baf4acafe0a06fafb07935900c757b83042dea7531.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};

@@ -7,11 +7,13 @@ use common::config::{Reader, Variable};
 use jsonwebtoken::Algorithm;
 use url::{Host, Url};
 
+use crate::cors::Origins;
+
 pub(crate) const AUTH: Variable = Variable::optional(
     "AUTH",
     "keys,jwt",
     "Who is served: keys (API keys, see rollcall keys), jwt (access tokens), keys,jwt, or none: everybody, in so many words. \
-     When it is not set nobody has to log in and only loopback is served.",
+     When it is not set nobody has to log in, and only this machine's own programs and pages are served, on loopback.",
 );
 pub(crate) const AUTH_JWT_ISSUER: Variable = Variable::optional(
     "AUTH_JWT_ISSUER",
@@ -51,13 +53,15 @@ const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::EdDSA,
 ];
 
-/// Which proofs are accepted; without any, everybody is served.
+/// Which proofs are accepted; without any, everybody is served, or everybody here.
 #[derive(Debug, Clone, Default)]
 pub struct AuthSettings {
     /// API keys.
     pub keys: bool,
     /// Access tokens.
     pub tokens: Option<TokenSettings>,
+    /// Only this machine's own programs and pages are served, and pages of these origins.
+    pub local: Option<Origins>,
 }
 
 /// Which tokens are accepted.
@@ -98,7 +102,7 @@ impl AuthSettings {
         }
         let Words { keys, jwt } = words.unwrap_or(Words { keys: false, jwt: false });
         let tokens = if jwt { TokenSettings::read(reader).map(Some) } else { unread(reader).then_some(None) };
-        (given, tokens.map(|tokens| Self { keys, tokens }))
+        (given, tokens.map(|tokens| Self { keys, tokens, local: None }))
     }
 }
 

@@ -262,7 +262,7 @@ async fn every_operation_serves_only_whom_it_may() {
     let key_set = folder.path().join("keys.json");
     std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
     let cases = every_case(&mut database.conn, &issuer).await;
-    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: Some(tokens(&key_set)) });
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: Some(tokens(&key_set)), local: None });
     let operations = every_operation();
     for case in &cases {
         for operation in &operations {
@@ -301,8 +301,9 @@ async fn only_the_proofs_that_are_configured_are_accepted() {
     let key = format!("Bearer {}", inserted(&mut database.conn, &Scope::ALL, [None, None]).await);
     let token = format!("Bearer {}", issuer.token(&json!({})));
     let all = Expected::Allowed(Scope::ALL.to_vec());
-    let keys_only = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
-    let tokens_only = App::guarded(database.url(), AuthSettings { keys: false, tokens: Some(tokens(&key_set)) });
+    let keys_only = App::guarded(database.url(), AuthSettings { keys: true, tokens: None, local: None });
+    let tokens_only =
+        App::guarded(database.url(), AuthSettings { keys: false, tokens: Some(tokens(&key_set)), local: None });
     let open = App::over(database.url());
     for operation in every_operation() {
         for (app, key_expected, token_expected, none_expected) in [
@@ -320,7 +321,7 @@ async fn only_the_proofs_that_are_configured_are_accepted() {
 #[tokio::test]
 async fn nothing_of_a_request_is_looked_at_before_who_sent_it() {
     let database = Database::create().await;
-    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None, local: None });
     let faulty =
         [("prefer", "wait=soon"), ("if-match", "x"), ("idempotency-key", "a b"), ("content-type", "text/plain")];
     for operation in operations() {
@@ -335,7 +336,7 @@ async fn nothing_of_a_request_is_looked_at_before_who_sent_it() {
 #[tokio::test]
 async fn what_is_no_operation_is_open_to_everybody() {
     let database = Database::create().await;
-    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None, local: None });
     for path in ["/healthz", "/metrics", "/docs", "/openapi.json", "/problems", "/problems/forbidden"] {
         assert_eq!(app.get(path).await.status, 200, "{path}");
     }
@@ -347,7 +348,7 @@ async fn what_is_no_operation_is_open_to_everybody() {
 #[tokio::test]
 async fn a_key_works_as_soon_as_it_is_made_and_not_much_longer_than_it_is_valid() {
     let mut database = Database::create().await;
-    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None });
+    let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None, local: None });
     let list = async |key: &str| app.get_with("/v1/users", &[("authorization", &format!("Bearer {key}"))]).await;
     assert_eq!(list(ApiKey::mint().expose()).await.status, 401, "the keys are loaded");
     for _ in 0..3 {
@@ -365,12 +366,13 @@ async fn a_key_works_as_soon_as_it_is_made_and_not_much_longer_than_it_is_valid(
 
 #[tokio::test]
 async fn while_it_cannot_be_known_who_is_valid_nobody_is_told_that_they_are_not() {
-    let app = App::guarded("postgres://nobody@127.0.0.1:1/nothing", AuthSettings { keys: true, tokens: None });
+    let app =
+        App::guarded("postgres://nobody@127.0.0.1:1/nothing", AuthSettings { keys: true, tokens: None, local: None });
     let key = format!("Bearer {}", ApiKey::mint().expose());
     let missing = tempfile::tempdir().expect("a folder").path().join("keys.json");
     let without_signers = App::guarded(
         "postgres://nobody@127.0.0.1:1/nothing",
-        AuthSettings { keys: false, tokens: Some(tokens(&missing)) },
+        AuthSettings { keys: false, tokens: Some(tokens(&missing)), local: None },
     );
     let token = format!("Bearer {}", Issuer::new().token(&json!({})));
     for (app, check, bearer) in [(&app, "keys", &key), (&without_signers, "token-keys", &token)] {

@@ -112,6 +112,8 @@ async fn every_problem_is_reached_from_outside() {
     let mut reached = Reached { client: system.client.clone(), kinds: BTreeSet::new() };
 
     reached.get(InvalidRequest, &api, "/v1/users?limit=0").await;
+    let foreign = [("origin", "http://elsewhere.example")];
+    reached.send(CrossSite, &api, users(), &foreign, &new("a@example.org", "A")).await;
     reached.get(NoSuchRoute, &api, "/v1/teams").await;
     reached.get(UserNotFound, &api, NOBODY).await;
     reached.get(CommandNotFound, &api, "/v1/commands/01890a5d-ac96-774b-bcce-b302099a8057").await;
@@ -134,7 +136,7 @@ async fn every_problem_is_reached_from_outside() {
     reached.raw(UriTooLong, &api, long.as_bytes()).await;
     let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "X: y\r\n".repeat(200));
     reached.raw(HeadersTooLarge, &api, many.as_bytes()).await;
-    let slow = "POST /v1/users HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let slow = "POST /v1/users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
     reached.raw(RequestTimeout, &api, slow.as_bytes()).await;
 
     let (database, broker) = ("postgres://nobody@127.0.0.1:1/nothing", "amqp://nobody:none@127.0.0.1:1/");

@@ -1,0 +1,94 @@
+//! Whether a request comes from a program or a page of this machine, when nobody has to log in and only loopback is served.
+//!
+//! # Why is listening on loopback not enough?
+//! A browser here carries out what any page of the web says. Such a page may send simple requests to every address (CSRF), or
+//! have its own name resolve to this machine (DNS rebinding), and then reads the answers as its own.
+
+use std::net::IpAddr;
+
+use poem::http::uri::Authority;
+use poem::http::{HeaderMap, HeaderValue, header};
+
+use crate::cors::Origins;
+use crate::problem::{Problem, ProblemKind};
+
+/// Refuses what names this machine by a name that others may own, and what comes from another page than its own and those
+/// of `origins`.
+pub(super) fn check(headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
+    let refuse = |detail: &str| Err(Problem::new(ProblemKind::CrossSite).detail(detail));
+    // Only HTTP/1.0 comes without, which no browser speaks.
+    let host = headers.get(header::HOST);
+    if !host.is_none_or(is_local) {
+        return refuse("Host is a name that may be anybody's; ask for localhost or for an IP address, or set AUTH");
+    }
+    let foreign =
+        headers.get_all(header::ORIGIN).iter().any(|origin| !is_page_of(origin, host) && !origins.lists(origin));
+    if foreign {
+        return refuse("Origin is another site's page; list it in CORS_ORIGINS, or set AUTH");
+    }
+    Ok(())
+}
+
+/// Nobody can make another's browser believe that these are theirs.
+fn is_local(host: &HeaderValue) -> bool {
+    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        address.is_ok() || name == "localhost" || name.ends_with(".localhost")
+    })
+}
+
+/// Whether a page came from the same host and port; a proxy may have spoken TLS to it.
+fn is_page_of(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let host = host.and_then(|host| host.to_str().ok());
+    matches!((origin, host), (Some((_, origin)), Some(host)) if origin.eq_ignore_ascii_case(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(host: Option<&str>, origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+            if let Some(value) = value {
+                headers.insert(name, HeaderValue::from_str(value).expect("a header value"));
+            }
+        }
+        check(&headers, &Origins::parse("https://desk.example.org").expect("an origin")).is_ok()
+    }
+
+    #[test]
+    fn a_name_that_may_be_anybodys_is_refused() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "app.localhost:8080",
+            "localhost.",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "10.0.0.7",
+        ] {
+            assert!(admitted(Some(host), None), "{host}");
+        }
+        for host in
+            ["evil.example", "evil.example:8080", "localhost.evil.example", "notlocalhost", "127.0.0.1.nip.io", ""]
+        {
+            assert!(!admitted(Some(host), None), "{host}");
+        }
+        assert!(admitted(None, None));
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused_unless_it_is_listed() {
+        let here = Some("localhost:8080");
+        for origin in ["http://localhost:8080", "https://localhost:8080", "https://desk.example.org"] {
+            assert!(admitted(here, Some(origin)), "{origin}");
+        }
+        for origin in ["http://localhost:3000", "http://localhost", "https://evil.example", "null", "localhost:8080"] {
+            assert!(!admitted(here, Some(origin)), "{origin}");
+        }
+    }
+}
