@@ -36,8 +36,7 @@ use witness::Witness;
 
 /// Whom the services connect as.
 const ROLE: &str = "soak";
-/// Connections for each instance: its control connection and one more, less than what is kept for arrivals. So there is
-/// never enough, and the last instance finds no room.
+/// What an instance needs: its control connection and one more.
 const EACH: i32 = 2;
 /// Beyond the budget: those that PostgreSQL keeps for superusers, the witness, the observer, the one that locks, and
 /// one for an excess to be seen in.
@@ -55,9 +54,12 @@ pub(crate) struct Arguments {
     /// What decides the events; printed, and chosen at random when left out
     #[arg(long)]
     seed: Option<u64>,
-    /// Instances at most, a third of them workers; the budget has two connections for each
+    /// Instances at most, a third of them workers
     #[arg(long, default_value_t = 12, value_parser = RangedU64ValueParser::<usize>::new().range(4..=40))]
     instances: usize,
+    /// Connections that the budget has [default: two for each instance, so that the last one finds no room]
+    #[arg(long, value_parser = clap::value_parser!(i32).range(8..=400))]
+    connections: Option<i32>,
     /// A fault that the protocol is given, and that must be found: then the run succeeds
     #[cfg(feature = "mutants")]
     #[arg(long, value_parser = mutants::parse)]
@@ -66,7 +68,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let seed = arguments.seed.unwrap_or_else(rand::random);
-    let budget = i32::try_from(arguments.instances)? * EACH;
+    let budget = arguments.connections.unwrap_or(i32::try_from(arguments.instances)? * EACH);
     say(format_args!("seed {seed}: {} instances at most on {budget} connections", arguments.instances));
     let verdict = soak(&arguments, seed, budget).await?;
     say(&verdict);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use local_stack::StopMode;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::Connection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -36,6 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Longer than the time to live of a heartbeat, in milliseconds.
 const BEYOND_LEASE: std::ops::Range<u64> = 5_500..8_000;
 const SHORT: std::ops::Range<u64> = 100..2_500;
+/// As long as one that stops while it holds a lock lets the leases of all others live.
+const STALL: std::ops::Range<u64> = 500..4_500;
 const THROUGH_RESTART: std::ops::Range<u64> = 1_000..3_500;
 
 pub(super) struct Course {
@@ -47,6 +49,8 @@ pub(super) struct Course {
     observer: Observer,
     harms: Vec<Harm>,
     hanging: JoinSet<anyhow::Result<()>>,
+    stalls: JoinSet<()>,
+    /// Until when anything hangs or stalls.
     hangs_until: Instant,
 }
 
@@ -63,6 +67,30 @@ enum HarmKind {
     Silenced,
 }
 
+/// Processes that do nothing until this is dropped.
+struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    fn new(pids: &[i32]) -> Self {
+        let pids: Vec<_> = pids.iter().copied().filter_map(Pid::from_raw).collect();
+        Self::signal(&pids, Signal::STOP);
+        Self(pids)
+    }
+
+    /// One that has ended by now needs none.
+    fn signal(pids: &[Pid], signal: Signal) {
+        for pid in pids {
+            let _ = kill_process(*pid, signal);
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        Self::signal(&self.0, Signal::CONT);
+    }
+}
+
 impl Course {
     pub(super) fn new(system: System, witness: Witness, random: StdRng) -> Self {
         let (deck, observer) = (Deck::default(), Observer::new());
@@ -75,6 +103,7 @@ impl Course {
             observer,
             harms: Vec::new(),
             hanging: JoinSet::new(),
+            stalls: JoinSet::new(),
             hangs_until: Instant::now(),
         }
     }
@@ -111,6 +140,7 @@ impl Course {
             Event::SilenceBeyondLease => self.outlast(HarmKind::Silenced).await,
             Event::Cut => self.cut(),
             Event::Hang => self.hang().await,
+            Event::Stall => self.stall().await,
             Event::Restart(mode) => self.restart(mode).await,
         }
     }
@@ -190,8 +220,24 @@ impl Course {
             sleep(length).await;
             Ok(tx.rollback().await?)
         });
-        self.hangs_until = Instant::now() + length;
+        self.hangs_until = self.hangs_until.max(Instant::now() + length);
         Ok(Some("users locked"))
+    }
+
+    /// In the background.
+    async fn stall(&mut self) -> anyhow::Result<Option<&'static str>> {
+        let pools = self.observer.backends(&self.system).await?;
+        if pools.is_empty() {
+            return Ok(None);
+        }
+        let stopped = Stopped::new(&pools[self.random.random_range(0..pools.len())]);
+        let length = Duration::from_millis(self.random.random_range(STALL));
+        self.stalls.spawn(async move {
+            sleep(length).await;
+            drop(stopped);
+        });
+        self.hangs_until = self.hangs_until.max(Instant::now() + length);
+        Ok(Some("backends frozen"))
     }
 
     async fn restart(&mut self, mode: StopMode) -> anyhow::Result<Option<&'static str>> {

@@ -24,11 +24,13 @@ pub(super) enum Event {
     Cut,
     /// Nobody can read or write users for a while, so that every connection is in use and comes back late.
     Hang,
+    /// SIGSTOP for what serves one pool on the server: its sessions neither answer nor end, whoever closes them.
+    Stall,
     Restart(StopMode),
 }
 
 /// Each event, and how often it is in the decks of rising and of falling tide: in turn they fill the budget and empty it.
-const DECK: [(Event, usize, usize); 12] = [
+const DECK: [(Event, usize, usize); 13] = [
     (Event::Join, 10, 5),
     (Event::JoinTogether, 3, 1),
     (Event::Leave, 3, 8),
@@ -39,6 +41,7 @@ const DECK: [(Event, usize, usize); 12] = [
     (Event::SilenceBeyondLease, 2, 2),
     (Event::Cut, 5, 5),
     (Event::Hang, 4, 3),
+    (Event::Stall, 3, 3),
     (Event::Restart(StopMode::Immediate), 2, 2),
     (Event::Restart(StopMode::Fast), 2, 2),
 ];

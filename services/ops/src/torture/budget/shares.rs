@@ -80,6 +80,20 @@ impl Observer {
         }
     }
 
+    /// The processes of the server behind each pool.
+    pub(super) async fn backends(&mut self, system: &System) -> anyhow::Result<Vec<Vec<i32>>> {
+        // What it looked with last may belong to a server that was stopped.
+        self.shares(system).await?;
+        let Some(connection) = &mut self.connection else { return Ok(Vec::new()) };
+        let backends = sqlx::query_scalar(
+            "SELECT array_agg(pid)
+             FROM pg_stat_activity
+             WHERE application_name LIKE 'rollcall/%' AND backend_type = 'client backend'
+             GROUP BY application_name",
+        );
+        Ok(backends.fetch_all(connection).await?)
+    }
+
     /// How many instances the budget feeds.
     pub(super) async fn seats(&mut self, system: &System) -> anyhow::Result<usize> {
         // Before the first instance there is no budget.
