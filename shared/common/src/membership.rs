@@ -16,14 +16,13 @@
 
 mod demand;
 mod door;
+mod protocol;
 mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgConnection;
-use sqlx::postgres::types::PgInterval;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -32,6 +31,8 @@ use uuid::Uuid;
 use self::demand::Demand;
 use self::door::Door;
 pub(crate) use self::door::Turn;
+pub use self::protocol::MembershipError;
+use self::protocol::{Admission, Application, BeatAnswer};
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
 use crate::db::{DbError, Pool, PoolStatus, Session};
@@ -92,27 +93,6 @@ struct Joined {
     shareless: bool,
 }
 
-/// Either the first two, or the last two.
-#[derive(sqlx::FromRow)]
-struct JoinAnswer {
-    joined: Option<i64>,
-    lives: Option<PgInterval>,
-    reason: Option<String>,
-    away: Option<PgInterval>,
-}
-
-#[derive(sqlx::FromRow)]
-struct BeatAnswer {
-    granted: i32,
-    target: i32,
-    soon: bool,
-    budget: i32,
-    instances: i32,
-    turn: i64,
-    /// What the server shows of the pool.
-    sessions: i32,
-}
-
 /// What came of a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Beat {
@@ -120,44 +100,6 @@ pub(crate) enum Beat {
     Kept,
     /// There is no room: give back the control connection and ask again after this.
     Away(Duration),
-}
-
-/// Why a heartbeat failed.
-#[derive(Debug, thiserror::Error)]
-pub enum MembershipError {
-    /// The settings of this instance do not fit the deployment's: it must not take part.
-    #[error("{0}")]
-    Misfit(String),
-    /// The database did not answer in time.
-    #[error("the heartbeat was not answered within {0:?}")]
-    Deadline(Duration),
-    /// The database did not answer, or refused.
-    #[error("failed to keep up the membership")]
-    Database(#[source] sqlx::Error),
-}
-
-impl From<sqlx::Error> for MembershipError {
-    fn from(error: sqlx::Error) -> Self {
-        // Raised by `join_membership`.
-        const MISFIT: &str = "RC001";
-        match error.as_database_error() {
-            Some(raised) if raised.code().as_deref() == Some(MISFIT) => Self::Misfit(raised.message().to_owned()),
-            _ => Self::Database(error),
-        }
-    }
-}
-
-/// Whether a deployment's database knows another number of partitions than this process. An instance that joined before the
-/// first worker learns it late.
-async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Result<(), MembershipError> {
-    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM partitions").fetch_one(connection).await?;
-    if known == 0 || known == i64::from(partitions) {
-        Ok(())
-    } else {
-        Err(MembershipError::Misfit(format!(
-            "PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same"
-        )))
-    }
 }
 
 impl Holdings {
@@ -255,7 +197,7 @@ impl Member {
     /// Whether there was a redistribution since the last heartbeat.
     pub(crate) async fn called(&self, session: &mut Session) -> Result<bool, MembershipError> {
         session.begin().await?;
-        let turn: i64 = sqlx::query_scalar("SELECT turn FROM membership").fetch_one(session.connection_mut()).await?;
+        let turn = protocol::turn(session.connection_mut()).await?;
         session.end().await?;
         Ok(turn != self.turn)
     }
@@ -279,7 +221,7 @@ impl Member {
             },
         };
         // First what takes the membership's lock before any other: behind a pooler all of this is one transaction.
-        self.release_partitions(session.connection_mut()).await?;
+        self.release_partitions(session).await?;
         if !self.say(session, joined).await? {
             warn!(instance = %self.instance, "reaped: the heartbeat came too late");
             // One turn without anything, so that every loop stops before something is owned anew.
@@ -288,32 +230,21 @@ impl Member {
             return Ok(Beat::Kept);
         }
         let connection = session.connection_mut();
-        check_partitions(connection, self.partitions).await?;
-        let rows: Vec<(i32, i64, bool, bool)> = sqlx::query_as(
-            "SELECT number, epoch, heir IS NOT NULL, owner IS NOT DISTINCT FROM $1
-             FROM partitions
-             WHERE $1 IN (owner, heir)",
-        )
-        .bind(self.instance)
-        .fetch_all(connection)
-        .await?;
-        self.awaiting |= rows.iter().any(|(.., owned)| !owned);
-        let owned = rows.into_iter().filter(|(.., owned)| *owned);
-        // Numbers come from a u16.
-        let holding = |(number, epoch, wanted, _)| Some((u16::try_from(number).ok()?, Holding { epoch, wanted }));
-        self.publish(owned.filter_map(holding).collect());
+        protocol::check_partitions(connection, self.partitions).await?;
+        let partitions = protocol::partitions(connection, self.instance).await?;
+        self.awaiting |= partitions.iter().any(|one| !one.already);
+        let owned = partitions.into_iter().filter(|one| one.already);
+        self.publish(owned.map(|one| (one.partition, one.holding)).collect());
         Ok(Beat::Kept)
     }
 
     /// Lets go what was asked for.
-    async fn release_partitions(&mut self, connection: &mut PgConnection) -> Result<(), MembershipError> {
+    async fn release_partitions(&mut self, session: &mut Session) -> Result<(), MembershipError> {
         while let Ok(partition) = self.letting_go.try_recv() {
             self.let_go.insert(partition);
         }
         if !self.let_go.is_empty() {
-            let numbers: Vec<i32> = self.let_go.iter().map(|number| i32::from(*number)).collect();
-            let releasing = sqlx::query("SELECT release_partitions($1, $2)").bind(self.instance).bind(numbers);
-            releasing.execute(connection).await?;
+            protocol::release(session.connection_mut(), self.instance, self.let_go.iter().copied()).await?;
             self.let_go.clear();
         }
         Ok(())
@@ -325,32 +256,29 @@ impl Member {
         session: &mut Session,
         shareless: bool,
     ) -> Result<Result<Joined, Duration>, MembershipError> {
-        let seen = !session.pooled();
         let (floor, most) = if shareless { (0, 0) } else { (self.claim.floor, self.pool.most()) };
-        let answer: JoinAnswer = sqlx::query_as(
-            "SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(self.instance)
-        .bind(self.claim.service)
-        .bind(env!("CARGO_PKG_VERSION"))
-        .bind(i32::from(self.partitions))
-        .bind(self.claim.weight)
-        .bind(floor)
-        .bind(i32::try_from(most).unwrap_or(i32::MAX))
-        .bind(self.budget.map(i32::from))
-        .bind(self.pool_role.as_deref())
-        .bind(seen)
-        .fetch_one(session.connection_mut())
-        .await?;
-        let (Some(epoch), Some(lives)) = (answer.joined, answer.lives) else {
-            let away = answer.away.map_or(Duration::from_secs(1), duration);
-            self.stand(Standing::TurnedAway(answer.reason.unwrap_or_default()));
-            return Ok(Err(away));
+        let asking = Application {
+            instance: self.instance,
+            service: self.claim.service,
+            partitions: self.partitions,
+            weight: self.claim.weight,
+            floor,
+            most,
+            budget: self.budget,
+            pool_role: self.pool_role.as_deref(),
+            own_session: !session.pooled(),
+        };
+        let (epoch, lives) = match protocol::join(session.connection_mut(), &asking).await? {
+            Admission::Joined { epoch, lives } => (epoch, lives),
+            Admission::TurnedAway { reason, away } => {
+                self.stand(Standing::TurnedAway(reason));
+                return Ok(Err(away));
+            }
         };
         info!(instance = %self.instance, epoch, "joined");
         // Whatever was open belonged to an earlier membership; the others have ended it.
         self.pool.discard_idle();
-        let joined = Joined { epoch, lives: duration(lives), shareless };
+        let joined = Joined { epoch, lives, shareless };
         self.joined = Some(joined);
         Ok(Ok(joined))
     }
@@ -362,21 +290,10 @@ impl Member {
             // The lease runs from before the question: the server counts from later.
             let asked_at = Instant::now();
             let status = self.pool.status();
-            let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-            let answer: Option<BeatAnswer> = sqlx::query_as(
-                "SELECT granted, target, soon, budget, instances, turn, sessions
-                 FROM beat_membership($1, $2, $3, $4, $5, $6, $7)
-                 WHERE alive",
-            )
-            .bind(self.instance)
-            .bind(joined.epoch)
-            .bind(if joined.shareless { 0 } else { count(status.size.max(status.open)) })
-            .bind(count(status.open))
-            .bind(count(status.in_use))
-            .bind(count(status.waiting))
-            .bind(count(self.demand.peak().min(self.pool.most())))
-            .fetch_optional(session.connection_mut())
-            .await?;
+            let held = if joined.shareless { 0 } else { status.size.max(status.open) };
+            let demand = self.demand.peak().min(self.pool.most());
+            let who = (self.instance, joined.epoch);
+            let answer = protocol::beat(session.connection_mut(), who, held, status, demand).await?;
             let Some(BeatAnswer { granted, target, soon, budget, instances, turn, sessions }) = answer else {
                 return Ok(false);
             };
@@ -394,7 +311,7 @@ impl Member {
             self.pool.obey(number(granted.min(target)), until);
             // What could be given back at once is: somebody waits for it.
             let PoolStatus { size, open, .. } = self.pool.status();
-            if granted <= target || count(size.max(open)) >= granted {
+            if granted <= target || size.max(open) >= number(granted) {
                 return Ok(true);
             }
             // Behind a pooler the locks of one heartbeat must not be there for the next.
@@ -423,8 +340,7 @@ impl Member {
     pub(crate) async fn leave(&mut self, session: &mut Session) -> Result<(), MembershipError> {
         if self.joined.take().is_some() {
             session.begin().await?;
-            let leaving = sqlx::query("SELECT leave_membership($1)").bind(self.instance);
-            leaving.execute(session.connection_mut()).await?;
+            protocol::leave(session.connection_mut(), self.instance).await?;
             session.end().await?;
         }
         Ok(())
@@ -441,9 +357,4 @@ impl Member {
             changed
         });
     }
-}
-
-/// An interval that PostgreSQL computed from two instants, or that is given in seconds: it has no months and no days.
-fn duration(interval: PgInterval) -> Duration {
-    Duration::from_micros(u64::try_from(interval.microseconds).unwrap_or_default())
 }

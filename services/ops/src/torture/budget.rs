@@ -1,13 +1,14 @@
 //! `rollcall torture budget`: instances come, go and fail on a server with few connections, and the server's own view of
 //! them decides whether the connection budget held. In reading order:
 //!
-//! 1. `deck`: which event comes next; `course`: what it does; `demand`: who wants the connections.
+//! 1. `deck`: which event comes next; `course`: what it does; `harm`: what ends again; `demand`: who wants the connections.
 //! 2. `witness`: what the server shows; `shares`: what the rows say; `readiness`: what the instances say.
 //! 3. `verdict`: whether that is what was promised.
 
 mod course;
 mod deck;
 mod demand;
+mod harm;
 #[cfg(feature = "mutants")]
 mod mutants;
 mod readiness;

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use local_stack::StopMode;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use sqlx::Connection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::deck::{Deck, Event};
+use super::harm::{Harm, HarmKind, Stopped};
 use super::readiness::{Readiness, ask};
 use super::shares::{Move, Observer, Shares};
 use super::verdict::{Gone, Record};
@@ -52,43 +53,6 @@ pub(super) struct Course {
     stalls: JoinSet<()>,
     /// Until when anything hangs or stalls.
     hangs_until: Instant,
-}
-
-/// Something that is wrong with an instance for a while.
-struct Harm {
-    number: usize,
-    kind: HarmKind,
-    ends_at: Instant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum HarmKind {
-    Frozen,
-    Silenced,
-}
-
-/// Processes that do nothing until this is dropped.
-struct Stopped(Vec<Pid>);
-
-impl Stopped {
-    fn new(pids: &[i32]) -> Self {
-        let pids: Vec<_> = pids.iter().copied().filter_map(Pid::from_raw).collect();
-        Self::signal(&pids, Signal::STOP);
-        Self(pids)
-    }
-
-    /// One that has ended by now needs none.
-    fn signal(pids: &[Pid], signal: Signal) {
-        for pid in pids {
-            let _ = kill_process(*pid, signal);
-        }
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        Self::signal(&self.0, Signal::CONT);
-    }
 }
 
 impl Course {
