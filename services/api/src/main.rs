@@ -1,5 +1,7 @@
 //! The HTTP service as an executable of its own; `rollcall api` is the same.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 #[global_allocator]
@@ -11,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Arguments {}
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     Arguments::parse();
-    rollcall_api::process::main().await
+    common::process::exit_code(rollcall_api::process::main().await)
 }

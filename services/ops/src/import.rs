@@ -272,7 +272,7 @@ fn conclude(
             || "--rejected FILE writes them all to a file".to_owned(),
             |path| format!("mend them in {path} and import that"),
         );
-        bail!("{rejected} rows were rejected; {told}");
+        bail!("rejected {rejected} row(s); {told}");
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ mod roles;
 mod torture;
 mod up;
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
@@ -67,7 +69,11 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    common::process::exit_code(run().await)
+}
+
+async fn run() -> anyhow::Result<()> {
     let chosen = Arguments::parse().command;
     // Parsed as well, because `up` reads variables.
     match chosen.or_else(|| Arguments::parse_from(["rollcall", "up"]).command).context("no command")? {

@@ -1,6 +1,8 @@
 //! The order in which a service begins and ends, the same for both: telemetry first and last, the pool last but one.
 
 use std::error::Error;
+use std::fmt::Display;
+use std::process::ExitCode;
 
 use tracing::info;
 
@@ -21,6 +23,19 @@ pub enum ProcessError {
     /// It started, and did not end well.
     #[error(transparent)]
     Stop(#[from] StopError),
+}
+
+/// The end of an executable: what went wrong goes to standard error, with its causes in one line when `{:#}` shows them.
+/// Nobody who mistyped a setting is helped by a backtrace.
+#[expect(clippy::print_stderr, reason = "this is the command line, and logs may be off or not there yet")]
+pub fn exit_code<E: Display>(outcome: Result<(), E>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Runs a service until a signal or a failure. `start` begins every part and gives the pool, which closes when all parts

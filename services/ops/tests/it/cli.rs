@@ -55,6 +55,17 @@ fn every_command_has_help() {
 }
 
 #[test]
+fn a_fault_is_told_in_words_and_never_with_a_backtrace() {
+    let environment = [("RUST_BACKTRACE", "1"), ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")];
+    for arguments in [&["migrate", "status"][..], &["budget"], &["api"], &["worker"]] {
+        let output = rollcall(arguments, &environment);
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {complaint}");
+        assert!(complaint.starts_with("Error: ") && !complaint.contains("backtrace"), "{arguments:?}: {complaint}");
+    }
+}
+
+#[test]
 fn the_typescript_of_the_readme_is_part_of_the_program_that_is_run() {
     let read = |path| std::fs::read_to_string(repository().join(path)).unwrap();
     let (readme, program) = (read("README.md"), read(".ci/typescript/client.ts"));
