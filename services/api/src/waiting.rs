@@ -155,3 +155,30 @@ fn wake(waiters: &Waiters, delivery: &Delivery) {
         waiter.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_goes_last_leaves_nothing_behind() {
+        let (_, reply_to) = watch::channel(None);
+        let waiting = Waiting { waiters: Waiters::default(), places: Arc::new(Semaphore::new(4)), reply_to };
+        for _ in 0..2_000 {
+            let id = CommandId::mint();
+            let both = [waiting.enter(id), waiting.enter(id)].map(|waiter| waiter.expect("a place"));
+            let start = std::sync::Barrier::new(both.len());
+            std::thread::scope(|scope| {
+                for waiter in both {
+                    let start = &start;
+                    scope.spawn(move || {
+                        start.wait();
+                        drop(waiter);
+                    });
+                }
+            });
+            assert!(waiting.waiters.lock().is_empty());
+            assert_eq!(waiting.places.available_permits(), 4);
+        }
+    }
+}

@@ -12,7 +12,7 @@ use common::db;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use url::Url;
 
-pub use pooler::Pooler;
+pub use pooler::{Lends, Pooler};
 
 use crate::{Error, Options, Stack};
 

@@ -219,6 +219,22 @@ mod tests {
         assert_eq!(fresh.value().as_deref(), Some(&0));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_is_told_when_no_load_ended_in_time() {
+        let shutdown = Shutdown::default();
+        let health = Health::new(ReadyWhen::Any, shutdown.clone());
+        let loads = AtomicUsize::new(0);
+        let load = move || {
+            let number = loads.fetch_add(1, Ordering::Relaxed);
+            async move { if number == 0 { Ok(number) } else { std::future::pending().await } }
+        };
+        let fresh = Fresh::start(&shutdown, &health, "source", Pace { interval: HOUR, gap: GAP }, load);
+        after(&fresh, |newest| newest.value.is_some()).await;
+        tokio::time::advance(GAP).await;
+        assert!(!fresh.ask().await);
+        assert!(fresh.complete(), "as far as it knows");
+    }
+
     #[tokio::test]
     async fn what_was_loaded_stays_while_its_source_is_away_and_before_that_the_instance_is_not_ready() {
         let (fresh, health) = counting(HOUR, GAP, |number| number == 1);

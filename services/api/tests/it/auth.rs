@@ -1,5 +1,6 @@
 //! Who is served: every operation of the contract against every kind of caller.
 
+mod crowd;
 mod issuer;
 
 use std::path::Path;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use local_stack::Options;
-use local_stack::testing::Pooler;
+use local_stack::testing::{Lends, Pooler};
 use reqwest::StatusCode;
 use serde_json::Value;
 
@@ -28,7 +28,8 @@ impl Pooled {
         let folder = tempfile::tempdir().unwrap();
         let options = Options { install: true, progress: Arc::new(|_| {}), ..Options::new(folder.path()) };
         let server = direct.clone();
-        let pooler = tokio::task::spawn_blocking(move || Pooler::start(options, &server)).await.unwrap().unwrap();
+        let start = move || Pooler::start(options, &server, Lends::Transactions);
+        let pooler = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
         system.set("DATABASE_URL", pooler.url());
         Self { system, direct, _pooler: pooler, _folder: folder }
     }

@@ -250,6 +250,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_is_in_hand_until_its_answer_is_taken() {
+        let crowd = Crowd::new(1);
+        let only = crowd.enter().await;
+        let answer = Answer::new(http_body_util::Full::new(bytes::Bytes::from_static(b"ok")), only.busy());
+        let mut newcomer = Box::pin(crowd.enter());
+        assert!(timeout(Duration::from_millis(20), &mut newcomer).await.is_err(), "nobody goes in the middle");
+        assert!(!only.asked_to_go.is_cancelled());
+        http_body_util::BodyExt::collect(answer).await.expect("all of it");
+        let gone = async {
+            only.asked_to_go().await;
+            drop(only);
+        };
+        timeout(SOON, async { tokio::join!(gone, newcomer) }).await.expect("a place in time");
+    }
+
+    #[tokio::test]
     async fn when_all_are_served_a_newcomer_waits_for_the_first_that_falls_quiet() {
         let crowd = Crowd::new(1);
         let only = crowd.enter().await;

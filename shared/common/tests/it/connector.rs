@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use local_stack::testing::Pooler;
+use local_stack::testing::{Lends, Pooler};
 use local_stack::{Options, Postgres};
 use rollcall_common::db::{self, DbError, Pool};
 use sqlx::error::DatabaseError;
@@ -65,12 +65,12 @@ async fn options_of_the_url_reach_the_session_beside_ours() {
     assert_eq!(shown(&mut connection, "tcp_user_timeout").await, "6000");
 }
 
-/// A PgBouncer in transaction mode in front of the database.
-async fn pooler(database: &str) -> (Pooler, tempfile::TempDir) {
+/// A PgBouncer in front of the database.
+async fn pooler(database: &str, lends: Lends) -> (Pooler, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let options = Options { install: true, progress: Arc::new(|_| {}), ..Options::new(folder.path()) };
     let url = database.to_owned();
-    let pooler = tokio::task::spawn_blocking(move || Pooler::start(options, &url)).await.expect("no panic");
+    let pooler = tokio::task::spawn_blocking(move || Pooler::start(options, &url, lends)).await.expect("no panic");
     (pooler.expect("PgBouncer"), folder)
 }
 
@@ -81,7 +81,7 @@ async fn behind_a_pooler_a_lease_is_a_transaction_and_prepared_statements_are_no
     let database = database().await;
     let mut witness = connect(database.url()).await;
     witness.execute("CREATE TABLE done (borrower integer, number integer)").await.expect("a table");
-    let (pooler, _folder) = pooler(database.url()).await;
+    let (pooler, _folder) = pooler(database.url(), Lends::Transactions).await;
     let asking = PgConnectOptions::from_str(pooler.url()).expect("a URL").extra_float_digits(None);
     let refused = PgConnection::connect_with(&asking.options([("tcp_user_timeout", "1")])).await.expect_err("refused");
     assert_eq!(refused.as_database_error().and_then(DatabaseError::code).as_deref(), Some("08P01"), "{refused}");
@@ -111,10 +111,30 @@ async fn behind_a_pooler_a_lease_is_a_transaction_and_prepared_statements_are_no
 }
 
 #[tokio::test]
+async fn where_startup_options_are_refused_each_setting_is_asked_for_by_itself() {
+    let database = database().await;
+    let (pooler, _folder) = pooler(database.url(), Lends::Sessions).await;
+    let session = [("default_transaction_read_only", "on")];
+    let pool = Pool::new(&settings(pooler.url(), 2), "rollcall/test", &session).expect("a pool");
+    let mut leases = [pool.acquire(PATIENCE).await.expect("one"), pool.acquire(PATIENCE).await.expect("another")];
+    let mut pids = Vec::new();
+    for lease in &mut leases {
+        assert_eq!(shown(lease, "tcp_user_timeout").await, "6000");
+        assert_eq!(shown(lease, "client_connection_check_interval").await, "100ms");
+        assert_eq!(shown(lease, "default_transaction_read_only").await, "on");
+        assert_eq!(shown(lease, "application_name").await, "rollcall/test", "the budget counts it");
+        pids.push(
+            sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()").fetch_one(&mut **lease).await.expect("a pid"),
+        );
+    }
+    assert_ne!(pids[0], pids[1]);
+}
+
+#[tokio::test]
 async fn behind_a_pooler_a_pool_that_only_reads_cannot_write() {
     let database = database().await;
     connect(database.url()).await.execute("CREATE TABLE things (id integer)").await.expect("a table");
-    let (pooler, _folder) = pooler(database.url()).await;
+    let (pooler, _folder) = pooler(database.url(), Lends::Transactions).await;
     let session = [("default_transaction_read_only", "on")];
     let pool = Pool::new(&settings(pooler.url(), 1), "rollcall/test", &session).expect("a pool");
     let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
@@ -125,7 +145,7 @@ async fn behind_a_pooler_a_pool_that_only_reads_cannot_write() {
 #[tokio::test]
 async fn what_needs_a_session_of_its_own_names_the_pooler_and_the_mend() {
     let database = database().await;
-    let (pooler, _folder) = pooler(database.url()).await;
+    let (pooler, _folder) = pooler(database.url(), Lends::Transactions).await;
     let refused = db::connect(&settings(pooler.url(), 1), "test").await.expect_err("refused");
     assert!(matches!(refused, DbError::Pooler(_)), "{refused:?}");
     assert!(refused.to_string().contains("set DATABASE_URL_DIRECT"), "{refused}");

@@ -21,13 +21,22 @@ pub struct Pooler {
     url: String,
 }
 
+/// For how long a client has a session of the server to itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Lends {
+    /// As long as it is connected.
+    Sessions,
+    /// As long as its transaction runs.
+    Transactions,
+}
+
 impl Pooler {
     /// Starts one in front of the server of this URL; whoever connects is the URL's role. Installs the package if it is
     /// missing and that may be. Blocks.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn start(options: Options, database_url: &str) -> Result<Self, Error> {
+    pub fn start(options: Options, database_url: &str, lends: Lends) -> Result<Self, Error> {
         let home = Home::exclusive(options)?;
         if program(&home.options).is_none() && home.options.install && install::possible(&home.options) {
             install::packages(&home, || program(&home.options).is_none().then_some(NAME).into_iter().collect())?;
@@ -43,10 +52,14 @@ impl Pooler {
         let config = folder.join("pgbouncer.ini");
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={} user={} password={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n",
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {}\n",
             url.port().ok_or_else(invalid)?,
             url.username(),
             url.password().unwrap_or_default(),
+            match lends {
+                Lends::Sessions => "session",
+                Lends::Transactions => "transaction",
+            },
         );
         write_private(&config, &text).step(step)?;
         account.own(&config)?;

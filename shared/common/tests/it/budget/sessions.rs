@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use local_stack::testing::TestDatabase;
 use rollcall_common::db;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::support::{connect, database, settings};
@@ -64,6 +65,15 @@ async fn owners(conn: &mut PgConnection) -> Vec<(Option<Uuid>, i64)> {
     sqlx::query_as(query).fetch_all(conn).await.expect("partitions")
 }
 
+/// Waits until the server shows no session of this name any more, which is later than the client's farewell.
+async fn until_gone(witness: &mut PgConnection, name: &str) {
+    let shown = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
+    let ending = async {
+        while sqlx::query_scalar::<_, i64>(shown).bind(name).fetch_one(&mut *witness).await.expect("a count") > 0 {}
+    };
+    tokio::time::timeout(PROMPT, ending).await.expect("an end in time");
+}
+
 #[tokio::test]
 async fn whoever_comes_back_over_another_control_connection_keeps_what_it_has() {
     let database = database().await;
@@ -91,9 +101,10 @@ async fn a_transaction_that_holds_the_partition_of_one_who_is_gone_holds_up_nobo
     let locking = "SELECT number FROM partitions WHERE owner = $1 LIMIT 1 FOR KEY SHARE";
     let held: i32 = sqlx::query_scalar(locking).bind(gone.name).fetch_one(&mut *tx).await.expect("a partition");
     gone.control.close().await.expect("the end");
+    let mut witness = connect(database.url()).await;
+    until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
 
     stays.beat().await;
-    let mut witness = connect(database.url()).await;
     let index = usize::try_from(held).expect("a partition");
     for (number, (owner, _)) in owners(&mut witness).await.into_iter().enumerate() {
         assert_eq!(owner == Some(stays.name), number != index, "partition {number}, and {held} is held");
@@ -115,6 +126,29 @@ async fn a_smaller_budget_counts_although_whoever_brings_it_finds_no_room() {
     let (granted, _) = instance.beat().await;
     // Two places are kept for arrivals, one is its control connection's.
     assert_eq!(granted, 5);
+}
+
+#[tokio::test]
+async fn the_helpers_of_a_parallel_query_are_no_sessions() {
+    let database = database().await;
+    let mut instance = Instance::start(&database, 30).await;
+    let mut session = instance.session(&database).await;
+    // The second name since PostgreSQL 16.
+    let always = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
+    session.execute(always).await.expect("set");
+    let mut witness = connect(database.url()).await;
+    let mut query = JoinSet::new();
+    query.spawn(async move { session.execute("SELECT pg_sleep(30)").await.map(|_| session) });
+    let helpers =
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker' AND application_name = $1";
+    let name = format!("rollcall/{}", instance.name);
+    let started = async {
+        while sqlx::query_scalar::<_, i64>(helpers).bind(&name).fetch_one(&mut witness).await.expect("a count") == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), started).await.expect("a helper");
+    assert_eq!(instance.beat().await.1, 1);
 }
 
 #[tokio::test]
