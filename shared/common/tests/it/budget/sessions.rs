@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::support::{connect, database, settings};
+use crate::support::{connect, database, eventually, settings};
 
 const PARTITIONS: i32 = 4;
 /// Far less than the time to live of a member.
@@ -68,10 +68,11 @@ async fn owners(conn: &mut PgConnection) -> Vec<(Option<Uuid>, i64)> {
 /// Waits until the server shows no session of this name any more, which is later than the client's farewell.
 async fn until_gone(witness: &mut PgConnection, name: &str) {
     let shown = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1";
-    let ending = async {
-        while sqlx::query_scalar::<_, i64>(shown).bind(name).fetch_one(&mut *witness).await.expect("a count") > 0 {}
-    };
-    tokio::time::timeout(PROMPT, ending).await.expect("an end in time");
+    eventually("no session", async || {
+        let count: i64 = sqlx::query_scalar(shown).bind(name).fetch_one(&mut *witness).await.expect("a count");
+        count == 0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -142,12 +143,11 @@ async fn the_helpers_of_a_parallel_query_are_no_sessions() {
     let helpers =
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker' AND application_name = $1";
     let name = format!("rollcall/{}", instance.name);
-    let started = async {
-        while sqlx::query_scalar::<_, i64>(helpers).bind(&name).fetch_one(&mut witness).await.expect("a count") == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), started).await.expect("a helper");
+    eventually("a helper", async || {
+        let count: i64 = sqlx::query_scalar(helpers).bind(&name).fetch_one(&mut witness).await.expect("a count");
+        count > 0
+    })
+    .await;
     assert_eq!(instance.beat().await.1, 1);
 }
 
