@@ -9,6 +9,9 @@ CREATE TABLE membership (
     id boolean NOT NULL DEFAULT true,
     -- For how long a heartbeat holds, by the server's clock.
     time_to_live interval NOT NULL DEFAULT '5 seconds',
+    -- For how long an instance may go on opening connections after its control session ended, before it notices, and how long
+    -- a connection takes to show. An instance opens one only when it heard from the server within the last 150 ms.
+    grace interval NOT NULL DEFAULT '400 milliseconds',
     -- What all instances together may have open, their control connections included; set by whoever joined last.
     budget integer NOT NULL DEFAULT 0,
     -- When the next of those that found no room may ask again, so that they come one at a time.
@@ -51,6 +54,8 @@ CREATE TABLE members (
     -- The session of the control connection: when it is gone, so is the instance, whatever the clock says. Unknown where
     -- a pooler lends it another one for each transaction; then there is only the clock.
     control_pid integer,
+    -- When that was found to be gone.
+    control_lost_at timestamptz,
     CONSTRAINT members_pkey PRIMARY KEY (instance),
     CONSTRAINT members_share_check CHECK (weight > 0 AND floor >= 0 AND most >= 0 AND target >= 0 AND granted >= 0)
 ) WITH (fillfactor = 50);
@@ -68,19 +73,38 @@ CREATE TABLE partitions (
     CONSTRAINT partitions_heir_check CHECK (heir IS NULL OR heir <> owner)
 ) WITH (fillfactor = 50);
 
--- Instances whose control session ended, or whose heartbeat is too old. Known by name and pid, which every role sees of
+-- Instances whose control session ended without anybody having noticed yet. Known by name and pid, which every role sees of
 -- every session.
-CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
+CREATE FUNCTION lost_members() RETURNS TABLE (instance uuid)
     LANGUAGE sql
     AS $$
         SELECT members.instance
         FROM members
-        WHERE expires_at <= clock_timestamp()
-            OR control_pid IS NOT NULL AND (control_pid, 'rollcall-control/' || members.instance) NOT IN (
+        WHERE control_lost_at IS NULL
+            AND control_pid IS NOT NULL
+            AND (control_pid, 'rollcall-control/' || members.instance) NOT IN (
                 SELECT pid, application_name
                 FROM pg_stat_activity
                 WHERE application_name IS NOT NULL
             )
+    $$;
+
+-- Notes them. The caller holds the lock.
+CREATE FUNCTION note_lost_members() RETURNS void
+    LANGUAGE sql
+    AS $$
+        UPDATE members
+        SET control_lost_at = clock_timestamp()
+        WHERE instance IN (SELECT lost.instance FROM lost_members() AS lost)
+    $$;
+
+-- Instances whose control session ended long enough ago, or whose heartbeat is too old.
+CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
+    LANGUAGE sql
+    AS $$
+        SELECT members.instance
+        FROM membership, members
+        WHERE expires_at <= clock_timestamp() OR control_lost_at <= clock_timestamp() - grace
     $$;
 
 -- Hands the partitions out: sticky, and to each worker as many as to the next or one more. A partition without an owner
@@ -336,7 +360,7 @@ BEGIN
 END
 $$;
 
--- Removes instances that are gone: their control session ended, or their heartbeat is too old. The sessions of such an
+-- Removes instances that are gone: their control session ended a while ago, or their heartbeat is too old. The sessions of such an
 -- instance are ended first, so that what it still wanted to commit cannot be. The caller holds the lock.
 CREATE FUNCTION reap_members() RETURNS boolean
     LANGUAGE plpgsql
@@ -404,8 +428,9 @@ BEGIN
     PERFORM FROM membership FOR UPDATE;
     PERFORM pg_stat_clear_snapshot();
     -- It lost its control connection and came back before its heartbeat was too old: not gone, and what it has is still its own.
-    UPDATE members SET control_pid = CASE WHEN own_session THEN pg_backend_pid() END
+    UPDATE members SET control_pid = CASE WHEN own_session THEN pg_backend_pid() END, control_lost_at = NULL
     WHERE members.instance = join_membership.instance AND expires_at > clock_timestamp();
+    PERFORM note_lost_members();
     IF reap_members() THEN
         PERFORM redistribute();
         PERFORM pg_stat_clear_snapshot();
@@ -466,6 +491,7 @@ BEGIN
     SET epoch = DEFAULT,
         expires_at = excluded.expires_at,
         control_pid = excluded.control_pid,
+        control_lost_at = NULL,
         floor = excluded.floor,
         most = excluded.most
     RETURNING members.epoch INTO joined;
@@ -486,6 +512,7 @@ CREATE FUNCTION beat_membership(
     AS $$
 DECLARE
     reaped boolean;
+    lost boolean;
     abandoned boolean;
     came_of_age boolean;
     unfair boolean;
@@ -496,6 +523,11 @@ BEGIN
             SELECT
             FROM gone_members() AS gone
             WHERE gone.instance <> beat_membership.instance
+        ),
+        EXISTS (
+            SELECT
+            FROM lost_members() AS missing
+            WHERE missing.instance <> beat_membership.instance
         ),
         -- A transaction of somebody who is gone still held them.
         EXISTS (
@@ -521,12 +553,13 @@ BEGIN
             )
         ),
         me.granted <> me.target
-    INTO reaped, abandoned, came_of_age, unfair, freed
+    INTO reaped, lost, abandoned, came_of_age, unfair, freed
     FROM membership, members AS me
     WHERE me.instance = beat_membership.instance AND me.epoch = beat_membership.epoch;
-    IF reaped OR abandoned OR came_of_age OR unfair OR freed THEN
+    IF reaped OR lost OR abandoned OR came_of_age OR unfair OR freed THEN
         PERFORM FROM membership FOR UPDATE;
         PERFORM pg_stat_clear_snapshot();
+        PERFORM note_lost_members();
         reaped := reap_members();
     END IF;
 
@@ -564,7 +597,7 @@ BEGIN
         members.granted <> members.target OR EXISTS (
             SELECT
             FROM members AS others
-            WHERE others.expires_at < clock_timestamp() + interval '500 milliseconds'
+            WHERE others.expires_at < clock_timestamp() + interval '500 milliseconds' OR others.control_lost_at IS NOT NULL
         ),
         membership.budget,
         (SELECT count(*) FROM members),

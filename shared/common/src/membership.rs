@@ -196,9 +196,13 @@ impl Member {
 
     /// Whether there was a redistribution since the last heartbeat.
     pub(crate) async fn called(&self, session: &mut Session) -> Result<bool, MembershipError> {
+        let asked_at = Instant::now();
         session.begin().await?;
         let turn = protocol::turn(session.connection_mut()).await?;
         session.end().await?;
+        if self.joined.is_some_and(|joined| !joined.shareless) {
+            self.pool.heard(asked_at);
+        }
         Ok(turn != self.turn)
     }
 
@@ -302,13 +306,13 @@ impl Member {
             let until = asked_at + joined.lives.saturating_sub(MARGIN);
             if joined.shareless {
                 self.stand(Standing::Shareless(self.pool.most()));
-                self.pool.obey(self.pool.most(), until);
+                self.pool.obey(self.pool.most(), until, None);
                 return Ok(true);
             }
             self.stand(Standing::Member(Share { granted, target, budget, instances }));
             let number = |count: i32| usize::try_from(count).unwrap_or_default();
             self.pool.correct(status, asked_at, number(sessions));
-            self.pool.obey(number(granted.min(target)), until);
+            self.pool.obey(number(granted.min(target)), until, Some(asked_at));
             // What could be given back at once is: somebody waits for it.
             let PoolStatus { size, open, .. } = self.pool.status();
             if granted <= target || size.max(open) >= number(granted) {

@@ -14,7 +14,8 @@
 //!
 //! # Why does a lease run out by itself?
 //! Others end this instance's sessions once its heartbeat is too old by the server's clock. A process that was frozen, or
-//! is cut off, must have closed them before, by its own.
+//! is cut off, must have closed them before, by its own. And others take its share sooner when they see its control connection
+//! end: so it opens nothing unless that connection answered just now.
 
 mod places;
 
@@ -180,12 +181,18 @@ impl Pool {
 
     /// Changes the size. What is idle beyond it closes at once, what is in use when it comes back.
     pub fn resize(&self, size: usize) {
-        self.shared.places.resize(size.min(self.shared.most), None);
+        self.shared.places.resize(size.min(self.shared.most), None, None);
     }
 
-    /// The same for a lease that runs out at that time.
-    pub(crate) fn obey(&self, size: usize, until: Instant) {
-        self.shared.places.resize(size.min(self.shared.most), Some(until));
+    /// The same for a lease that runs out at that time. One that can be lost to others is asked for at `heard_at`: connections
+    /// are opened only as long as that, or the last [`heard`](Self::heard), is not long ago.
+    pub(crate) fn obey(&self, size: usize, until: Instant, heard_at: Option<Instant>) {
+        self.shared.places.resize(size.min(self.shared.most), Some(until), heard_at);
+    }
+
+    /// Says that the lease still stood at this time.
+    pub(crate) fn heard(&self, asked_at: Instant) {
+        self.shared.places.heard(asked_at);
     }
 
     /// Takes into account what the server shows of this pool's sessions, as an answer to a question that was asked at this

@@ -53,6 +53,8 @@ fn every_fault_of_the_protocol_is_found() {
         Fault::JoinsWithoutRoom,
         Fault::NoFloors,
         Fault::IgnoresItsOwnClock,
+        Fault::FreesAtOnce,
+        Fault::OpensUnheard,
     ] {
         let found = broken(fault, SCHEDULES);
         assert!(found.is_some(), "{fault:?} is not found");

@@ -29,7 +29,10 @@ const IDLE_LINGER: Duration = Duration::from_millis(20);
 const BUSY_LINGER: Duration = Duration::from_millis(750);
 /// For how long a session counts that the server still showed: until a heartbeat later than the next.
 const SHOWN_LINGER: Duration = Duration::from_millis(1500);
-/// How often a borrower looks again who waits for a closed connection to end.
+/// For how long the last answer over the control connection allows to open another one. Longer than between two questions,
+/// and so much shorter than the membership's grace that what is being opened shows before it has passed.
+const HEARD_FOR: Duration = Duration::from_millis(150);
+/// How often a borrower looks again who waits for a closed connection to end, or for the control connection.
 const RECHECK: Duration = Duration::from_millis(20);
 
 /// The places of one pool; `C` is what it keeps.
@@ -56,6 +59,8 @@ struct State<C> {
     waiting: usize,
     peak: usize,
     until: Option<Instant>,
+    /// When the question was asked that the control connection answered last; none where no share could be lost.
+    heard_at: Option<Instant>,
     holding: bool,
     closed: bool,
 }
@@ -116,6 +121,7 @@ impl<C> Places<C> {
             waiting: 0,
             peak: 0,
             until: None,
+            heard_at: None,
             holding: false,
             closed: false,
         };
@@ -158,6 +164,10 @@ impl<C> Places<C> {
         match state.idle.pop() {
             Some(idle) if fit(&idle) => Ok(Found::Idle(idle)),
             Some(unfit) => Err(Otherwise::Drop(unfit)),
+            // It may have lost its share without knowing: the server was restarted, and it slept meanwhile.
+            None if state.open < state.size && state.heard_at.is_some_and(|at| at.elapsed() > HEARD_FOR) => {
+                Err(Otherwise::Wait(Instant::now() + RECHECK))
+            }
             None if state.open < state.size => {
                 state.open += 1;
                 Ok(Found::Opening(Opening {
@@ -177,8 +187,13 @@ impl<C> Places<C> {
         }
     }
 
-    /// Changes the size; a lease gives the time at which it runs out.
-    pub(super) fn resize(&self, size: usize, until: Option<Instant>) {
+    /// Says that the control connection answered a question of this time.
+    pub(super) fn heard(&self, asked_at: Instant) {
+        self.lock().heard_at = Some(asked_at);
+    }
+
+    /// Changes the size; a lease gives the time at which it runs out, and when it was asked for.
+    pub(super) fn resize(&self, size: usize, until: Option<Instant>, heard_at: Option<Instant>) {
         let closing = {
             let mut state = self.lock();
             if state.closed {
@@ -186,6 +201,7 @@ impl<C> Places<C> {
             }
             state.holding = false;
             state.until = until;
+            state.heard_at = heard_at;
             self.set_size(&mut state, size)
         };
         drop(closing);

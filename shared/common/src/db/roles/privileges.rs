@@ -49,6 +49,8 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("call_members", &[]),
     ("kept_connections", &[]),
     ("gone_members", &[]),
+    ("lost_members", &[]),
+    ("note_lost_members", &[]),
     // `rollcall budget` shows them.
     ("pool_sessions", &[Monitor]),
     ("taken_connections", &[Monitor]),

@@ -21,9 +21,16 @@ pub(crate) enum Fault {
     NoFloors,
     /// Shares follow demand down at once.
     NothingIsKept,
-    /// The instance goes on opening after its lease ran out by its own clock.
+    /// The instance goes on opening whatever its own clock says.
     IgnoresItsOwnClock,
+    /// Others get a share as soon as its control connection is seen to be gone.
+    FreesAtOnce,
+    /// The instance opens connections although it has not heard of its control connection lately.
+    OpensUnheard,
 }
+
+/// How long after its control connection was seen to be gone an instance counts as gone.
+pub(crate) const GRACE: i64 = 6;
 
 /// What a transaction locks, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +62,8 @@ pub(crate) struct Row {
     pub(crate) expired: bool,
     /// Its control connection is open.
     pub(crate) connected: bool,
+    /// When that was found not to be so.
+    pub(crate) lost_at: Option<i64>,
 }
 
 /// What an instance asks for when it joins.
@@ -71,6 +80,7 @@ pub(crate) const FLOOR: i64 = 1;
 /// The database: the rows in the order of their epochs, and the sessions of each pool as it sees them.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
+    pub(crate) now: i64,
     pub(crate) budget: i64,
     pub(crate) rows: Vec<Row>,
     pub(crate) sessions: Vec<i64>,
@@ -82,7 +92,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(budget: i64, fault: Fault) -> Self {
-        Self { budget, rows: Vec::new(), sessions: Vec::new(), locks: Vec::new(), epochs: 0, fault }
+        Self { now: 0, budget, rows: Vec::new(), sessions: Vec::new(), locks: Vec::new(), epochs: 0, fault }
     }
 
     pub(crate) fn row(&self, instance: usize) -> Option<&Row> {
@@ -120,6 +130,10 @@ impl Server {
     /// `join_membership`: whether it joined.
     pub(crate) fn join(&mut self, instance: usize, claim: Claim) -> bool {
         self.locks = vec![Lock::Budget];
+        if let Some(row) = self.row_mut(instance).filter(|row| !row.expired) {
+            (row.connected, row.lost_at) = (true, None);
+        }
+        self.note_lost();
         if self.reap() {
             self.redistribute();
         }
@@ -141,7 +155,7 @@ impl Server {
         match self.row_mut(instance) {
             Some(row) => {
                 row.epoch = epoch;
-                row.connected = true;
+                (row.connected, row.lost_at) = (true, None);
                 row.expired = false;
             }
             None => self.rows.push(Row {
@@ -158,6 +172,7 @@ impl Server {
                 aged: false,
                 expired: false,
                 connected: true,
+                lost_at: None,
             }),
         }
         self.rows.sort_by_key(|row| row.epoch);
@@ -170,12 +185,14 @@ impl Server {
         let reverse = self.fault == Fault::RowsBeforeBudget;
         self.locks = if reverse { vec![Lock::Row(instance)] } else { Vec::new() };
         let me = self.row(instance).filter(|row| row.epoch == epoch)?.clone();
-        let gone = self.rows.iter().any(|row| row.instance != instance && (row.expired || !row.connected));
+        let gone = self.rows.iter().any(|row| row.instance != instance && self.is_gone(row));
+        let lost = self.rows.iter().any(|row| row.instance != instance && !row.connected && row.lost_at.is_none());
         let came_of_age = !me.settled && me.aged;
         let unfair = me.settled && demand > me.target && me.target < me.most && self.something_for(&me);
         let mut reaped = false;
-        if gone || came_of_age || unfair || me.granted != me.target {
+        if gone || lost || came_of_age || unfair || me.granted != me.target {
             self.locks.push(Lock::Budget);
+            self.note_lost();
             reaped = self.reap();
         }
         self.locks.push(Lock::Row(instance));
@@ -218,13 +235,26 @@ impl Server {
         self.redistribute();
     }
 
+    /// `gone_members`.
+    pub(crate) fn is_gone(&self, row: &Row) -> bool {
+        let grace = if self.fault == Fault::FreesAtOnce { 0 } else { GRACE };
+        row.expired || row.lost_at.is_some_and(|lost_at| lost_at + grace <= self.now)
+    }
+
+    /// `note_lost_members`.
+    fn note_lost(&mut self) {
+        for row in self.rows.iter_mut().filter(|row| !row.connected && row.lost_at.is_none()) {
+            self.locks.push(Lock::Row(row.instance));
+            row.lost_at = Some(self.now);
+        }
+    }
+
     /// `reap_members`. What becomes of the sessions is the world's to say.
     fn reap(&mut self) -> bool {
-        if self.rows.iter().all(|row| row.connected && !row.expired) {
+        let gone: Vec<usize> = self.rows.iter().filter(|row| self.is_gone(row)).map(|row| row.instance).collect();
+        if gone.is_empty() {
             return false;
         }
-        let gone: Vec<usize> =
-            self.rows.iter().filter(|row| row.expired || !row.connected).map(|row| row.instance).collect();
         self.locks.extend(gone.iter().map(|instance| Lock::Row(*instance)));
         if self.fault == Fault::FreesByTheClockAlone {
             for (instance, sessions) in self.sessions.iter_mut().enumerate() {

@@ -75,6 +75,44 @@ async fn until_gone(witness: &mut PgConnection, name: &str) {
     .await;
 }
 
+/// Beats until another one is none any more.
+async fn reaped(beating: &mut Instance, witness: &mut PgConnection, gone: Uuid) {
+    eventually("reaped", async || {
+        beating.beat().await;
+        let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM members WHERE instance = $1)").bind(gone);
+        let known: bool = known.fetch_one(&mut *witness).await.expect("an answer");
+        !known
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_gets_the_share_of_one_whose_control_connection_ended_before_that_one_must_have_noticed() {
+    let database = database().await;
+    let (gone, mut stays) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
+    let mut witness = connect(database.url()).await;
+    // As long as the test needs, on any machine.
+    witness.execute("UPDATE membership SET grace = '1 hour'").await.expect("set");
+    let (before, _) = stays.beat().await;
+    gone.control.close().await.expect("the end");
+    until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
+    for _ in 0..3 {
+        assert_eq!(stays.beat().await.0, before);
+    }
+    let soon = "SELECT soon FROM beat_membership($1, $2, 0, 0, 0, 0, 50)";
+    let soon: bool = sqlx::query_scalar(soon)
+        .bind(stays.name)
+        .bind(stays.epoch)
+        .fetch_one(&mut stays.control)
+        .await
+        .expect("a beat");
+    assert!(soon, "the next heartbeat shall not wait");
+    witness.execute("UPDATE membership SET grace = '0'").await.expect("set");
+    reaped(&mut stays, &mut witness, gone.name).await;
+    stays.beat().await;
+    assert!(stays.beat().await.0 > before);
+}
+
 #[tokio::test]
 async fn whoever_comes_back_over_another_control_connection_keeps_what_it_has() {
     let database = database().await;
@@ -104,8 +142,7 @@ async fn a_transaction_that_holds_the_partition_of_one_who_is_gone_holds_up_nobo
     gone.control.close().await.expect("the end");
     let mut witness = connect(database.url()).await;
     until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
-
-    stays.beat().await;
+    reaped(&mut stays, &mut witness, gone.name).await;
     let index = usize::try_from(held).expect("a partition");
     for (number, (owner, _)) in owners(&mut witness).await.into_iter().enumerate() {
         assert_eq!(owner == Some(stays.name), number != index, "partition {number}, and {held} is held");

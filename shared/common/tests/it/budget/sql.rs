@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use uuid::Uuid;
 
-use super::model::{Claim, FLOOR, Fault, Server};
+use super::model::{Claim, FLOOR, Fault, GRACE, Server};
 use crate::support::{connect, database};
 
 const INSTANCES: usize = 5;
@@ -24,6 +24,8 @@ const STAGE: &str = "
     CREATE TABLE cut (instance uuid);
     CREATE OR REPLACE FUNCTION gone_members() RETURNS TABLE (instance uuid) LANGUAGE sql
     AS 'SELECT instance FROM members WHERE expires_at <= clock_timestamp() OR instance IN (SELECT instance FROM cut)';
+    CREATE OR REPLACE FUNCTION lost_members() RETURNS TABLE (instance uuid) LANGUAGE sql
+    AS 'SELECT instance FROM members WHERE false';
     UPDATE membership SET time_to_live = '1 day';
     ALTER TABLE members ALTER COLUMN joined_at SET DEFAULT 'infinity';
 ";
@@ -116,7 +118,8 @@ impl Stage {
             }
             27 if known => {
                 if let Some(row) = self.server.row_mut(i) {
-                    row.connected = false;
+                    // Long ago.
+                    (row.connected, row.lost_at) = (false, Some(-GRACE));
                 }
                 self.run(format!("INSERT INTO cut VALUES ('{name}')")).await;
                 format!("{i} is cut")

@@ -8,20 +8,26 @@ use rand::rngs::StdRng;
 use super::model::{Claim, Fault, Lock, Server};
 
 pub(crate) const INSTANCES: usize = 4;
-/// Seconds, by the server's clock and by the instance's own.
-const TIME_TO_LIVE: i64 = 5;
-const LEASE: i64 = 4;
+/// By the server's clock and by the instance's own.
+const TIME_TO_LIVE: i64 = 20;
+const LEASE: i64 = 16;
+/// For how long an answer allows to open connections.
+const HEARD_FOR: i64 = 4;
+/// Until an instance gets more than its floor.
+const AGE: i64 = 4;
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
-    /// A second passes for everybody.
-    Tick,
+    /// Time passes for everybody.
+    Tick(i64),
     Join(usize),
     /// A heartbeat is sent, with what was so at that moment; served; heard.
     Ask(usize),
     Serve(usize),
     Hear(usize),
+    /// All of that without anything in between.
+    Beat(usize),
     Open(usize),
     Close(usize),
     Want(usize, i64),
@@ -29,6 +35,11 @@ pub(crate) enum Event {
     Kill(usize),
     Freeze(usize),
     Thaw(usize),
+    /// Its connections are reset; it finds out by itself, or by its next heartbeat.
+    Cut(usize),
+    Notice(usize),
+    /// All connections of all are.
+    Restart,
     /// The server ends one session of a process that is gone, or was reaped.
     End(usize),
 }
@@ -36,19 +47,23 @@ pub(crate) enum Event {
 /// What may happen next: heartbeats more often than faults.
 pub(crate) fn event(random: &mut StdRng) -> Event {
     let i = random.random_range(0..INSTANCES);
-    match random.random_range(0..64) {
-        0..6 => Event::Tick,
-        6..11 => Event::Join(i),
-        11..19 => Event::Ask(i),
-        19..27 => Event::Serve(i),
-        27..35 => Event::Hear(i),
-        35..47 => Event::Open(i),
-        47..51 => Event::Close(i),
-        51..55 => Event::Want(i, random.random_range(0..20)),
-        55 => Event::Leave(i),
-        56..58 => Event::Kill(i),
-        58..60 => Event::Freeze(i),
-        60..62 => Event::Thaw(i),
+    match random.random_range(0..68) {
+        0..4 => Event::Tick([1, 1, 2, 3, 6, 12][random.random_range(0..6)]),
+        4..8 => Event::Join(i),
+        8..13 => Event::Ask(i),
+        13..18 => Event::Serve(i),
+        18..23 => Event::Hear(i),
+        23..35 => Event::Beat(i),
+        35..49 => Event::Open(i),
+        49..52 => Event::Close(i),
+        52..56 => Event::Want(i, random.random_range(0..20)),
+        56 => Event::Leave(i),
+        57..59 => Event::Kill(i),
+        59..61 => Event::Freeze(i),
+        61..63 => Event::Thaw(i),
+        63 => Event::Cut(i),
+        64 => Event::Notice(i),
+        65 if random.random_bool(0.3) => Event::Restart,
         _ => Event::End(i),
     }
 }
@@ -63,6 +78,10 @@ struct Instance {
     open: i64,
     demand: i64,
     frozen: bool,
+    /// Its control connection is gone, and it does not know.
+    cut: bool,
+    /// When the question was asked that was answered last.
+    heard_at: i64,
     /// By the server's clock.
     expires_at: i64,
     joined_at: i64,
@@ -107,12 +126,13 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Tick => self.tick(),
+            Event::Tick(length) => (0..length).for_each(|_| self.tick()),
             Event::Join(i) => self.join(i),
             Event::Ask(i) => {
                 let (now, instance) = (self.now, &mut self.instances[i]);
                 if !instance.frozen
                     && instance.epoch.is_some()
+                    && !instance.cut
                     && instance.asked.is_none()
                     && instance.answered.is_none()
                 {
@@ -121,10 +141,17 @@ impl World {
             }
             Event::Serve(i) => self.serve(i),
             Event::Hear(i) => self.hear(i),
+            Event::Beat(i) => {
+                for event in [Event::Ask(i), Event::Serve(i), Event::Hear(i)] {
+                    self.happen(event);
+                }
+            }
             Event::Open(i) => {
                 let instance = &mut self.instances[i];
-                let valid = self.now < instance.until || self.fault == Fault::IgnoresItsOwnClock;
-                if !instance.frozen && valid && instance.open < instance.size {
+                let valid = self.now < instance.until;
+                let heard = self.now < instance.heard_at + HEARD_FOR || self.fault == Fault::OpensUnheard;
+                let may = valid && heard || self.fault == Fault::IgnoresItsOwnClock;
+                if !instance.frozen && may && instance.open < instance.size {
                     instance.open += 1;
                     self.sessions[i] += 1;
                 }
@@ -132,6 +159,7 @@ impl World {
             Event::Close(i) => self.close(i),
             Event::Want(i, demand) => self.instances[i].demand = demand,
             Event::Leave(i) => {
+                self.notice(i);
                 while self.instances[i].open > 0 && !self.instances[i].frozen {
                     self.close(i);
                 }
@@ -148,6 +176,9 @@ impl World {
                 }
                 self.instances[i] = Instance::default();
             }
+            Event::Cut(i) => self.cut(i),
+            Event::Notice(i) => self.notice(i),
+            Event::Restart => (0..INSTANCES).for_each(|i| self.cut(i)),
             Event::Freeze(i) => self.instances[i].frozen = true,
             Event::Thaw(i) => self.instances[i].frozen = false,
             Event::End(i) => {
@@ -161,10 +192,11 @@ impl World {
 
     fn tick(&mut self) {
         self.now += 1;
+        self.server.now = self.now;
         for (i, instance) in self.instances.iter_mut().enumerate() {
             if let Some(row) = self.server.row_mut(i) {
                 row.expired |= instance.expires_at <= self.now;
-                row.aged |= instance.joined_at < self.now;
+                row.aged |= instance.joined_at + AGE <= self.now;
             }
             // Before anybody else can believe that it is gone.
             if !instance.frozen && self.now >= instance.until && self.fault != Fault::IgnoresItsOwnClock {
@@ -194,6 +226,29 @@ impl World {
         self.terminate(&rows);
     }
 
+    /// The server sees the ends at once, the instance does not.
+    fn cut(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        instance.open = 0;
+        self.sessions[i] = 0;
+        if instance.epoch.is_some() {
+            instance.cut = true;
+            (instance.asked, instance.answered) = (None, None);
+            if let Some(row) = self.server.row_mut(i) {
+                row.connected = false;
+            }
+        }
+    }
+
+    /// It holds what it has open, and joins again.
+    fn notice(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        if !instance.frozen && instance.cut {
+            (instance.cut, instance.epoch) = (false, None);
+            instance.size = instance.open;
+        }
+    }
+
     fn serve(&mut self, i: usize) {
         let Some((asked_at, held)) = self.instances[i].asked.take() else { return };
         let Some(epoch) = self.instances[i].epoch else { return };
@@ -215,7 +270,7 @@ impl World {
         }
         let Some((asked_at, answer)) = instance.answered.take() else { return };
         if let Some((granted, target)) = answer {
-            (instance.size, instance.until) = (granted.min(target), asked_at + LEASE);
+            (instance.size, instance.until, instance.heard_at) = (granted.min(target), asked_at + LEASE, asked_at);
             if self.now >= instance.until && self.fault != Fault::IgnoresItsOwnClock {
                 instance.size = 0;
             }
@@ -237,7 +292,7 @@ impl World {
 
     /// Those that the next transaction reaps, if it looks.
     fn reapable(&self) -> Vec<(usize, i64)> {
-        let gone = self.server.rows.iter().filter(|row| row.expired || !row.connected);
+        let gone = self.server.rows.iter().filter(|row| self.server.is_gone(row) || !row.connected);
         gone.map(|row| (row.instance, row.epoch)).collect()
     }
 
@@ -279,10 +334,11 @@ impl World {
     pub(crate) fn settle(mut self) -> Result<(), TestCaseError> {
         for round in 0..12 {
             if round % 2 == 0 {
-                self.step(Event::Tick)?;
+                self.step(Event::Tick(AGE))?;
             }
             for i in 0..INSTANCES {
                 self.step(Event::Thaw(i))?;
+                self.step(Event::Notice(i))?;
                 while self.instances[i].open < self.sessions[i] {
                     self.step(Event::End(i))?;
                 }
