@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use local_stack::{Options, Postgres};
+use local_stack::{Options, Postgres, StopMode};
 use reqwest::{Response, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::{Process, System, Writers, eventually, problem, stack};
 use crate::proxy::Proxy;
@@ -26,7 +26,7 @@ const PROMPT: Duration = Duration::from_secs(6);
 /// A server with few connections for one test, used by a role that is no superuser.
 struct Small {
     system: System,
-    _postgres: Postgres,
+    postgres: Arc<Postgres>,
     folder: tempfile::TempDir,
 }
 
@@ -46,7 +46,13 @@ impl Small {
         url.set_username("app").unwrap();
         url.set_password(Some("app")).unwrap();
         system.set("DATABASE_URL", url.as_str());
-        Self { system, _postgres: postgres, folder }
+        Self { system, postgres: Arc::new(postgres), folder }
+    }
+
+    async fn restart(&self) {
+        let postgres = Arc::clone(&self.postgres);
+        let restarting = move || postgres.stop(StopMode::Fast).and_then(|()| postgres.start());
+        tokio::task::spawn_blocking(restarting).await.unwrap().unwrap();
     }
 
     /// Lines of the server's log about connections that it refused for their number.
@@ -170,6 +176,50 @@ async fn a_share_moves_when_its_instance_leaves_is_killed_or_freezes() {
     freezes.signal(Signal::CONT);
     shared(2).await;
     tokio::join!(stays.ready(), freezes.ready());
+}
+
+/// Reads at once, whatever comes of them.
+fn burst(system: &System, api: &Process) -> JoinSet<()> {
+    let mut reads = JoinSet::new();
+    for _ in 0..16 {
+        let read = system.client.get(api.url("/v1/users")).send();
+        reads.spawn(async move {
+            let _ = read.await;
+        });
+    }
+    reads
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_sleeps_through_a_restart_does_not_wake_with_rights_that_others_have_by_then() {
+    let small = Small::start().await;
+    let system = &small.system;
+    // Its lease shall still run when it wakes, on any machine.
+    sqlx::query("UPDATE membership SET time_to_live = '1 minute'").execute(&mut system.database().await).await.unwrap();
+    let (sleeps, stays) = tokio::join!(system.api(), system.api());
+    let mut connection = system.database().await;
+    eventually("both have a share", async || (granted(&mut connection).await == (BUDGET - 2 - 2, 2)).then_some(()))
+        .await;
+    sleeps.signal(Signal::STOP);
+    small.restart().await;
+    let mut connection = system.database().await;
+    eventually("one has all", async || (granted(&mut connection).await == (BUDGET - 2 - 1, 1)).then_some(())).await;
+
+    let mut locking = system.database().await;
+    let mut tx = locking.begin().await.unwrap();
+    sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *tx).await.unwrap();
+    let _wanted = burst(system, &stays);
+    eventually("all is open", async || (sessions(&mut connection).await == BUDGET - 2).then_some(())).await;
+    let _late = burst(system, &sleeps);
+    let witness = Witness::start(system).await;
+    sleeps.signal(Signal::CONT);
+    eventually("it noticed", async || standing(&sleeps).await.filter(|(ready, _)| !ready)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let most = witness.most().await;
+    tx.rollback().await.unwrap();
+    assert!(most <= BUDGET, "{most} sessions at once");
+    assert!(small.refusals().is_empty(), "{:?}", small.refusals());
+    sleeps.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
