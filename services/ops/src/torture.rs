@@ -133,7 +133,7 @@ async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)])
     let promises = load.finish().await;
     let mut verdict = verdict::judge(&system, &promises, SETTLE_DEADLINE).await?;
     verdict.add_stuck(system.stop().await?);
-    system.end().await?;
+    system.end(!verdict.kept()).await?;
     say(format_args!("faults     {} ({})", schedule.count(), schedule.summary()));
     Ok(verdict)
 }

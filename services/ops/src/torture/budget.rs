@@ -124,8 +124,9 @@ async fn soak(arguments: &Arguments, seed: u64, budget: i32) -> anyhow::Result<V
     for folder in system.logs() {
         refusals.append(&mut refusals_in(&folder)?);
     }
-    system.end().await?;
-    Ok(Verdict { record, seen: sessions, budget, answered, refused, took, refusals })
+    let verdict = Verdict { record, seen: sessions, budget, answered, refused, took, refusals };
+    system.end(!verdict.kept()).await?;
+    Ok(verdict)
 }
 
 /// Lines of the logs in a folder, with the names of the files.

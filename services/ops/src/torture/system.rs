@@ -143,12 +143,16 @@ impl System {
         Ok(complaints)
     }
 
-    /// Ends the servers.
-    pub(crate) async fn end(self) -> anyhow::Result<()> {
+    /// Ends the servers. The logs stay when something was found that they may explain, unless it was put there to be found.
+    pub(crate) async fn end(self, found: bool) -> anyhow::Result<()> {
         if let Some(stack) = Arc::into_inner(self.stack) {
             tokio::task::spawn_blocking(move || stack.stop()).await?;
         }
-        self.folder.close()?;
+        if found && !cfg!(feature = "mutants") {
+            say(format_args!("the logs of servers and services are in {}", self.folder.keep().display()));
+        } else {
+            self.folder.close()?;
+        }
         Ok(())
     }
 }
