@@ -23,10 +23,12 @@ impl Unread {
     /// Lets the request pass on; until its body is at its end, it counts as unread.
     pub(super) fn watch(&self, request: &mut poem::Request) {
         let body = BoxBody::from(request.take_body());
-        if !body.is_end_stream() {
+        if body.is_end_stream() {
+            request.set_body(body);
+        } else {
             self.0.store(true, Ordering::Relaxed);
+            request.set_body(BoxBody::new(Watched { body, unread: self.clone() }));
         }
-        request.set_body(BoxBody::new(Watched { body, unread: self.clone() }));
     }
 }
 
