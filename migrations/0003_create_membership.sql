@@ -9,9 +9,6 @@ CREATE TABLE membership (
     id boolean NOT NULL DEFAULT true,
     -- For how long a heartbeat holds, by the server's clock.
     time_to_live interval NOT NULL DEFAULT '5 seconds',
-    -- For how long an instance may go on opening connections after its control session ended, before it notices, and how long
-    -- a connection takes to show. An instance opens one only when it heard from the server within the last 150 ms.
-    grace interval NOT NULL DEFAULT '400 milliseconds',
     -- What all instances together may have open, their control connections included; set by whoever joined last.
     budget integer NOT NULL DEFAULT 0,
     -- When the next of those that found no room may ask again, so that they come one at a time.
@@ -51,11 +48,13 @@ CREATE TABLE members (
     in_use integer NOT NULL DEFAULT 0,
     waiting integer NOT NULL DEFAULT 0,
     beat_at timestamptz NOT NULL DEFAULT now(),
-    -- The session of the control connection: when it is gone, so is the instance, whatever the clock says. Unknown where
+    -- The session of the control connection: soon after it is gone, so is the instance, whatever the clock says. Unknown where
     -- a pooler lends it another one for each transaction; then there is only the clock.
     control_pid integer,
-    -- When that was found to be gone.
+    -- When that was found to be gone, and for how long the instance may go on opening connections all the same, before it must
+    -- have noticed. Others get its share after that.
     control_lost_at timestamptz,
+    grace interval NOT NULL DEFAULT '400 milliseconds',
     CONSTRAINT members_pkey PRIMARY KEY (instance),
     CONSTRAINT members_share_check CHECK (weight > 0 AND floor >= 0 AND most >= 0 AND target >= 0 AND granted >= 0)
 ) WITH (fillfactor = 50);
@@ -103,7 +102,7 @@ CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
     LANGUAGE sql
     AS $$
         SELECT members.instance
-        FROM membership, members
+        FROM members
         WHERE expires_at <= clock_timestamp() OR control_lost_at <= clock_timestamp() - grace
     $$;
 
@@ -462,6 +461,10 @@ BEGIN
             total, arithmetic, (SELECT count(*) FROM members), arrival_places(total)
         );
         away := interval '1 second';
+        IF EXISTS (SELECT FROM members WHERE control_lost_at IS NOT NULL) THEN
+            reason := 'waits for the place of an instance that just ended';
+            away := interval '0 seconds';
+        END IF;
     ELSIF taken_connections() >= total
         AND NOT EXISTS (SELECT FROM members WHERE members.instance = join_membership.instance)
     THEN
@@ -501,10 +504,11 @@ END
 $$;
 
 -- A heartbeat. Looks after the others, too: whoever beats reaps. `held` is the most that the pool may open by itself or has
--- open. Not alive when this instance was reaped itself; `soon` when something is about to change; `sessions` is what the
+-- open, `grace` as in the table. Not alive when this instance was reaped itself; `soon` when something is about to change; `sessions` is what the
 -- server shows of its pool, of which some may be closed and not ended yet.
 CREATE FUNCTION beat_membership(
     instance uuid, epoch bigint, held integer, open integer, in_use integer, waiting integer, demand integer,
+    grace interval,
     OUT alive boolean, OUT granted integer, OUT target integer, OUT soon boolean,
     OUT budget integer, OUT instances integer, OUT turn bigint, OUT sessions integer
 )
@@ -572,7 +576,8 @@ BEGIN
         open = beat_membership.open,
         in_use = beat_membership.in_use,
         waiting = beat_membership.waiting,
-        demand = beat_membership.demand
+        demand = beat_membership.demand,
+        grace = beat_membership.grace
     WHERE members.instance = beat_membership.instance
         AND members.epoch = beat_membership.epoch
         AND expires_at > clock_timestamp();
@@ -639,7 +644,7 @@ END
 $$;
 
 REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text, boolean) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer, interval) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION connection_limits(text) FROM PUBLIC;

@@ -6,8 +6,8 @@
 //! this instance. A process that was frozen past its lease wakes up believing in it, and commits nothing.
 //!
 //! # Why is a lost control connection a lost membership?
-//! The others see at once that its session is gone and need not wait for a clock. So this instance must stop, too: it owns
-//! nothing and opens no connection more. Those that it has it may use until its lease runs out.
+//! The others see that its session is gone and need not wait for its lease, but for less than a second: see `pace`. So this
+//! instance must stop, too: it owns nothing and opens no connection more. Those that it has it may use until its lease runs out.
 //!
 //! # What is different behind a pooler?
 //! A pooler that lends sessions by the transaction decides by itself how many it opens, and whose they are cannot be seen.
@@ -16,6 +16,7 @@
 
 mod demand;
 mod door;
+mod pace;
 mod protocol;
 mod share;
 
@@ -31,11 +32,12 @@ use uuid::Uuid;
 use self::demand::Demand;
 use self::door::Door;
 pub(crate) use self::door::Turn;
+use self::pace::Pace;
 pub use self::protocol::MembershipError;
 use self::protocol::{Admission, Application, BeatAnswer};
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::config::ServiceSettings;
-use crate::db::{DbError, Pool, PoolStatus, Session};
+use crate::db::{DbError, Heard, Pool, PoolStatus, Session};
 
 /// Between the end of a lease by this process's clock and by the server's.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -74,6 +76,9 @@ pub struct Member {
     pool: Pool,
     door: Door,
     demand: Demand,
+    pace: Pace,
+    /// For how long an answer counts, as the server was told.
+    counts: Duration,
     standing: Arc<Mutex<Standing>>,
     joined: Option<Joined>,
     awaiting: bool,
@@ -135,6 +140,8 @@ impl Member {
             pool: pool.clone(),
             door: Door::new(&settings.broker),
             demand: Demand::default(),
+            pace: Pace::default(),
+            counts: Duration::ZERO,
             standing: Arc::new(Mutex::new(Standing::Outside)),
             joined: None,
             awaiting: true,
@@ -170,8 +177,18 @@ impl Member {
         share::observe(&self.standing);
     }
 
+    /// What `/readyz` says of the budget; `away` until it asks again.
+    pub(crate) fn check(&self, away: Option<Duration>) -> Result<String, String> {
+        match self.pace.too_slow() {
+            Some(took) => {
+                Err(format!("the database answers after {:.1} s, too late to open connections", took.as_secs_f64()))
+            }
+            None => self.standing().check(away),
+        }
+    }
+
     /// How it stands with the budget.
-    pub(crate) fn standing(&self) -> Standing {
+    fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -195,13 +212,14 @@ impl Member {
     }
 
     /// Whether there was a redistribution since the last heartbeat.
-    pub(crate) async fn called(&self, session: &mut Session) -> Result<bool, MembershipError> {
+    pub(crate) async fn called(&mut self, session: &mut Session) -> Result<bool, MembershipError> {
         let asked_at = Instant::now();
         session.begin().await?;
         let turn = protocol::turn(session.connection_mut()).await?;
         session.end().await?;
+        self.pace.note(asked_at.elapsed());
         if self.joined.is_some_and(|joined| !joined.shareless) {
-            self.pool.heard(asked_at);
+            self.pool.heard(Heard { at: asked_at, counts: self.counts });
         }
         Ok(turn != self.turn)
     }
@@ -297,7 +315,15 @@ impl Member {
             let held = if joined.shareless { 0 } else { status.size.max(status.open) };
             let demand = self.demand.peak().min(self.pool.most());
             let who = (self.instance, joined.epoch);
-            let answer = protocol::beat(session.connection_mut(), who, held, status, demand).await?;
+            let counts = self.pace.counts();
+            if counts < self.counts {
+                // Before the server believes it.
+                self.counts = counts;
+                self.pool.heard_for(counts);
+            }
+            let connection = session.connection_mut();
+            let answer = protocol::beat(connection, who, held, status, demand, Pace::grace(counts)).await?;
+            self.counts = counts;
             let Some(BeatAnswer { granted, target, soon, budget, instances, turn, sessions }) = answer else {
                 return Ok(false);
             };
@@ -312,7 +338,7 @@ impl Member {
             self.stand(Standing::Member(Share { granted, target, budget, instances }));
             let number = |count: i32| usize::try_from(count).unwrap_or_default();
             self.pool.correct(status, asked_at, number(sessions));
-            self.pool.obey(number(granted.min(target)), until, Some(asked_at));
+            self.pool.obey(number(granted.min(target)), until, Some(Heard { at: asked_at, counts }));
             // What could be given back at once is: somebody waits for it.
             let PoolStatus { size, open, .. } = self.pool.status();
             if granted <= target || size.max(open) >= number(granted) {

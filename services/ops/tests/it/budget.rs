@@ -178,13 +178,15 @@ async fn a_share_moves_when_its_instance_leaves_is_killed_or_freezes() {
     tokio::join!(stays.ready(), freezes.ready());
 }
 
-/// Reads at once, whatever comes of them.
-fn burst(system: &System, api: &Process) -> JoinSet<()> {
+/// Reads again and again, many at once, whatever comes of them.
+fn crowd(system: &System, api: &Process) -> JoinSet<()> {
     let mut reads = JoinSet::new();
     for _ in 0..16 {
-        let read = system.client.get(api.url("/v1/users")).send();
+        let (client, url) = (system.client.clone(), api.url("/v1/users"));
         reads.spawn(async move {
-            let _ = read.await;
+            loop {
+                let _ = client.get(&url).send().await;
+            }
         });
     }
     reads
@@ -208,10 +210,10 @@ async fn whoever_sleeps_through_a_restart_does_not_wake_with_rights_that_others_
     let mut locking = system.database().await;
     let mut tx = locking.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *tx).await.unwrap();
-    let _wanted = burst(system, &stays);
-    eventually("all is open", async || (sessions(&mut connection).await == BUDGET - 2).then_some(())).await;
-    let _late = burst(system, &sleeps);
+    let _wanted = crowd(system, &stays);
+    let _late = crowd(system, &sleeps);
     let witness = Witness::start(system).await;
+    eventually("all is open", async || (sessions(&mut connection).await == BUDGET - 2).then_some(())).await;
     sleeps.signal(Signal::CONT);
     eventually("it noticed", async || standing(&sleeps).await.filter(|(ready, _)| !ready)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;

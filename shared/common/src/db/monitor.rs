@@ -309,7 +309,7 @@ impl Watch {
         self.health.set("database", database);
         self.health.set("schema", schema);
         if let Some(member) = self.role.member() {
-            self.health.set("budget", member.standing().check(away));
+            self.health.set("budget", member.check(away));
         }
     }
 }

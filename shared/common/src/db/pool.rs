@@ -27,6 +27,7 @@ use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use self::places::{Found, Opening, Place, Places};
+pub(crate) use self::places::{Heard, UNDER_WAY};
 use super::connector::Connector;
 use super::{DbError, Session, within};
 use crate::config::DatabaseSettings;
@@ -133,7 +134,7 @@ impl Pool {
                 open
             }
             Found::Opening(opening) => {
-                let open = self.open(opening).await?;
+                let open = self.open(opening, patience).await?;
                 if self.shared.places.exceeded() {
                     // The lease ran out or shrank meanwhile, as it does in a process that was frozen.
                     return Err(DbError::Exhausted(patience));
@@ -146,8 +147,12 @@ impl Pool {
         Ok(lease)
     }
 
-    async fn open(&self, mut opening: Opening<Open>) -> Result<Open, DbError> {
-        let connected = self.shared.connector.connect().await;
+    async fn open(&self, mut opening: Opening<Open>, patience: Duration) -> Result<Open, DbError> {
+        let connected = tokio::select! {
+            biased;
+            () = self.shared.places.forsaken() => Err(DbError::Exhausted(patience)),
+            connected = self.shared.connector.connect() => connected,
+        };
         // Refused: there is no session whose end the server would have to notice.
         opening.busy(!matches!(connected, Err(DbError::Connect { .. })));
         let session = connected?;
@@ -184,15 +189,20 @@ impl Pool {
         self.shared.places.resize(size.min(self.shared.most), None, None);
     }
 
-    /// The same for a lease that runs out at that time. One that can be lost to others is asked for at `heard_at`: connections
-    /// are opened only as long as that, or the last [`heard`](Self::heard), is not long ago.
-    pub(crate) fn obey(&self, size: usize, until: Instant, heard_at: Option<Instant>) {
-        self.shared.places.resize(size.min(self.shared.most), Some(until), heard_at);
+    /// The same for a lease that runs out at that time. Of one that others can be given before that, connections are opened
+    /// only as long as what was [`heard`](Self::heard) last counts.
+    pub(crate) fn obey(&self, size: usize, until: Instant, heard: Option<Heard>) {
+        self.shared.places.resize(size.min(self.shared.most), Some(until), heard);
     }
 
-    /// Says that the lease still stood at this time.
-    pub(crate) fn heard(&self, asked_at: Instant) {
-        self.shared.places.heard(asked_at);
+    /// Says that what was heard last counts for this long only.
+    pub(crate) fn heard_for(&self, counts: Duration) {
+        self.shared.places.heard_for(counts);
+    }
+
+    /// Says that the lease stood at a time, and for how long that counts.
+    pub(crate) fn heard(&self, heard: Heard) {
+        self.shared.places.heard(heard);
     }
 
     /// Takes into account what the server shows of this pool's sessions, as an answer to a question that was asked at this

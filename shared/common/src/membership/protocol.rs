@@ -124,17 +124,18 @@ pub(super) async fn join(
 }
 
 /// Beats; no answer for one that was reaped. `held` is the most that the pool may open by itself or has open, `demand` the
-/// most that it had use for lately.
+/// most that it had use for lately, `grace` the time after the end of its control session for which it may open connections.
 pub(super) async fn beat(
     connection: &mut PgConnection,
     (instance, epoch): (Uuid, i64),
     held: usize,
     status: PoolStatus,
     demand: usize,
+    grace: Duration,
 ) -> Result<Option<BeatAnswer>, MembershipError> {
     let beat = sqlx::query_as(
         "SELECT granted, target, soon, budget, instances, turn, sessions
-         FROM beat_membership($1, $2, $3, $4, $5, $6, $7)
+         FROM beat_membership($1, $2, $3, $4, $5, $6, $7, $8)
          WHERE alive",
     )
     .bind(instance)
@@ -143,7 +144,8 @@ pub(super) async fn beat(
     .bind(count(status.open))
     .bind(count(status.in_use))
     .bind(count(status.waiting))
-    .bind(count(demand));
+    .bind(count(demand))
+    .bind(interval(grace));
     Ok(beat.fetch_optional(connection).await?)
 }
 
@@ -197,6 +199,10 @@ pub(super) async fn check_partitions(connection: &mut PgConnection, partitions: 
             "PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same"
         )))
     }
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX) }
 }
 
 fn count(number: usize) -> i32 {

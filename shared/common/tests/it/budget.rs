@@ -55,6 +55,7 @@ fn every_fault_of_the_protocol_is_found() {
         Fault::IgnoresItsOwnClock,
         Fault::FreesAtOnce,
         Fault::OpensUnheard,
+        Fault::WaitsForConnects,
     ] {
         let found = broken(fault, SCHEDULES);
         assert!(found.is_some(), "{fault:?} is not found");

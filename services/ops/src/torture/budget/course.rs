@@ -12,6 +12,7 @@ use sqlx::Connection;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::ROLE;
 use super::deck::{Deck, Event};
 use super::harm::{Harm, HarmKind, Stopped};
 use super::readiness::{Readiness, ask};
@@ -37,7 +38,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Longer than the time to live of a heartbeat, in milliseconds.
 const BEYOND_LEASE: std::ops::Range<u64> = 5_500..8_000;
 const SHORT: std::ops::Range<u64> = 100..2_500;
-/// As long as one that stops while it holds a lock lets the leases of all others live.
+/// One that stops while it holds a lock of the whole server holds up every heartbeat: some leases run out then.
 const STALL: std::ops::Range<u64> = 500..4_500;
 const THROUGH_RESTART: std::ops::Range<u64> = 1_000..3_500;
 
@@ -194,7 +195,9 @@ impl Course {
         if pools.is_empty() {
             return Ok(None);
         }
-        let stopped = Stopped::new(&pools[self.random.random_range(0..pools.len())]);
+        let Some(stopped) = Stopped::new(&pools[self.random.random_range(0..pools.len())], ROLE) else {
+            return Ok(None);
+        };
         let length = Duration::from_millis(self.random.random_range(STALL));
         self.stalls.spawn(async move {
             sleep(length).await;

@@ -21,10 +21,17 @@ pub(super) enum HarmKind {
 pub(super) struct Stopped(Vec<Pid>);
 
 impl Stopped {
-    pub(super) fn new(pids: &[i32]) -> Self {
-        let pids: Vec<_> = pids.iter().copied().filter_map(Pid::from_raw).collect();
+    /// Stops those of these that are sessions of `role` here. A server in a container gives numbers of processes that are
+    /// others here.
+    pub(super) fn new(pids: &[i32], role: &str) -> Option<Self> {
+        let title = format!("postgres: {role} ");
+        let ours = |pid: &Pid| {
+            let shown = std::fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+            shown.is_ok_and(|shown| shown.starts_with(&title))
+        };
+        let pids: Vec<_> = pids.iter().copied().filter_map(Pid::from_raw).filter(ours).collect();
         Self::signal(&pids, Signal::STOP);
-        Self(pids)
+        (!pids.is_empty()).then_some(Self(pids))
     }
 
     /// One that has ended by now needs none.

@@ -33,7 +33,8 @@ impl Gone {
         }
     }
 
-    /// One heartbeat (1 s) or the time to live of a lease (5 s), and something for the others to hear of it.
+    /// A second (half of it until the next heartbeat, less for the grace) or the time to live of a lease (5 s), and something
+    /// for the others to hear of it.
     fn target(self) -> Duration {
         Duration::from_millis(match self {
             Self::Left => 150,

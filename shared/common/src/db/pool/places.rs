@@ -9,6 +9,7 @@
 //! server takes is a guess, which each heartbeat corrects by what the server shows: one that cannot end its sessions, for want
 //! of a disk or of a standby, is not opened more of them.
 
+mod guards;
 #[cfg(test)]
 mod tests;
 
@@ -20,18 +21,15 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use self::guards::Waiting;
+pub(super) use self::guards::{Opening, Place};
 use super::PoolStatus;
 
-/// For how long the server may take to notice that the client of an idle session is gone.
-const IDLE_LINGER: Duration = Duration::from_millis(20);
-/// The same in the middle of a statement, where it looks from time to time: longer than until the next heartbeat, which
-/// corrects it.
-const BUSY_LINGER: Duration = Duration::from_millis(750);
 /// For how long a session counts that the server still showed: until a heartbeat later than the next.
 const SHOWN_LINGER: Duration = Duration::from_millis(1500);
-/// For how long the last answer over the control connection allows to open another one. Longer than between two questions,
-/// and so much shorter than the membership's grace that what is being opened shows before it has passed.
-const HEARD_FOR: Duration = Duration::from_millis(150);
+/// For how long a connection may be under way after the control connection counts no more: until then, it is given up or
+/// the server shows it.
+pub(crate) const UNDER_WAY: Duration = Duration::from_millis(250);
 /// How often a borrower looks again who waits for a closed connection to end, or for the control connection.
 const RECHECK: Duration = Duration::from_millis(20);
 
@@ -59,26 +57,19 @@ struct State<C> {
     waiting: usize,
     peak: usize,
     until: Option<Instant>,
-    /// When the question was asked that the control connection answered last; none where no share could be lost.
-    heard_at: Option<Instant>,
+    /// What the control connection said last; none where no share could be lost.
+    heard: Option<Heard>,
     holding: bool,
     closed: bool,
 }
 
-/// The right to use one connection.
-#[derive(Debug)]
-pub(super) struct Place<C> {
-    permit: Option<OwnedSemaphorePermit>,
-    places: Arc<Places<C>>,
-}
-
-/// A connection that counts as open, until this was dropped and the server has noticed.
-#[derive(Debug)]
-pub(super) struct Opening<C> {
-    linger: Duration,
-    connected: bool,
-    hidden: bool,
-    places: Arc<Places<C>>,
+/// An answer over the control connection: at that time the share was this instance's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heard {
+    /// When the question was asked.
+    pub(crate) at: Instant,
+    /// For how long connections may be opened after this.
+    pub(crate) counts: Duration,
 }
 
 /// What a borrower with a place does next.
@@ -99,15 +90,6 @@ enum Otherwise<C> {
     Return,
 }
 
-/// Counts a borrower that waits, and stops counting wherever it is cancelled.
-struct Waiting<'p, C>(&'p Places<C>);
-
-impl<C> Drop for Waiting<'_, C> {
-    fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
-    }
-}
-
 impl<C> Places<C> {
     pub(super) fn new() -> Arc<Self> {
         let state = State {
@@ -121,7 +103,7 @@ impl<C> Places<C> {
             waiting: 0,
             peak: 0,
             until: None,
-            heard_at: None,
+            heard: None,
             holding: false,
             closed: false,
         };
@@ -130,22 +112,15 @@ impl<C> Places<C> {
 
     /// Takes a place and what goes with it; `None` once the pool is closed. Idle connections that are not `fit` close.
     pub(super) async fn acquire(self: &Arc<Self>, fit: impl Fn(&C) -> bool) -> Option<(Place<C>, Found<C>)> {
-        {
-            let mut state = self.lock();
-            state.waiting += 1;
-            state.peak = state.peak.max(state.in_use + state.waiting);
-        }
-        let waiting = Waiting(self);
         loop {
+            let waiting = Waiting::new(self);
             let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+            drop(waiting);
             let place = self.place(permit);
             self.expire();
             loop {
                 match self.find(&fit) {
-                    Ok(found) => {
-                        drop(waiting);
-                        return Some((place, found));
-                    }
+                    Ok(found) => return Some((place, found)),
                     Err(Otherwise::Drop(unfit)) => drop(unfit),
                     Err(Otherwise::Wait(until)) => tokio::time::sleep_until(until).await,
                     Err(Otherwise::Return) => break,
@@ -165,17 +140,12 @@ impl<C> Places<C> {
             Some(idle) if fit(&idle) => Ok(Found::Idle(idle)),
             Some(unfit) => Err(Otherwise::Drop(unfit)),
             // It may have lost its share without knowing: the server was restarted, and it slept meanwhile.
-            None if state.open < state.size && state.heard_at.is_some_and(|at| at.elapsed() > HEARD_FOR) => {
+            None if state.open < state.size && state.heard.is_some_and(|heard| heard.at.elapsed() > heard.counts) => {
                 Err(Otherwise::Wait(Instant::now() + RECHECK))
             }
             None if state.open < state.size => {
                 state.open += 1;
-                Ok(Found::Opening(Opening {
-                    linger: BUSY_LINGER,
-                    connected: false,
-                    hidden: false,
-                    places: Arc::clone(self),
-                }))
+                Ok(Found::Opening(Opening::new(self)))
             }
             None => match state.ending.peek() {
                 Some(Reverse((next, _))) if state.debt == 0 => {
@@ -187,13 +157,32 @@ impl<C> Places<C> {
         }
     }
 
-    /// Says that the control connection answered a question of this time.
-    pub(super) fn heard(&self, asked_at: Instant) {
-        self.lock().heard_at = Some(asked_at);
+    /// Says what the control connection answered.
+    pub(super) fn heard(&self, heard: Heard) {
+        self.lock().heard = Some(heard);
     }
 
-    /// Changes the size; a lease gives the time at which it runs out, and when it was asked for.
-    pub(super) fn resize(&self, size: usize, until: Option<Instant>, heard_at: Option<Instant>) {
+    /// Says that it counts for less time.
+    pub(super) fn heard_for(&self, counts: Duration) {
+        if let Some(heard) = &mut self.lock().heard {
+            heard.counts = counts;
+        }
+    }
+
+    /// Waits until the control connection has been silent for so long that others may soon have what is being opened.
+    pub(super) async fn forsaken(&self) {
+        loop {
+            let Some(heard) = self.lock().heard else { return std::future::pending().await };
+            let end = heard.at + heard.counts + UNDER_WAY;
+            if end <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(end).await;
+        }
+    }
+
+    /// Changes the size; a lease gives the time at which it runs out, and what says so.
+    pub(super) fn resize(&self, size: usize, until: Option<Instant>, heard: Option<Heard>) {
         let closing = {
             let mut state = self.lock();
             if state.closed {
@@ -201,7 +190,7 @@ impl<C> Places<C> {
             }
             state.holding = false;
             state.until = until;
-            state.heard_at = heard_at;
+            state.heard = heard;
             self.set_size(&mut state, size)
         };
         drop(closing);
@@ -336,67 +325,5 @@ impl<C> Places<C> {
             debug_assert!(beyond.is_empty());
         }
         state
-    }
-}
-
-impl<C> Place<C> {
-    /// Keeps a connection for the next borrower, unless there are too many.
-    pub(super) fn put_back(self, connection: C) {
-        let surplus = {
-            let mut state = self.places.lock();
-            // Looked up under the lock: nothing is put in behind the back of `close`.
-            if state.closed || state.open > state.size {
-                Some(connection)
-            } else {
-                state.idle.push(connection);
-                None
-            }
-        };
-        drop(surplus);
-        // The place is free last, so that the next borrower finds the connection.
-    }
-}
-
-impl<C> Drop for Place<C> {
-    fn drop(&mut self) {
-        let mut state = self.places.lock();
-        state.in_use -= 1;
-        if state.debt > 0
-            && let Some(permit) = self.permit.take()
-        {
-            state.debt -= 1;
-            permit.forget();
-        }
-        // Otherwise the permit is given back after the lock.
-    }
-}
-
-impl<C> Opening<C> {
-    /// Says that the server let it in.
-    pub(super) fn connected(&mut self) {
-        self.connected = true;
-        self.places.lock().connected += 1;
-    }
-
-    /// Says that it is a pooler's, which shows the server nothing of it.
-    pub(super) fn hidden(&mut self) {
-        self.hidden = true;
-    }
-
-    /// Says whether a statement may be under way.
-    pub(super) fn busy(&mut self, busy: bool) {
-        self.linger = if busy { BUSY_LINGER } else { IDLE_LINGER };
-    }
-}
-
-impl<C> Drop for Opening<C> {
-    fn drop(&mut self) {
-        let mut state = self.places.lock();
-        let now = Instant::now();
-        let linger = if self.hidden { Duration::ZERO } else { self.linger };
-        state.ending.push(Reverse((now + linger, now)));
-        state.connected -= usize::from(self.connected);
-        drop(state);
-        self.places.closing.notify_one();
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     FreesAtOnce,
     /// The instance opens connections although it has not heard of its control connection lately.
     OpensUnheard,
+    /// What is being opened is not given up, however long it takes.
+    WaitsForConnects,
 }
 
 /// How long after its control connection was seen to be gone an instance counts as gone.

@@ -18,6 +18,8 @@ struct Instance {
     name: Uuid,
     epoch: i64,
     control: PgConnection,
+    /// What it asks for.
+    grace: Duration,
 }
 
 async fn control(database: &TestDatabase, name: Uuid) -> PgConnection {
@@ -43,15 +45,16 @@ impl Instance {
         let epoch = join(&mut control, name, 1, budget).await.expect("room");
         let grown = "UPDATE members SET joined_at = '-infinity' WHERE instance = $1";
         sqlx::query(grown).bind(name).execute(&mut control).await.expect("of age");
-        let mut instance = Self { name, epoch, control };
+        let mut instance = Self { name, epoch, control, grace: Duration::from_millis(1) };
         instance.beat().await;
         instance
     }
 
     /// Beats as if nothing were open; gives what it may open and what the server shows.
     async fn beat(&mut self) -> (i32, i32) {
-        let beat = "SELECT granted, sessions FROM beat_membership($1, $2, 0, 0, 0, 0, 50) WHERE alive";
-        let beating = sqlx::query_as(beat).bind(self.name).bind(self.epoch).fetch_one(&mut self.control);
+        let beat = "SELECT granted, sessions FROM beat_membership($1, $2, 0, 0, 0, 0, 50, $3) WHERE alive";
+        let beating = sqlx::query_as(beat).bind(self.name).bind(self.epoch).bind(self.grace);
+        let beating = beating.fetch_one(&mut self.control);
         tokio::time::timeout(PROMPT, beating).await.expect("an answer in time").expect("a member")
     }
 
@@ -89,28 +92,70 @@ async fn reaped(beating: &mut Instance, witness: &mut PgConnection, gone: Uuid) 
 #[tokio::test]
 async fn nobody_gets_the_share_of_one_whose_control_connection_ended_before_that_one_must_have_noticed() {
     let database = database().await;
-    let (gone, mut stays) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
-    let mut witness = connect(database.url()).await;
+    let (mut gone, mut stays) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
     // As long as the test needs, on any machine.
-    witness.execute("UPDATE membership SET grace = '1 hour'").await.expect("set");
+    gone.grace = Duration::from_hours(1);
+    gone.beat().await;
     let (before, _) = stays.beat().await;
+    let mut witness = connect(database.url()).await;
     gone.control.close().await.expect("the end");
     until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
     for _ in 0..3 {
         assert_eq!(stays.beat().await.0, before);
     }
-    let soon = "SELECT soon FROM beat_membership($1, $2, 0, 0, 0, 0, 50)";
-    let soon: bool = sqlx::query_scalar(soon)
-        .bind(stays.name)
-        .bind(stays.epoch)
-        .fetch_one(&mut stays.control)
-        .await
-        .expect("a beat");
+    let soon = "SELECT soon FROM beat_membership($1, $2, 0, 0, 0, 0, 50, $3)";
+    let soon = sqlx::query_scalar(soon).bind(stays.name).bind(stays.epoch).bind(stays.grace);
+    let soon: bool = soon.fetch_one(&mut stays.control).await.expect("a beat");
     assert!(soon, "the next heartbeat shall not wait");
-    witness.execute("UPDATE membership SET grace = '0'").await.expect("set");
+    witness.execute("UPDATE members SET grace = '0' WHERE control_lost_at IS NOT NULL").await.expect("set");
     reaped(&mut stays, &mut witness, gone.name).await;
     stays.beat().await;
     assert!(stays.beat().await.0 > before);
+}
+
+#[tokio::test]
+async fn whoever_was_missed_and_comes_back_in_time_stays_a_member() {
+    let database = database().await;
+    let (mut instance, mut other) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
+    instance.grace = Duration::from_hours(1);
+    let (before, _) = instance.beat().await;
+    instance.control.close().await.expect("the end");
+    let mut witness = connect(database.url()).await;
+    until_gone(&mut witness, &format!("rollcall-control/{}", instance.name)).await;
+    other.beat().await;
+    let missed = "SELECT control_lost_at IS NOT NULL FROM members WHERE instance = $1";
+    let missed = sqlx::query_scalar(missed).bind(instance.name);
+    let missed: bool = missed.fetch_one(&mut witness).await.expect("a member");
+    assert!(missed, "the other one noticed");
+
+    instance.control = control(&database, instance.name).await;
+    let back = "SELECT joined FROM join_membership($1, 'worker', 'test', $2, 1, 1, 50, 30, NULL, true)";
+    let back = sqlx::query_scalar(back).bind(instance.name).bind(PARTITIONS);
+    instance.epoch = back.fetch_one(&mut instance.control).await.expect("room");
+    instance.grace = Duration::ZERO;
+    for _ in 0..3 {
+        other.beat().await;
+        assert_eq!(instance.beat().await.0, before);
+    }
+}
+
+#[tokio::test]
+async fn whoever_comes_for_one_that_just_ended_is_told_to_wait_for_its_place() {
+    let database = database().await;
+    // An instance has a control connection and one more; two places are kept, and two for a service that is not here.
+    let budget = 8;
+    let (mut gone, _stays) = (Instance::start(&database, budget).await, Instance::start(&database, budget).await);
+    gone.grace = Duration::from_hours(1);
+    gone.beat().await;
+    gone.control.close().await.expect("the end");
+    let mut witness = connect(database.url()).await;
+    until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
+    let name = Uuid::now_v7();
+    let mut control = control(&database, name).await;
+    let join = "SELECT joined, reason, extract(epoch FROM away)::float8 FROM join_membership($1, 'worker', 'test', $2, 1, 1, 50, $3, NULL, true)";
+    let joining = sqlx::query_as(join).bind(name).bind(PARTITIONS).bind(budget).fetch_one(&mut control);
+    let (joined, reason, away): (Option<i64>, String, f64) = joining.await.expect("an answer");
+    assert!(joined.is_none() && reason.contains("just ended") && away < 1.0, "{joined:?} {reason} {away}");
 }
 
 #[tokio::test]

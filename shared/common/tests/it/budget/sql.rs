@@ -76,7 +76,7 @@ impl Stage {
         let expected = self.server.beat(i, epoch, held, demand);
         let answer: Option<(i32, i32)> = sqlx::query_as(
             "SELECT granted, target
-             FROM beat_membership($1, $2, $3::integer, 0, 0, 0, $4::integer)
+             FROM beat_membership($1, $2, $3::integer, 0, 0, 0, $4::integer, '0')
              WHERE alive AND granted IS NOT NULL",
         )
         .bind(self.names[i])

@@ -5,7 +5,7 @@ use proptest::{prop_assert, prop_assert_eq};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::model::{Claim, Fault, Lock, Server};
+use super::model::{Claim, Fault, GRACE, Lock, Server};
 
 pub(crate) const INSTANCES: usize = 4;
 /// By the server's clock and by the instance's own.
@@ -13,6 +13,8 @@ const TIME_TO_LIVE: i64 = 20;
 const LEASE: i64 = 16;
 /// For how long an answer allows to open connections.
 const HEARD_FOR: i64 = 4;
+/// For how long a connection may be under way after that.
+const UNDER_WAY: i64 = GRACE - HEARD_FOR;
 /// Until an instance gets more than its floor.
 const AGE: i64 = 4;
 
@@ -28,7 +30,9 @@ pub(crate) enum Event {
     Hear(usize),
     /// All of that without anything in between.
     Beat(usize),
+    /// A connection is begun; is there.
     Open(usize),
+    Show(usize),
     Close(usize),
     Want(usize, i64),
     Leave(usize),
@@ -54,7 +58,8 @@ pub(crate) fn event(random: &mut StdRng) -> Event {
         13..18 => Event::Serve(i),
         18..23 => Event::Hear(i),
         23..35 => Event::Beat(i),
-        35..49 => Event::Open(i),
+        35..42 => Event::Open(i),
+        42..49 => Event::Show(i),
         49..52 => Event::Close(i),
         52..56 => Event::Want(i, random.random_range(0..20)),
         56 => Event::Leave(i),
@@ -76,6 +81,7 @@ struct Instance {
     until: i64,
     /// What its pool has open.
     open: i64,
+    opening: i64,
     demand: i64,
     frozen: bool,
     /// Its control connection is gone, and it does not know.
@@ -136,7 +142,7 @@ impl World {
                     && instance.asked.is_none()
                     && instance.answered.is_none()
                 {
-                    instance.asked = Some((now, instance.size.max(instance.open)));
+                    instance.asked = Some((now, instance.size.max(instance.open + instance.opening)));
                 }
             }
             Event::Serve(i) => self.serve(i),
@@ -151,9 +157,21 @@ impl World {
                 let valid = self.now < instance.until;
                 let heard = self.now < instance.heard_at + HEARD_FOR || self.fault == Fault::OpensUnheard;
                 let may = valid && heard || self.fault == Fault::IgnoresItsOwnClock;
-                if !instance.frozen && may && instance.open < instance.size {
-                    instance.open += 1;
-                    self.sessions[i] += 1;
+                if !instance.frozen && may && instance.open + instance.opening < instance.size {
+                    instance.opening += 1;
+                }
+            }
+            Event::Show(i) => {
+                let instance = &mut self.instances[i];
+                let patient =
+                    matches!(self.fault, Fault::WaitsForConnects | Fault::OpensUnheard | Fault::IgnoresItsOwnClock);
+                if !instance.frozen && instance.opening > 0 {
+                    instance.opening -= 1;
+                    // One too many is closed before it is used.
+                    if instance.open < instance.size && self.now < instance.until || patient {
+                        instance.open += 1;
+                        self.sessions[i] += 1;
+                    }
                 }
             }
             Event::Close(i) => self.close(i),
@@ -180,7 +198,10 @@ impl World {
             Event::Notice(i) => self.notice(i),
             Event::Restart => (0..INSTANCES).for_each(|i| self.cut(i)),
             Event::Freeze(i) => self.instances[i].frozen = true,
-            Event::Thaw(i) => self.instances[i].frozen = false,
+            Event::Thaw(i) => {
+                self.instances[i].frozen = false;
+                self.give_up(i);
+            }
             Event::End(i) => {
                 // Of living members only the instance itself closes sessions.
                 if self.instances[i].open < self.sessions[i] {
@@ -203,6 +224,17 @@ impl World {
                 (instance.size, instance.open) = (0, 0);
                 self.sessions[i] = 0;
             }
+        }
+        (0..INSTANCES).for_each(|i| self.give_up(i));
+    }
+
+    /// What is under way for too long, without a word over the control connection.
+    fn give_up(&mut self, i: usize) {
+        let instance = &mut self.instances[i];
+        let forsaken = self.now >= instance.heard_at + HEARD_FOR + UNDER_WAY;
+        let patient = matches!(self.fault, Fault::WaitsForConnects | Fault::OpensUnheard | Fault::IgnoresItsOwnClock);
+        if !instance.frozen && forsaken && !patient {
+            instance.opening = 0;
         }
     }
 
@@ -245,7 +277,7 @@ impl World {
         let instance = &mut self.instances[i];
         if !instance.frozen && instance.cut {
             (instance.cut, instance.epoch) = (false, None);
-            instance.size = instance.open;
+            instance.size = instance.open + instance.opening;
         }
     }
 
@@ -339,6 +371,9 @@ impl World {
             for i in 0..INSTANCES {
                 self.step(Event::Thaw(i))?;
                 self.step(Event::Notice(i))?;
+                while self.instances[i].opening > 0 {
+                    self.step(Event::Show(i))?;
+                }
                 while self.instances[i].open < self.sessions[i] {
                     self.step(Event::End(i))?;
                 }

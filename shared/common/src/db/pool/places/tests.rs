@@ -44,18 +44,42 @@ async fn what_closed_after_the_question_is_no_part_of_the_answer() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_opened_unless_the_control_connection_was_heard_of_just_now() {
     let places: Arc<Places<()>> = Places::new();
-    places.resize(3, None, Some(Instant::now()));
+    let counts = Duration::from_millis(150);
+    places.resize(3, None, Some(Heard { at: Instant::now(), counts }));
     let first = open(&places).await;
     // As after a sleep: much may have happened meanwhile.
-    tokio::time::advance(HEARD_FOR + Duration::from_millis(1)).await;
+    tokio::time::advance(counts + Duration::from_millis(1)).await;
     let mut late = Box::pin(open(&places));
     let waited = tokio::time::timeout(Duration::from_secs(1), &mut late).await;
     assert!(waited.is_err(), "nobody said that the share still stands");
-    places.heard(Instant::now());
+    places.heard(Heard { at: Instant::now(), counts });
     let second = late.await;
     assert_eq!(places.status().open, 2);
     // Where nothing can be lost to others there is nothing to hear of.
     places.resize(3, None, None);
-    tokio::time::advance(HEARD_FOR * 100).await;
+    tokio::time::advance(counts * 100).await;
     drop((first, second, open(&places).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_opened_is_given_up_when_the_control_connection_falls_silent() {
+    let places: Arc<Places<()>> = Places::new();
+    let counts = Duration::from_millis(150);
+    let silent_for = async |heard_twice: bool| {
+        let began = Instant::now();
+        places.resize(1, None, Some(Heard { at: began, counts }));
+        let hearing = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if heard_twice {
+                places.heard(Heard { at: Instant::now(), counts });
+            }
+        };
+        tokio::join!(places.forsaken(), hearing);
+        began.elapsed()
+    };
+    assert_eq!(silent_for(false).await, counts + UNDER_WAY);
+    assert_eq!(silent_for(true).await, counts + UNDER_WAY + Duration::from_millis(100));
+    places.resize(1, None, None);
+    let never = tokio::time::timeout(Duration::from_hours(1), places.forsaken()).await;
+    assert!(never.is_err(), "nothing can be lost");
 }
