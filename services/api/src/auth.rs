@@ -87,10 +87,11 @@ impl Guard {
     /// Who asks, if they have one of these scopes and have not asked too often.
     async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Principal, Problem> {
         if self.open() {
-            self.0.rates.count(request, None)?;
+            // First: a foreign page must not use up what the programs here may ask.
             if let Some(origins) = &self.0.local {
-                local::check(request.headers(), origins)?;
+                local::check(request.uri(), request.headers(), origins)?;
             }
+            self.0.rates.count(request, None)?;
             return Ok(Principal::anonymous());
         }
         let identified = self.identify(request.headers()).await;

@@ -62,7 +62,9 @@ impl ApiSettings {
     /// All faults at once.
     pub fn read(mut reader: Reader) -> Result<Self, Faults> {
         let service = ServiceSettings::read(&mut reader);
-        let (given, auth) = AuthSettings::read(&mut reader);
+        let limits = Limits::read(&mut reader);
+        let origins = limits.as_ref().map(|limits| &limits.origins);
+        let (given, auth) = AuthSettings::read(&mut reader, origins);
         let everywhere = if given { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let host = reader.parse(&HOST, |text| {
             let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address"))?;
@@ -73,13 +75,8 @@ impl ApiSettings {
             }
         });
         let port = reader.number(&PORT, 0..=u16::MAX);
-        let limits = Limits::read(&mut reader);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
-        // Nobody was told to let everybody in.
-        let auth = auth
-            .zip(limits.as_ref())
-            .map(|(auth, limits)| AuthSettings { local: (!given).then(|| limits.origins.clone()), ..auth });
         let settings =
             || Some(Self { service: service?, listen: listen?, auth: auth?, limits: limits?, ready_when: ready_when? });
         let settings = settings();

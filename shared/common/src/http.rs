@@ -38,7 +38,7 @@ use tracing::{debug, info, warn};
 use self::crowd::{Answer, Crowd, Visitor};
 pub use self::probes::probes;
 pub use self::problem::REFUSALS;
-use self::unread::Unread;
+use self::unread::{Rest, Unread};
 use self::wire::Wire;
 use crate::shutdown::{Phase, Shutdown, Tier};
 
@@ -131,7 +131,7 @@ fn serve_connection(
         let misaddressed = problem::misaddressed(&request);
         let remote = RemoteAddr(Addr::SocketAddr(remote));
         let mut request = poem::Request::from((request, local.clone(), remote, Scheme::HTTP));
-        unread.watch(&mut request);
+        let rest = Rest::of(&mut request);
         let unread = unread.clone();
         let phase = phase.clone();
         let busy = guest.busy();
@@ -140,6 +140,9 @@ fn serve_connection(
                 Some(refusal) => refusal,
                 None => endpoint.get_response(request).await,
             };
+            if rest.remains().await {
+                unread.set();
+            }
             if phase.phase() > Phase::Running || unread.is_set() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
 use tracing::info;
@@ -27,12 +28,12 @@ pub enum ProcessError {
 
 /// The end of an executable: what went wrong goes to standard error, with its causes in one line when `{:#}` shows them.
 /// Nobody who mistyped a setting is helped by a backtrace.
-#[expect(clippy::print_stderr, reason = "this is the command line, and logs may be off or not there yet")]
 pub fn exit_code<E: Display>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            // Whoever closed it wants to hear nothing.
+            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -4,9 +4,9 @@
 //! A browser here carries out what any page of the web says. Such a page may send simple requests to every address (CSRF), or
 //! have its own name resolve to this machine (DNS rebinding), and then reads the answers as its own.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use poem::http::uri::Authority;
+use poem::http::uri::{Authority, Uri};
 use poem::http::{HeaderMap, HeaderValue, header};
 
 use crate::cors::Origins;
@@ -14,11 +14,13 @@ use crate::problem::{Problem, ProblemKind};
 
 /// Refuses what names this machine by a name that others may own, and what comes from another page than its own and those
 /// of `origins`.
-pub(super) fn check(headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
+pub(super) fn check(target: &Uri, headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
     let refuse = |detail: &str| Err(Problem::new(ProblemKind::CrossSite).detail(detail));
     // Only HTTP/1.0 comes without, which no browser speaks.
     let host = headers.get(header::HOST);
-    if !host.is_none_or(is_local) {
+    // A target that names a host counts before the field (RFC 9112 §3.2.2).
+    let named = target.authority().is_none_or(|named| is_local(named.as_str()));
+    if !named || !host.is_none_or(|host| host.to_str().is_ok_and(is_local)) {
         return refuse("Host is a name that may be anybody's; ask for localhost or for an IP address, or set AUTH");
     }
     let foreign =
@@ -30,13 +32,15 @@ pub(super) fn check(headers: &HeaderMap, origins: &Origins) -> Result<(), Proble
 }
 
 /// Nobody can make another's browser believe that these are theirs.
-fn is_local(host: &HeaderValue) -> bool {
-    let authority = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
-    authority.is_some_and(|authority| {
-        let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        address.is_ok() || name == "localhost" || name.ends_with(".localhost")
-    })
+fn is_local(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
+    let port = authority.port().map(|port| port.as_u16()).is_some() || authority.as_str() == authority.host();
+    let address = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(name) => name.parse::<Ipv6Addr>().is_ok(),
+        None => name.parse::<Ipv4Addr>().is_ok(),
+    };
+    port && (address || name == "localhost" || name.ends_with(".localhost"))
 }
 
 /// Whether a page came from the same host and port; a proxy may have spoken TLS to it.
@@ -57,7 +61,8 @@ mod tests {
                 headers.insert(name, HeaderValue::from_str(value).expect("a header value"));
             }
         }
-        check(&headers, &Origins::parse("https://desk.example.org").expect("an origin")).is_ok()
+        check(&Uri::from_static("/v1/users"), &headers, &Origins::parse("https://desk.example.org").expect("an origin"))
+            .is_ok()
     }
 
     #[test]
@@ -73,9 +78,18 @@ mod tests {
         ] {
             assert!(admitted(Some(host), None), "{host}");
         }
-        for host in
-            ["evil.example", "evil.example:8080", "localhost.evil.example", "notlocalhost", "127.0.0.1.nip.io", ""]
-        {
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "notlocalhost",
+            "127.0.0.1.nip.io",
+            "",
+            "evil.example@localhost",
+            "localhost:x",
+            "localhost:99999",
+            "[127.0.0.1]:1",
+        ] {
             assert!(!admitted(Some(host), None), "{host}");
         }
         assert!(admitted(None, None));
@@ -90,5 +104,13 @@ mod tests {
         for origin in ["http://localhost:3000", "http://localhost", "https://evil.example", "null", "localhost:8080"] {
             assert!(!admitted(here, Some(origin)), "{origin}");
         }
+    }
+    #[test]
+    fn a_target_that_names_another_host_is_refused() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        let admitted = |target| check(&Uri::from_static(target), &headers, &Origins::Own).is_ok();
+        assert!(admitted("/v1/users") && admitted("http://127.0.0.1:8080/v1/users"));
+        assert!(!admitted("http://evil.example/v1/users"));
     }
 }

@@ -12,7 +12,8 @@ use crate::cors::Origins;
 pub(crate) const AUTH: Variable = Variable::optional(
     "AUTH",
     "keys,jwt",
-    "Who is served: keys (API keys, see rollcall keys), jwt (access tokens), keys,jwt, or none: everybody, in so many words. \
+    "Who is served: keys (API keys, see rollcall keys), jwt (access tokens), keys,jwt, or none: everybody, in so many words, \
+     or local: everybody who asks for localhost or an IP address, where only this machine can reach the port. \
      When it is not set nobody has to log in, and only this machine's own programs and pages are served, on loopback.",
 );
 pub(crate) const AUTH_JWT_ISSUER: Variable = Variable::optional(
@@ -90,19 +91,21 @@ pub enum KeySource {
 struct Words {
     keys: bool,
     jwt: bool,
+    local: bool,
 }
 
 impl AuthSettings {
-    /// Reads them, and whether anything was said at all; `None` when something is faulty.
-    pub(crate) fn read(reader: &mut Reader) -> (bool, Option<Self>) {
+    /// Reads them, and whether anything was said at all; pages of these origins count as this machine's own; `None` when something is faulty.
+    pub(crate) fn read(reader: &mut Reader, origins: Option<&Origins>) -> (bool, Option<Self>) {
         let given = reader.text(&AUTH).is_some();
         let words = reader.parse(&AUTH, words);
         if given && words.is_none() {
             return (false, None);
         }
-        let Words { keys, jwt } = words.unwrap_or(Words { keys: false, jwt: false });
+        let Words { keys, jwt, local } = words.unwrap_or(Words { keys: false, jwt: false, local: true });
+        let local = origins.filter(|_| local).cloned();
         let tokens = if jwt { TokenSettings::read(reader).map(Some) } else { unread(reader).then_some(None) };
-        (given, tokens.map(|tokens| Self { keys, tokens, local: None }))
+        (given, tokens.map(|tokens| Self { keys, tokens, local }))
     }
 }
 
@@ -131,11 +134,13 @@ impl TokenSettings {
 fn words(text: &str) -> Result<Words, String> {
     let words: Vec<_> = text.split(',').map(str::trim).collect();
     let distinct: BTreeSet<_> = words.iter().copied().collect();
-    let alone = distinct.len() == 1 || !distinct.contains("none");
-    if alone && distinct.len() == words.len() && distinct.iter().all(|word| matches!(*word, "none" | "keys" | "jwt")) {
-        return Ok(Words { keys: distinct.contains("keys"), jwt: distinct.contains("jwt") });
+    let [none, local, keys, jwt] = ["none", "local", "keys", "jwt"].map(|word| distinct.contains(word));
+    let known = [none, local, keys, jwt].iter().filter(|there| **there).count();
+    let alone = known == 1 || !none && !local;
+    if alone && known == words.len() {
+        return Ok(Words { keys, jwt, local });
     }
-    Err(format!("{text:?} is unknown; expected one of none, keys, jwt, keys,jwt"))
+    Err(format!("{text:?} is unknown; expected one of none, local, keys, jwt, keys,jwt"))
 }
 
 fn algorithms(text: &str) -> Result<Vec<Algorithm>, String> {

@@ -25,6 +25,7 @@ fn it_listens_where_it_is_told_and_on_loopback_otherwise() {
         (&[("HOST", "::1")], "[::1]:8080"),
         (&[("HOST", "")], "127.0.0.1:8080"),
         (&[("AUTH", "none")], "0.0.0.0:8080"),
+        (&[("AUTH", "local")], "0.0.0.0:8080"),
         (&[("AUTH", "none"), ("PORT", "80")], "0.0.0.0:80"),
         (&[("AUTH", "none"), ("HOST", "0.0.0.0")], "0.0.0.0:8080"),
         (&[("AUTH", "none"), ("HOST", "127.0.0.1")], "127.0.0.1:8080"),
@@ -58,16 +59,20 @@ fn who_is_served_is_said_in_so_many_words() {
     let jwt = [&TOKENS[1..], &[("AUTH", "jwt")]].concat();
     let both = [&TOKENS[1..], &[("AUTH", "jwt, keys")]].concat();
     let rows = [
-        (&[][..], false, false),
-        (&[("AUTH", "none")], false, false),
-        (&[("AUTH", "keys")], true, false),
-        (TOKENS, true, true),
-        (&jwt, false, true),
-        (&both, true, true),
+        (&[][..], false, false, true),
+        (&[("AUTH", "local")], false, false, true),
+        (&[("AUTH", "none")], false, false, false),
+        (&[("AUTH", "keys")], true, false, false),
+        (TOKENS, true, true, false),
+        (&jwt, false, true, false),
+        (&both, true, true, false),
     ];
-    for (variables, keys, tokens) in rows {
+    for (variables, keys, tokens, local) in rows {
         let auth = read(variables).unwrap_or_else(|faults| panic!("{variables:?}: {faults}")).auth;
-        assert_eq!((auth.keys, auth.tokens.is_some()), (keys, tokens), "{variables:?}");
+        assert_eq!((auth.keys, auth.tokens.is_some(), auth.local.is_some()), (keys, tokens, local), "{variables:?}");
+    }
+    for mixed in ["local,keys", "none,jwt", "keys,keys", "all"] {
+        read(&[("AUTH", mixed)]).expect_err(mixed);
     }
     let tokens = read(TOKENS).expect("tokens").auth.tokens.expect("tokens");
     assert_eq!(tokens.algorithms, [Algorithm::RS256, Algorithm::ES256]);

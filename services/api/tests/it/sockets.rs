@@ -113,13 +113,17 @@ async fn an_answer_before_the_end_of_the_body_ends_the_connection_but_hears_the_
 }
 
 #[tokio::test]
-async fn a_refused_body_that_was_read_leaves_the_connection_open() {
+async fn a_small_body_of_a_refused_request_leaves_the_connection_open() {
     let (address, _shutdown) = server().await;
     let mut client = Client::connect(address).await;
-    for framing in ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"] {
-        client.write(format!("{HEAD}{framing}")).await;
-        let answer = client.answer(true).await;
-        assert!(answer.starts_with("HTTP/1.1 400 ") && !answer.contains("connection: close"), "{answer}");
+    // The second is refused before anybody looks at its body.
+    for (head, status) in [(HEAD, 400), ("PUT /v1/users HTTP/1.1\r\nHost: x\r\n", 405)] {
+        for framing in ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"] {
+            client.write(format!("{head}{framing}")).await;
+            let answer = client.answer(true).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(!answer.contains("connection: close"), "{answer}");
+        }
     }
 }
 

@@ -1,15 +1,24 @@
-//! What is left of a request's body when its answer is there. Then the connection ends with the answer, and says so:
-//! otherwise a client would send its next request behind a body that nobody reads, and lose it.
+//! What is left of a request's body when its answer is there. A little that has come is read and forgotten; otherwise the
+//! connection ends with the answer, and says so: a client would send its next request behind a body that nobody reads, and
+//! lose it.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::timeout;
+
+/// Bytes that are read and forgotten.
+const LITTLE: u64 = 64 * 1024;
+/// For what has come already, and only has to be handed over.
+const HANDED_OVER: Duration = Duration::from_millis(20);
 
 /// Whether a connection has received what nobody will read. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -20,22 +29,66 @@ impl Unread {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Lets the request pass on; until its body is at its end, it counts as unread.
-    pub(super) fn watch(&self, request: &mut poem::Request) {
-        let body = BoxBody::from(request.take_body());
-        if body.is_end_stream() {
-            request.set_body(body);
-        } else {
-            self.0.store(true, Ordering::Relaxed);
-            request.set_body(BoxBody::new(Watched { body, unread: self.clone() }));
-        }
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// A body that says when it was read.
-struct Watched {
-    body: BoxBody<Bytes, io::Error>,
-    unread: Unread,
+/// The rest of a request's body, whoever has it.
+pub(super) struct Rest {
+    body: Option<Shared>,
+    /// The client waits to be told that it may send.
+    unsent: bool,
+}
+
+type Shared = Arc<Mutex<BoxBody<Bytes, io::Error>>>;
+
+impl Rest {
+    /// Keeps a hand on the body while the request passes on.
+    pub(super) fn of(request: &mut poem::Request) -> Self {
+        let unsent = request.headers().contains_key(http::header::EXPECT);
+        let body = BoxBody::from(request.take_body());
+        if body.is_end_stream() {
+            request.set_body(body);
+            return Self { body: None, unsent };
+        }
+        let body = Arc::new(Mutex::new(body));
+        request.set_body(BoxBody::new(Watched(Arc::clone(&body))));
+        Self { body: Some(body), unsent }
+    }
+
+    /// Whether something of it is left that is not worth reading.
+    pub(super) async fn remains(self) -> bool {
+        let Some(body) = self.body else { return false };
+        let mut body = Watched(body);
+        if body.is_end_stream() {
+            return false;
+        }
+        if self.unsent || body.size_hint().lower() > LITTLE {
+            return true;
+        }
+        let reading = async {
+            let mut read = 0;
+            while read <= LITTLE {
+                match body.frame().await {
+                    None => return true,
+                    Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+                    Some(Err(_)) => break,
+                }
+            }
+            false
+        };
+        !timeout(HANDED_OVER, reading).await.unwrap_or_default()
+    }
+}
+
+/// A body of which somebody else has a hand, too; they never want it at the same time.
+struct Watched(Shared);
+
+impl Watched {
+    fn with<T>(&self, look: impl FnOnce(&mut BoxBody<Bytes, io::Error>) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Body for Watched {
@@ -43,19 +96,14 @@ impl Body for Watched {
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let watched = self.get_mut();
-        let frame = Pin::new(&mut watched.body).poll_frame(context);
-        if matches!(frame, Poll::Ready(None)) || watched.body.is_end_stream() {
-            watched.unread.0.store(false, Ordering::Relaxed);
-        }
-        frame
+        self.with(|body| Pin::new(body).poll_frame(context))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.with(|body| body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.with(|body| body.size_hint())
     }
 }

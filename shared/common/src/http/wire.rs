@@ -112,6 +112,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         ready!(wire.write_refusal(context))?;
         if let Some(refusal) = replaced(bytes) {
             wire.refusal = refusal;
+            // What could not be parsed may have more behind it.
+            wire.unread.set();
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = Pin::new(&mut wire.stream).poll_write(context, bytes);
