@@ -2,7 +2,8 @@
 //!
 //! An operation says in its signature whom it serves: `caller: Caller<UsersRead>`, as its first parameter, so that nothing of
 //! the request is looked at before. In reading order: `caller`, the parameter; `denial`, why somebody is not served; `keys`
-//! and `tokens`, the two proofs; `local`, what is asked when there are none; `fresh`, how both know what is valid without a query per request; `settings`.
+//! and `tokens`, the two proofs; `local`, what is asked when there are none; `fresh`, how both know what is valid without a
+//! query per request; `settings`.
 
 mod caller;
 mod denial;

@@ -95,7 +95,8 @@ struct Words {
 }
 
 impl AuthSettings {
-    /// Reads them, and whether anything was said at all; pages of these origins count as this machine's own; `None` when something is faulty.
+    /// Reads them, and whether anything was said at all; `None` when something is faulty. Pages of `origins` count as this
+    /// machine's own.
     pub(crate) fn read(reader: &mut Reader, origins: Option<&Origins>) -> (bool, Option<Self>) {
         let given = reader.text(&AUTH).is_some();
         let words = reader.parse(&AUTH, words);
