@@ -1,12 +1,15 @@
-//! From a delivery to a command, or to the reason why it is none.
+//! From a delivery to a command, or to the reason why it is none; and back to the broker.
 
 use common::command::{CommandId, Envelope};
 use common::config::Retention;
 use common::telemetry::{TRACE_TARGET, amqp_context};
+use lapin::Acker;
 use lapin::message::Delivery;
+use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 use opentelemetry::trace::TraceContextExt;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -15,8 +18,16 @@ use crate::users::Outcome;
 
 /// Clocks of publishers may be ahead of the worker's by this.
 const CLOCK_SKEW: time::Duration = time::Duration::days(1);
+/// For an acknowledgement to be written. When the connection ends at that moment, the client library may not say so for ever:
+/// the partition would stand still.
+const ACK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 /// How often a message may come back before it is tried alone.
 const UNSUSPICIOUS: i64 = 1;
+
+/// Acknowledges a delivery, and those before it when `multiple`; false when it came too late for its channel.
+pub(crate) async fn acknowledge(acker: &Acker, multiple: bool) -> lapin::Result<bool> {
+    timeout(ACK_DEADLINE, acker.ack(BasicAckOptions { multiple })).await.unwrap_or(Ok(false))
+}
 
 /// Reads a delivery's command.
 ///

@@ -13,7 +13,7 @@ use common::db::{DatabaseState, Pool, within};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::{TraceHeaders, amqp_trace_headers, meter};
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use sqlx::PgConnection;
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{DELIVERY_LIMIT, RawMessage, open_letters, record_raw, record_undelivered};
-use crate::delivery::kept;
+use crate::delivery::{acknowledge, kept};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -108,7 +108,9 @@ impl Collector {
             let mut lease = self.pool.acquire(PATIENCE).await?;
             within(PATIENCE, collect_one(&mut lease, &delivery.data, &trace, self.retention)).await?;
             lease.release().await?;
-            delivery.ack(BasicAckOptions::default()).await?;
+            if !acknowledge(&delivery.acker, false).await? {
+                return Err("an acknowledgement came too late for its channel".into());
+            }
             info!("recorded a message that the broker had given up");
             *pause = FIRST_PAUSE;
         }

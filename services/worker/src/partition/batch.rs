@@ -8,14 +8,13 @@ use common::db::within;
 use common::shutdown::chain;
 use common::telemetry::amqp_trace_headers;
 use lapin::message::Delivery;
-use lapin::options::BasicAckOptions;
 use tokio::time::Instant;
 use tracing::{Instrument, warn};
 
 use super::{Interrupted, Partition};
 use crate::blame::ApplyError;
 use crate::dead_letters::{RawMessage, Traces, record_raw};
-use crate::delivery::{BatchSpans, decode, suspicious};
+use crate::delivery::{BatchSpans, acknowledge, decode, suspicious};
 use crate::users::Outcome;
 
 /// How long a message that is no command may take to be recorded.
@@ -62,7 +61,7 @@ impl Partition {
             return Ok(());
         }
         // All at once: the deliveries of a channel are settled in order.
-        if !last.ack(BasicAckOptions { multiple: true }).await? {
+        if !acknowledge(&last, true).await? {
             return Err(Interrupted::AckLost);
         }
         for (delivery, envelope) in decoded.iter().zip(&commands) {
