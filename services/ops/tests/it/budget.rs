@@ -216,7 +216,7 @@ async fn whoever_sleeps_through_a_restart_does_not_wake_with_rights_that_others_
     eventually("all is open", async || (sessions(&mut connection).await == BUDGET - 2).then_some(())).await;
     sleeps.signal(Signal::CONT);
     eventually("it noticed", async || standing(&sleeps).await.filter(|(ready, _)| !ready)).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("it is a member again", async || (granted(&mut connection).await.1 == 2).then_some(())).await;
     let most = witness.most().await;
     tx.rollback().await.unwrap();
     assert!(most <= BUDGET, "{most} sessions at once");

@@ -1,5 +1,6 @@
 //! The lease protocol under random schedules: as a model, as a model with faults, and in SQL beside the model.
 
+mod event;
 mod model;
 mod sessions;
 mod sql;
@@ -10,8 +11,9 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use self::event::event;
 use self::model::{Claim, Fault, Server};
-use self::world::{World, event};
+use self::world::World;
 
 const SCHEDULES: u32 = 10_000;
 

@@ -2,12 +2,10 @@
 
 use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert, prop_assert_eq};
-use rand::RngExt;
-use rand::rngs::StdRng;
 
+use super::event::{Event, INSTANCES};
 use super::model::{Claim, Fault, GRACE, Lock, Server};
 
-pub(crate) const INSTANCES: usize = 4;
 /// By the server's clock and by the instance's own.
 const TIME_TO_LIVE: i64 = 20;
 const LEASE: i64 = 16;
@@ -17,61 +15,6 @@ const HEARD_FOR: i64 = 4;
 const UNDER_WAY: i64 = GRACE - HEARD_FOR;
 /// Until an instance gets more than its floor.
 const AGE: i64 = 4;
-
-/// One thing that happens.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Event {
-    /// Time passes for everybody.
-    Tick(i64),
-    Join(usize),
-    /// A heartbeat is sent, with what was so at that moment; served; heard.
-    Ask(usize),
-    Serve(usize),
-    Hear(usize),
-    /// All of that without anything in between.
-    Beat(usize),
-    /// A connection is begun; is there.
-    Open(usize),
-    Show(usize),
-    Close(usize),
-    Want(usize, i64),
-    Leave(usize),
-    Kill(usize),
-    Freeze(usize),
-    Thaw(usize),
-    /// Its connections are reset; it finds out by itself, or by its next heartbeat.
-    Cut(usize),
-    Notice(usize),
-    /// All connections of all are.
-    Restart,
-    /// The server ends one session of a process that is gone, or was reaped.
-    End(usize),
-}
-
-/// What may happen next: heartbeats more often than faults.
-pub(crate) fn event(random: &mut StdRng) -> Event {
-    let i = random.random_range(0..INSTANCES);
-    match random.random_range(0..68) {
-        0..4 => Event::Tick([1, 1, 2, 3, 6, 12][random.random_range(0..6)]),
-        4..8 => Event::Join(i),
-        8..13 => Event::Ask(i),
-        13..18 => Event::Serve(i),
-        18..23 => Event::Hear(i),
-        23..35 => Event::Beat(i),
-        35..42 => Event::Open(i),
-        42..49 => Event::Show(i),
-        49..52 => Event::Close(i),
-        52..56 => Event::Want(i, random.random_range(0..20)),
-        56 => Event::Leave(i),
-        57..59 => Event::Kill(i),
-        59..61 => Event::Freeze(i),
-        61..63 => Event::Thaw(i),
-        63 => Event::Cut(i),
-        64 => Event::Notice(i),
-        65 if random.random_bool(0.3) => Event::Restart,
-        _ => Event::End(i),
-    }
-}
 
 #[derive(Debug, Clone, Default)]
 struct Instance {
@@ -163,8 +106,7 @@ impl World {
             }
             Event::Show(i) => {
                 let instance = &mut self.instances[i];
-                let patient =
-                    matches!(self.fault, Fault::WaitsForConnects | Fault::OpensUnheard | Fault::IgnoresItsOwnClock);
+                let patient = Self::patient(self.fault);
                 if !instance.frozen && instance.opening > 0 {
                     instance.opening -= 1;
                     // One too many is closed before it is used.
@@ -228,11 +170,15 @@ impl World {
         (0..INSTANCES).for_each(|i| self.give_up(i));
     }
 
+    fn patient(fault: Fault) -> bool {
+        matches!(fault, Fault::WaitsForConnects | Fault::OpensUnheard | Fault::IgnoresItsOwnClock)
+    }
+
     /// What is under way for too long, without a word over the control connection.
     fn give_up(&mut self, i: usize) {
         let instance = &mut self.instances[i];
         let forsaken = self.now >= instance.heard_at + HEARD_FOR + UNDER_WAY;
-        let patient = matches!(self.fault, Fault::WaitsForConnects | Fault::OpensUnheard | Fault::IgnoresItsOwnClock);
+        let patient = Self::patient(self.fault);
         if !instance.frozen && forsaken && !patient {
             instance.opening = 0;
         }
