@@ -35,11 +35,11 @@ use sqlx::Connection;
 use crate::say;
 use load::Load;
 use progress::Progress;
-use schedule::Schedule;
+use schedule::{DECK, Deck, Schedule};
 use system::{Plan, System};
 use verdict::Verdict;
 
-/// How long the last outcome may take once everything runs again.
+/// See [`Course::patience`].
 const SETTLE_DEADLINE: Duration = Duration::from_mins(2);
 
 #[derive(clap::Args)]
@@ -97,7 +97,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         "seed {seed}: {} APIs, {} workers, {} clients",
         arguments.apis, arguments.workers, arguments.clients
     ));
-    let verdict = torture(&arguments, seed, &[]).await?;
+    let course = Course { seed, deck: &DECK, environment: &[], patience: SETTLE_DEADLINE };
+    let verdict = torture(&arguments, &course).await?;
     say(&verdict);
     if !verdict.kept() {
         bail!("promises were broken; repeat with --seed {seed}");
@@ -105,8 +106,19 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A whole run, with further environment variables for the services.
-async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)]) -> anyhow::Result<Verdict> {
+/// What happens in a run.
+struct Course<'a> {
+    seed: u64,
+    deck: &'static Deck,
+    /// Further variables for the services.
+    environment: &'a [(&'a str, &'a str)],
+    /// How long the last outcome may take once everything runs again.
+    patience: Duration,
+}
+
+/// A whole run.
+async fn torture(arguments: &Arguments, course: &Course<'_>) -> anyhow::Result<Verdict> {
+    let &Course { seed, deck, environment, patience } = course;
     let (apis, workers) = (arguments.apis, arguments.workers);
     let mut system = System::prepare(&Plan { apis, workers, environment, max_connections: None, role: None }).await?;
     let mut connection = system.database().await?;
@@ -116,7 +128,7 @@ async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)])
     system.heal().await?;
     verdict::subscribe(system.stack.rabbitmq.url()).await?;
     let load = Load::start(system.bases(), arguments.clients, seed)?;
-    let mut schedule = Schedule::new(StdRng::seed_from_u64(seed));
+    let mut schedule = Schedule::new(StdRng::seed_from_u64(seed), deck);
 
     let length = Duration::from_secs_f64(arguments.minutes * 60.0);
     let began = Instant::now();
@@ -131,7 +143,7 @@ async fn torture(arguments: &Arguments, seed: u64, environment: &[(&str, &str)])
     system.heal().await?;
     illness::cure(&system).await?;
     let promises = load.finish().await;
-    let mut verdict = verdict::judge(&system, &promises, SETTLE_DEADLINE).await?;
+    let mut verdict = verdict::judge(&system, &promises, patience).await?;
     verdict.add_stuck(system.stop().await?);
     system.end(!verdict.kept()).await?;
     say(format_args!("faults     {} ({})", schedule.count(), schedule.summary()));

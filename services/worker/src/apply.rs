@@ -150,8 +150,6 @@ impl Applier {
         traces: &Traces,
         mode: Mode,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
-        #[cfg(feature = "mutants")]
-        crate::mutants::forget_sessions(&self.pool);
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
         let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
         let days: HashSet<Date> = commands.iter().map(|c| c.id.minted_at().date()).collect();
@@ -159,6 +157,8 @@ impl Applier {
             for day in days.difference(&self.ensured_days) {
                 sqlx::query!("SELECT ensure_command_day($1)", day).execute(&mut *lease).await?;
             }
+            #[cfg(feature = "mutants")]
+            crate::mutants::hide(&mut lease).await?;
             let mut tx = lease.begin().await?;
             hold(&mut tx, self.fence).await?;
             let applied = self.work(&mut tx, commands, traces, mode).await?;

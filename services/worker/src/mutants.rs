@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::command::Envelope;
-use common::db::Pool;
 use lapin::Acker;
 use lapin::options::BasicAckOptions;
+use sqlx::PgConnection;
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ compile_error!("the feature `mutants` breaks what the worker promises: it is for
 pub const VARIABLE: &str = "ROLLCALL_MUTANT";
 /// Between an early acknowledgement and the transaction.
 const UNCOMMITTED: Duration = Duration::from_millis(50);
-/// For which a worker without a fence holds commands in its hands, so that a freeze finds it so.
+/// Between the beginning of a batch and its transaction, when there is no fence.
 const UNFENCED: Duration = Duration::from_millis(300);
 /// The share of changes without an event.
 const FORGOTTEN: f64 = 0.02;
@@ -88,12 +88,19 @@ pub(crate) fn unfenced() -> bool {
     active(Mutant::Fence)
 }
 
-/// Whoever takes a partition over ends the sessions of the last owner, which stops most of what a fence has to stop. So a
-/// worker without one opens a session for each batch.
-pub(crate) fn forget_sessions(pool: &Pool) {
-    if active(Mutant::Fence) {
-        pool.discard_idle();
+/// Whoever takes a partition over ends the sessions of the last owner, which stops what a fence has to stop. So a worker
+/// without one hides its session for a while, in which a freeze finds it.
+pub(crate) async fn hide(session: &mut PgConnection) -> sqlx::Result<()> {
+    if !active(Mutant::Fence) {
+        return Ok(());
     }
+    let name: String =
+        sqlx::query_scalar("SELECT current_setting('application_name')").fetch_one(&mut *session).await?;
+    let named = "SELECT set_config('application_name', $1, false)";
+    sqlx::query(named).bind("hidden").execute(&mut *session).await?;
+    sleep(UNFENCED).await;
+    sqlx::query(named).bind(name).execute(session).await?;
+    Ok(())
 }
 
 /// The commands that count as not applied before.
@@ -111,9 +118,6 @@ pub(crate) fn ordered(mut commands: Vec<Envelope>) -> Vec<Envelope> {
 
 /// Between the receipt of a batch and its transaction; says whether the batch is acknowledged now.
 pub(crate) async fn acknowledged(last: &Acker) -> lapin::Result<bool> {
-    if active(Mutant::Fence) {
-        sleep(UNFENCED).await;
-    }
     let early = active(Mutant::EarlyAck);
     if early {
         last.ack(BasicAckOptions { multiple: true }).await?;

@@ -42,8 +42,11 @@ pub(super) enum Target {
     Worker,
 }
 
-/// Each kind of fault, and how often it is in the deck.
-const DECK: [(Fault, usize); 17] = [
+/// Kinds of fault, and how often each is in the deck.
+pub(super) type Deck = [(Fault, usize)];
+
+/// All of them.
+pub(super) const DECK: [(Fault, usize); 17] = [
     (Fault::Kill(Target::Worker), 3),
     (Fault::Kill(Target::Api), 2),
     (Fault::Terminate(Target::Worker), 2),
@@ -66,6 +69,7 @@ const DECK: [(Fault, usize); 17] = [
 /// A seeded stream of faults.
 pub(crate) struct Schedule {
     pub(super) random: StdRng,
+    whole: &'static Deck,
     deck: Vec<Fault>,
     /// When a queue was last created.
     pub(super) created_at: Instant,
@@ -73,8 +77,8 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    pub(crate) fn new(random: StdRng) -> Self {
-        Self { random, deck: Vec::new(), created_at: Instant::now(), done: BTreeMap::new() }
+    pub(crate) fn new(random: StdRng, deck: &'static Deck) -> Self {
+        Self { random, whole: deck, deck: Vec::new(), created_at: Instant::now(), done: BTreeMap::new() }
     }
 
     /// How many faults there were.
@@ -91,7 +95,7 @@ impl Schedule {
     pub(crate) async fn next(&mut self, system: &mut System, load: &Load) -> anyhow::Result<&'static str> {
         self.pause(100, 700).await;
         if self.deck.is_empty() {
-            self.deck = DECK.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
+            self.deck = self.whole.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
             self.deck.shuffle(&mut self.random);
         }
         let Some(fault) = self.deck.pop() else { return Ok("nothing") };

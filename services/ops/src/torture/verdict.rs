@@ -32,7 +32,7 @@ const SHOWN: usize = 10;
 
 /// How a promise can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Broken {
+pub(super) enum Broken {
     /// Promised, and it has no outcome, though nothing is left to apply.
     Lost,
     /// It took effect more than once.
@@ -79,6 +79,12 @@ impl Verdict {
     /// Whether every promise was kept.
     pub(crate) fn kept(&self) -> bool {
         self.broken.is_empty()
+    }
+
+    /// Whether a promise was broken in this way.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn has(&self, broken: Broken) -> bool {
+        self.broken.contains_key(&broken)
     }
 
     /// Adds what was wrong with processes.
