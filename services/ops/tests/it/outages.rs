@@ -1,11 +1,14 @@
 //! One server is away: the other half of the service goes on, and nothing that was promised is lost.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use local_stack::{Options, Postgres, RabbitMq, StopMode};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::harness::{System, Writers, eventually, problem, stack};
 
@@ -53,6 +56,47 @@ async fn while_postgresql_is_away_writes_are_accepted_and_reads_fail_quickly() {
     assert!(promises.others.is_empty(), "every write gets 202: {:?}", promises.others);
     promises.kept(&system).await;
     assert_eq!(system.get(&api, &path).await.status(), StatusCode::OK);
+}
+
+/// How many reads find the server away, how many at a time, and how often it may be dialled meanwhile: now and then by each
+/// control connection, and not by each read.
+const READS: usize = 1000;
+const ABREAST: usize = 250;
+const DIALS: usize = READS / 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_not_dialled_by_every_read() {
+    let (postgres, _folder) = own(Postgres::start_alone).await;
+    let shared = tokio::task::spawn_blocking(stack).await.unwrap();
+    let system = System::on(postgres.url(), shared.rabbitmq.url()).await;
+    let api = system.api().await;
+    postgres.stop(StopMode::Immediate).unwrap();
+
+    // Somebody opens and says nothing, as a load balancer does that has no server left.
+    let port = url::Url::parse(postgres.url()).unwrap().port().unwrap();
+    let door = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dials);
+    let answering = tokio::spawn(async move {
+        while door.accept().await.is_ok() {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    api.unready("database").await;
+    let before = dials.load(Ordering::SeqCst);
+    for _ in 0..READS / ABREAST {
+        let reads = (0..ABREAST).map(|_| system.client.get(api.url("/v1/users")).timeout(PROMPT).send());
+        for answer in futures_util::future::join_all(reads).await {
+            assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+    let dialled = dials.load(Ordering::SeqCst) - before;
+    assert!(dialled <= DIALS, "dialled {dialled} times for {READS} reads");
+
+    answering.abort();
+    let _ = answering.await;
+    postgres.start().unwrap();
+    api.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
