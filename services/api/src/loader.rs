@@ -16,6 +16,8 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::failed_reads::read_failed;
+
 /// The whole of a read, from the request to the answer.
 pub(crate) const READ_DEADLINE: Duration = Duration::from_millis(1500);
 /// Queries of one loader that run side by side.
@@ -126,7 +128,7 @@ impl<V: Clone + Send + 'static> Lane<V> {
             rows = self.query(&ids, deadline - now).await;
         }
         let rows = rows.map_err(|error| {
-            tracing::warn!(error = common::shutdown::chain(&error), "a read failed");
+            read_failed(&error);
             LoadError::Unavailable
         });
         for request in batch {

@@ -19,6 +19,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::contract::EXAMPLE_COMMAND;
+use crate::failed_reads::read_failed;
 use crate::loader::LoadError;
 
 /// The media type of every problem.
@@ -308,7 +309,7 @@ impl From<Rejection> for Problem {
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
-        tracing::warn!(error = common::shutdown::chain(&error), "a read failed");
+        read_failed(&error);
         Self::new(ProblemKind::DatabaseUnavailable)
     }
 }

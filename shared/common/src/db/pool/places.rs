@@ -50,6 +50,8 @@ struct State<C> {
     open: usize,
     /// When those that were closed will have ended, each with the time at which it closed.
     ending: BinaryHeap<Reverse<(Instant, Instant)>>,
+    /// When those closed that must have ended by now, though no heartbeat has said so yet.
+    unconfirmed: Vec<Instant>,
     /// Of those that are open, those that the server surely shows.
     connected: usize,
     idle: Vec<C>,
@@ -97,6 +99,7 @@ impl<C> Places<C> {
             debt: 0,
             open: 0,
             ending: BinaryHeap::new(),
+            unconfirmed: Vec::new(),
             connected: 0,
             idle: Vec::new(),
             in_use: 0,
@@ -224,7 +227,11 @@ impl<C> Places<C> {
         let mut state = self.lock();
         let (closed, since): (Vec<_>, Vec<_>) =
             std::mem::take(&mut state.ending).into_iter().partition(|Reverse((_, closed_at))| *closed_at < asked_at);
-        let shown = sessions.saturating_sub(before.connected);
+        let (confirmed, unconfirmed): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.unconfirmed).into_iter().partition(|closed_at| *closed_at < asked_at);
+        state.unconfirmed = unconfirmed;
+        // What is being opened counts already, and the server may show it first: only what closed can be shown beyond that.
+        let shown = sessions.saturating_sub(before.connected).min(closed.len() + confirmed.len());
         let counts_until = Instant::now() + SHOWN_LINGER;
         state.open = state.open - closed.len() + shown;
         state.ending = since.into_iter().chain((0..shown).map(|_| Reverse((counts_until, asked_at)))).collect();
@@ -314,9 +321,13 @@ impl<C> Places<C> {
     fn lock(&self) -> MutexGuard<'_, State<C>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        while state.ending.peek().is_some_and(|Reverse((end, _))| *end <= now) {
+        while let Some(Reverse((_, closed_at))) = state.ending.peek().copied().filter(|Reverse((end, _))| *end <= now) {
             state.ending.pop();
             state.open -= 1;
+            // Where nothing is shared no heartbeat ever says so.
+            if state.heard.is_some() {
+                state.unconfirmed.push(closed_at);
+            }
         }
         if state.holding && state.open < state.size {
             let size = state.open;

@@ -29,6 +29,32 @@ async fn what_the_server_still_shows_counts_until_it_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_server_shows_before_it_is_open_here_counts_once() {
+    let places: Arc<Places<()>> = Places::new();
+    places.resize(2, None, Some(Heard { at: Instant::now(), counts: Duration::from_secs(5) }));
+    let closed = open(&places).await;
+    drop(closed);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    places.correct(places.status(), Instant::now(), 0);
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        let Some((place, Found::Opening(opening))) = places.acquire(|()| true).await else { panic!("closed") };
+        taken.push((place, opening));
+    }
+    // The server has let both in, and this side is about to learn of it.
+    places.correct(places.status(), Instant::now(), 2);
+    assert_eq!(places.status().open, 2);
+    let mut kept = Vec::new();
+    for (place, mut opening) in taken {
+        opening.connected();
+        assert!(!places.exceeded(), "it may be used");
+        place.put_back(());
+        kept.push(opening);
+    }
+    assert_eq!(places.status().idle, 2, "and kept");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_closed_after_the_question_is_no_part_of_the_answer() {
     let places: Arc<Places<()>> = Places::new();
     places.resize(1, None, None);
