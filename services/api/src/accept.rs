@@ -9,7 +9,7 @@ use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use time::OffsetDateTime;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
 
 use crate::backlog::Backlog;
@@ -126,9 +126,10 @@ impl Acceptor {
         }
     }
 
-    /// Begins to wait, if the client wants to and not too many do already.
+    /// Begins to wait, if the client wants to, not too many do already and the instance does not drain.
     fn enter(&self, id: CommandId, terms: &mut Terms) -> Option<(Waiter, Instant)> {
-        let waiter = terms.wait.and_then(|wait| Some((self.waiting.enter(id)?, Instant::now() + wait)));
+        let wanted = terms.wait.filter(|_| self.shutdown.phase() < Phase::Draining);
+        let waiter = wanted.and_then(|wait| Some((self.waiting.enter(id)?, Instant::now() + wait)));
         if waiter.is_none() {
             terms.wait = None;
         }
@@ -162,8 +163,15 @@ impl Acceptor {
                 }
             }
         };
+        let looking = async {
+            match timeout_at(deadline, looking).await {
+                Ok(decided) => Some(decided),
+                // The last look may be long ago.
+                Err(_) => timeout(FIRST_LOOK, self.decisions.load(id.into())).await.ok()?.ok()?,
+            }
+        };
         tokio::select! {
-            decided = timeout_at(deadline, looking) => decided.ok(),
+            decided = looking => decided,
             () = self.shutdown.reached(Phase::Draining) => None,
         }
     }

@@ -29,6 +29,7 @@ use poem::http::{HeaderMap, header};
 
 pub(crate) use caller::{Caller, SCHEME};
 pub use caller::{HistoryRead, UsersRead, UsersWrite};
+pub(crate) use denial::{CHALLENGE, scope_challenge};
 use denial::{Denial, Reason};
 use keys::Keys;
 use settings::AuthSettings;
@@ -37,6 +38,9 @@ use tokens::Tokens;
 use crate::cors::Origins;
 use crate::problem::Problem;
 use crate::rate::{RateSettings, Rates};
+
+/// Why a request is refused that a page of another site may have had sent.
+const CROSS_SITE: &str = "cross_site";
 
 /// Decides who is served. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -89,8 +93,11 @@ impl Guard {
     async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Principal, Problem> {
         if self.open() {
             // First: a foreign page must not use up what the programs here may ask.
-            if let Some(origins) = &self.0.local {
-                local::check(request.uri(), request.headers(), origins)?;
+            if let Some(origins) = &self.0.local
+                && let Err(foreign) = local::check(request.uri(), request.headers(), origins)
+            {
+                self.refused(CROSS_SITE, None, None);
+                return Err(foreign);
             }
             self.0.rates.count(request, None)?;
             return Ok(Principal::anonymous());
@@ -103,10 +110,13 @@ impl Guard {
             Ok(identity) => Denial::of(Reason::InsufficientScope, identity.principal.as_str()),
             Err(denial) => denial,
         };
-        self.0.refusals.add(1, &[KeyValue::new("reason", refusal.reason.label())]);
-        let (reason, who) = (refusal.reason.label(), refusal.who.as_deref());
-        tracing::info!(reason, who, detail = refusal.detail, "a request was refused");
+        self.refused(refusal.reason.label(), refusal.who.as_deref(), refusal.detail.as_deref());
         Err(refusal.reason.problem(any_of))
+    }
+
+    fn refused(&self, reason: &'static str, who: Option<&str>, detail: Option<&str>) {
+        self.0.refusals.add(1, &[KeyValue::new("reason", reason)]);
+        tracing::info!(reason, who, detail, "a request was refused");
     }
 
     async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Denial> {

@@ -7,6 +7,8 @@ use std::fmt;
 use std::time::Duration;
 
 use poem::error::ReadBodyError;
+use poem::http::Method;
+use poem::http::header::{ACCEPT, ACCEPT_ENCODING, HeaderName};
 use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
@@ -14,6 +16,9 @@ use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 use serde_json::{Map, Value};
 
 use crate::problem::{FieldFault, Problem, ProblemKind};
+
+/// RFC 5789 §2.2.
+const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 const LARGEST: usize = 64 * 1024;
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -160,12 +165,15 @@ impl<'a, T: Checked> ApiExtractor<'a> for Body<T> {
     ) -> poem::Result<Self> {
         let fail = |problem: Problem| crate::problem::Failed::<()>::from(problem).into();
         if !media_type_fits(request.content_type(), T::MEDIA_TYPE) {
-            return Err(fail(Problem::new(ProblemKind::UnsupportedMediaType)));
+            // RFC 9110 §15.5.16.
+            let taken = if *request.method() == Method::PATCH { ACCEPT_PATCH } else { ACCEPT };
+            return Err(fail(Problem::new(ProblemKind::UnsupportedMediaType).header(taken, T::MEDIA_TYPE)));
         }
         // RFC 9110 §8.4: what is encoded is not what the media type says.
         if request.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
             let problem = Problem::new(ProblemKind::UnsupportedMediaType);
-            return Err(fail(problem.detail("the body has a Content-Encoding; send it without")));
+            let problem = problem.detail("the body has a Content-Encoding; send it without");
+            return Err(fail(problem.header(ACCEPT_ENCODING, "identity")));
         }
         let bytes = read(request, body, DEADLINE).await.map_err(fail)?;
         parse::<T>(&bytes).map(Body).map_err(fail)

@@ -1,5 +1,7 @@
-//! The OpenAPI document; `mend` is what the generator cannot say or says in a way that others stumble over.
+//! The OpenAPI document; `mend` is what the generator cannot say or says in a way that others stumble over,
+//! with `examples`.
 
+mod examples;
 mod mend;
 
 use std::sync::Arc;

@@ -14,16 +14,17 @@ pub(crate) const MAX_CONNECTIONS: Variable = Variable::with_default(
     "10000",
     "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
 );
-pub(crate) const MAX_WAITING: Variable = Variable::with_default(
+pub(crate) const MAX_WAITING: Variable = Variable::optional(
     "MAX_WAITING",
-    "10000",
-    "Requests that wait for an outcome at once (Prefer: wait); beyond, they are answered at once with 202.",
+    "8000",
+    "Requests that wait for an outcome at once (Prefer: wait); beyond, they are answered at once with 202. Below \
+     MAX_CONNECTIONS, because each keeps its connection; four fifths of it when it is not set.",
 );
 pub(crate) const RATE_LIMIT_PER_MINUTE: Variable = Variable::optional(
     "RATE_LIMIT_PER_MINUTE",
     "600",
-    "Requests that one caller may send to one instance within a minute, by principal or, without one, by address; no limit \
-     when it is not set.",
+    "Requests that one caller may send to one instance at once, and as many again each minute, by principal or, without one, by \
+     address; no limit when it is not set.",
 );
 pub(crate) const TRUSTED_PROXIES: Variable = Variable::with_default(
     "TRUSTED_PROXIES",
@@ -56,11 +57,16 @@ pub struct Limits {
     pub origins: Origins,
 }
 
+/// Of so many connections, those that may wait: the others are for whoever does not, probes among them.
+fn waiting(connections: usize) -> usize {
+    connections * 4 / 5
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: MOST_CONNECTIONS,
-            waiting: 10_000,
+            waiting: waiting(MOST_CONNECTIONS),
             rate: RateSettings::default(),
             shed_after: None,
             origins: Origins::default(),
@@ -72,7 +78,8 @@ impl Limits {
     /// Reads them; `None` when something is faulty.
     pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
         let connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
-        let waiting = reader.number(&MAX_WAITING, 0..=1_000_000);
+        let most_waiting = connections.unwrap_or(MOST_CONNECTIONS) - 1;
+        let waiting = reader.number(&MAX_WAITING, 0..=most_waiting).or(connections.map(waiting));
         let per_minute = reader.number(&RATE_LIMIT_PER_MINUTE, 1..=1_000_000_u32);
         let trusted_proxies = reader.number(&TRUSTED_PROXIES, 0..=10);
         let shed_after = reader.number(&SHED_AFTER_SECONDS, 0..=86_400_u64);

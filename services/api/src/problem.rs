@@ -9,7 +9,8 @@ use std::marker::PhantomData;
 use common::broker::PublishError;
 use common::command::{CommandId, Rejection};
 use common::db::DbError;
-use poem::http::StatusCode;
+use poem::http::header::WWW_AUTHENTICATE;
+use poem::http::{HeaderName, StatusCode};
 use poem::web::Path;
 use poem::{Response, handler};
 use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, Registry};
@@ -132,8 +133,8 @@ impl ProblemKind {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// An occurrence, for the contract.
-    pub(crate) fn example(self) -> Value {
+    /// An occurrence, for the contract; a read has no command.
+    pub(crate) fn example(self, of_read: bool) -> Value {
         let problem = match self {
             Self::InvalidRequest => Problem::invalid_field("email", "is missing; add it as a string"),
             // What was accepted, and what may have been.
@@ -145,7 +146,9 @@ impl ProblemKind {
             | Self::CommandParked
             | Self::VersionLost
             | Self::IdempotencyKeyReused
-            | Self::OutcomeUnknown => {
+            | Self::OutcomeUnknown
+                if !of_read =>
+            {
                 Problem { command_id: CommandId::try_from(EXAMPLE_COMMAND).ok(), ..Problem::new(self) }
             }
             _ => Problem::new(self),
@@ -177,7 +180,7 @@ pub struct Problem {
     errors: Vec<FieldFault>,
     command_id: Option<CommandId>,
     retry_after_seconds: Option<u32>,
-    challenge: Option<String>,
+    headers: Vec<(HeaderName, String)>,
 }
 
 /// An error, as every operation answers it (RFC 9457).
@@ -208,7 +211,7 @@ impl Problem {
     /// A problem without more to say.
     pub fn new(kind: ProblemKind) -> Self {
         let retry_after_seconds = (kind.status() == 503).then_some(1);
-        Self { kind, detail: None, errors: Vec::new(), command_id: None, retry_after_seconds, challenge: None }
+        Self { kind, detail: None, errors: Vec::new(), command_id: None, retry_after_seconds, headers: Vec::new() }
     }
 
     /// A request with faults.
@@ -244,8 +247,13 @@ impl Problem {
 
     /// Says in `WWW-Authenticate` what would let the client in (RFC 9110 §11.6.1).
     #[must_use]
-    pub(crate) fn challenge(mut self, challenge: String) -> Self {
-        self.challenge = Some(challenge);
+    pub(crate) fn challenge(self, challenge: String) -> Self {
+        self.header(WWW_AUTHENTICATE, challenge)
+    }
+
+    /// With what else the client has to know.
+    pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
@@ -278,8 +286,8 @@ impl Problem {
         if let Some(seconds) = self.retry_after_seconds {
             response = response.header("retry-after", seconds);
         }
-        if let Some(challenge) = self.challenge {
-            response = response.header("www-authenticate", challenge);
+        for (name, value) in self.headers {
+            response = response.header(name, value);
         }
         response.body(document.to_json_string())
     }

@@ -1,10 +1,11 @@
-//! Query parameters that no operation knows, or that come twice, are refused.
+//! Query parameters that no operation knows, or that come twice, are refused, and so are conditions that it does not look at.
 //!
 //! # Why not ignore them?
 //! A filter that is misspelt (`?emial=`) would list everybody, and a switch that somebody expects (`?dry_run=true`) would
 //! be a write. What is added for measuring or against caches is added to pages that people open; programs carry their
 //! traces in headers (`traceparent`). So only what the contract names may come, for every operation alike. Probes, documents
-//! and metrics do not look at their query, and anything may come there.
+//! and metrics do not look at their query, and anything may come there. A write under a condition that is not looked at would
+//! change what the client wanted left alone (RFC 9110 §13).
 //!
 //! # Why in two steps?
 //! The middleware knows the contract and notes what may come. [`check`] runs in the parameter that every operation begins
@@ -25,9 +26,19 @@ use crate::problem::{FieldFault, Problem};
 /// The names that each operation takes, under its path template and method.
 type Names = BTreeMap<(String, Method), Known>;
 
-/// The names that the operation of a request takes.
+/// What the operation of a request takes.
 #[derive(Debug, Clone)]
-struct Known(Arc<BTreeSet<String>>);
+struct Known(Arc<Parameters>);
+
+#[derive(Debug)]
+struct Parameters {
+    query: BTreeSet<String>,
+    /// Conditions that would go unheard.
+    unheard: Vec<&'static str>,
+}
+
+/// What cannot hold where it is not looked at: `If-None-Match` of a read does, for what has no tag matches none.
+const CONDITIONS: [(&str, &[Method]); 2] = [("If-Match", &[]), ("If-None-Match", &[Method::GET, Method::HEAD])];
 
 /// The middleware.
 #[derive(Debug)]
@@ -39,11 +50,18 @@ impl KnownQuery {
         let items = document["paths"].as_object().into_iter().flatten();
         let operations = items.flat_map(|(path, item)| {
             item.as_object().into_iter().flatten().filter_map(move |(method, operation)| {
-                let method = method.to_uppercase().parse().ok()?;
-                let parameters = operation["parameters"].as_array().into_iter().flatten();
-                let query = parameters.filter(|parameter| parameter["in"] == "query");
-                let names = query.filter_map(|parameter| parameter["name"].as_str()).map(str::to_owned);
-                Some(((path.clone(), method), Known(Arc::new(names.collect()))))
+                let method: Method = method.to_uppercase().parse().ok()?;
+                let parameters = operation["parameters"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let named = |place| {
+                    let there = parameters.iter().filter(move |parameter| parameter["in"] == place);
+                    there.filter_map(|parameter| parameter["name"].as_str())
+                };
+                let unheard = CONDITIONS.into_iter().filter(|(name, harmless)| {
+                    !harmless.contains(&method) && !named("header").any(|known| known == *name)
+                });
+                let unheard = unheard.map(|(name, _)| name).collect();
+                let query = named("query").map(str::to_owned).collect();
+                Some(((path.clone(), method), Known(Arc::new(Parameters { query, unheard }))))
             })
         });
         Self(Arc::new(operations.collect()))
@@ -68,7 +86,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for KnownQueryEndpoint<E> {
     type Output = Response;
 
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
-        if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        let conditional = CONDITIONS.iter().any(|(name, _)| request.headers().contains_key(*name));
+        if conditional || request.uri().query().is_some_and(|query| !query.is_empty()) {
             let (path, method) = (request.uri().path(), request.method());
             let operation = self.names.iter().find(|((template, m), _)| m == method && fits(template, path));
             if let Some(known) = operation.map(|(_, known)| known.clone()) {
@@ -79,13 +98,17 @@ impl<E: Endpoint<Output = Response>> Endpoint for KnownQueryEndpoint<E> {
     }
 }
 
-/// Looks at the names of a request's query.
+/// Looks at the names of a request's query, and at its conditions.
 ///
 /// # Errors
-/// Names each parameter that is unknown or comes twice.
+/// Names each parameter that is unknown or comes twice, and each condition that the operation does not look at.
 pub(crate) fn check(request: &Request) -> Result<(), Problem> {
-    let (Some(query), Some(Known(known))) = (request.uri().query(), request.data::<Known>()) else { return Ok(()) };
-    let faults = faults(query, known);
+    let Some(Known(known)) = request.data::<Known>() else { return Ok(()) };
+    let mut faults = faults(request.uri().query().unwrap_or_default(), &known.query);
+    for name in known.unheard.iter().filter(|name| request.headers().contains_key(**name)) {
+        let detail = "is no condition that this operation looks at; leave it out".to_owned();
+        faults.push(FieldFault { field: (*name).to_owned(), detail });
+    }
     if faults.is_empty() { Ok(()) } else { Err(Problem::invalid(faults)) }
 }
 

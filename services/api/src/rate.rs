@@ -117,7 +117,10 @@ impl Rates {
 fn forwarded(headers: &HeaderMap, trusted_proxies: usize) -> Option<IpAddr> {
     let seen = lines(headers, "x-forwarded-for")?;
     let entry = seen.rsplit(',').nth(trusted_proxies.checked_sub(1)?)?;
-    entry.trim().parse().ok()
+    let entry = entry.trim();
+    // Some proxies write the port, too, and then IPv6 in brackets.
+    let address = entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(entry);
+    address.parse().or_else(|_| address.parse().map(|socket: SocketAddr| socket.ip())).ok()
 }
 
 impl Allowance {
@@ -154,6 +157,10 @@ mod tests {
             (&["nonsense"], 1, None),
             (&["2001:db8::1"], 1, Some("2001:db8::1")),
             (&[], 1, None),
+            (&["192.0.2.1:5678"], 1, Some("192.0.2.1")),
+            (&["[2001:db8::1]:5678"], 1, Some("2001:db8::1")),
+            (&["[2001:db8::1]"], 1, Some("2001:db8::1")),
+            (&["[2001:db8::1"], 1, None),
         ];
         for (fields, proxies, expected) in rows {
             let mut headers = HeaderMap::new();

@@ -44,7 +44,7 @@ impl UsersApi {
         #[oai(name = "Prefer")]
         prefer: Field,
         /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        /// takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
         body: Body<NewUser>,
@@ -155,7 +155,7 @@ impl UsersApi {
         #[oai(name = "Prefer")]
         prefer: Field,
         /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        /// takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
         body: Body<UserPatch>,
@@ -182,7 +182,7 @@ impl UsersApi {
         #[oai(name = "Prefer")]
         prefer: Field,
         /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        /// takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
@@ -212,7 +212,7 @@ impl UsersApi {
         #[oai(name = "Prefer")]
         prefer: Field,
         /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        /// takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<SuspendFailures>> {
@@ -237,7 +237,7 @@ impl UsersApi {
         #[oai(name = "Prefer")]
         prefer: Field,
         /// 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-        /// takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+        /// takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Field,
     ) -> Result<ChangeUserAnswer, Failed<ReactivateFailures>> {

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 b8cb656a05970354b0dee2baf4acafe0a06fafb07935900c757b83042dea7531.
+// Written by `cargo run -- generate` from the contract with the SHA-256 40182381facb5359161b43a7019c32c85529d8a07fe07461a55416411c845abb.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -1556,7 +1556,7 @@ Sends a `POST` request to `/v1/users`
 
 Arguments:
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 - `body`
 ```text
@@ -1596,7 +1596,7 @@ Sends a `DELETE` request to `/v1/users/{user_id}`
 Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text
@@ -1620,7 +1620,7 @@ Sends a `PATCH` request to `/v1/users/{user_id}`
 Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 - `body`
@@ -1670,7 +1670,7 @@ Sends a `POST` request to `/v1/users/{user_id}/reactivate`
 Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text
@@ -1694,7 +1694,7 @@ Sends a `POST` request to `/v1/users/{user_id}/suspend`
 Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
-takes effect once, and each gets the first one's outcome; another request under it is rejected with 422.
+takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
 - `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text

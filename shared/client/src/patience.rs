@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use http::header::RETRY_AFTER;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use progenitor_client::{ClientHooks, OperationInfo};
 use reqwest::{Request, Response, StatusCode};
 use tokio::time::{Instant, sleep};
@@ -33,10 +33,12 @@ impl ClientHooks<Patience> for Client {
             let again = request.try_clone();
             let result = self.client.execute(request).await;
             let wait = match &result {
-                // Nothing was accepted.
-                Ok(answer) if matches!(answer.status().as_u16(), 429 | 503) => retry_after(answer).unwrap_or(pause),
+                // Nothing was accepted, if it is the service that says so.
+                Ok(answer) if refused(answer) => retry_after(answer).unwrap_or(pause),
                 // Something may have been.
-                Ok(answer) if repeatable && matches!(answer.status().as_u16(), 502 | 504) => pause,
+                Ok(answer) if repeatable && matches!(answer.status().as_u16(), 502..=504) => {
+                    retry_after(answer).unwrap_or(pause)
+                }
                 Err(error) if repeatable && !error.is_builder() => pause,
                 _ => return result.map(with_body),
             };
@@ -47,6 +49,16 @@ impl ClientHooks<Patience> for Client {
             sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+}
+
+/// A proxy that loses its connection to the service may answer 503, too, when the service has the request already.
+fn refused(answer: &Response) -> bool {
+    let problem = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/problem+json");
+    match answer.status() {
+        StatusCode::TOO_MANY_REQUESTS => true,
+        StatusCode::SERVICE_UNAVAILABLE => problem,
+        _ => false,
     }
 }
 

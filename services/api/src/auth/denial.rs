@@ -5,7 +5,13 @@ use common::access::Scope;
 use crate::problem::{Problem, ProblemKind};
 
 /// RFC 6750 §3.
-const REALM: &str = "Bearer realm=\"rollcall\"";
+/// Says that a bearer is wanted.
+pub(crate) const CHALLENGE: &str = "Bearer realm=\"rollcall\"";
+
+/// Says that this scope is.
+pub(crate) fn scope_challenge(scope: &str) -> String {
+    format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"")
+}
 
 /// Why, as a label: the list is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,12 +101,12 @@ impl Reason {
 
     /// What the client is told.
     pub(super) fn problem(self, any_of: &[Scope]) -> Problem {
-        let invalid = || format!("{REALM}, error=\"invalid_token\"");
+        let invalid = || format!("{CHALLENGE}, error=\"invalid_token\"");
         let unauthenticated = |detail: &str| Problem::new(ProblemKind::Unauthenticated).detail(detail);
         match self {
             Self::Missing => {
                 unauthenticated("no bearer came; send Authorization: Bearer with an API key or an access token")
-                    .challenge(REALM.to_owned())
+                    .challenge(CHALLENGE.to_owned())
             }
             Self::Mistyped => {
                 unauthenticated("the API key has a typing error or was cut; copy the whole key").challenge(invalid())
@@ -126,7 +132,7 @@ impl Reason {
                 let first = names.first().copied().unwrap_or_default();
                 Problem::new(ProblemKind::Forbidden)
                     .detail(format_args!("the scope {} is missing; use a key or token that has it", names.join(" or ")))
-                    .challenge(format!("{REALM}, error=\"insufficient_scope\", scope=\"{first}\""))
+                    .challenge(scope_challenge(first))
             }
             Self::Unavailable => Problem::new(ProblemKind::AuthenticationUnavailable),
         }

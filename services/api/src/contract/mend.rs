@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use poem_openapi::types::ToJSON;
 use serde_json::{Map, Value, json};
 
+use super::examples::{self, Answer};
 use crate::auth::SCHEME;
-use crate::commands::decided_example;
 use crate::cursor;
 use crate::problem::{CONTENT_TYPE, MARK, ProblemKind};
 
@@ -22,15 +21,16 @@ pub(super) fn all(document: &mut Value) {
             describe(parameter);
         }
         request_example(operation, &schemas);
-        let get = operation["x-required-scope"].as_array().is_some_and(|any| any.iter().all(|s| s != "users:write"));
         let id = operation["operationId"].as_str().unwrap_or_default().to_owned();
+        let scope = operation["x-required-scope"][0].as_str().unwrap_or_default().to_owned();
         for (status, response) in operation.get_mut("responses").and_then(Value::as_object_mut).into_iter().flatten() {
-            problems(response);
-            headers(status, response);
-            if get || id == "get_command" {
-                cached(status, response);
+            let answer = Answer { operation: &id, status, scope: &scope };
+            problems(answer, response);
+            headers(answer, response);
+            if answer.of_read() {
+                cached(answer, response);
             }
-            response_examples(&id, response, &schemas);
+            response_example(answer, response, &schemas);
             links(&id, response);
         }
     }
@@ -170,27 +170,21 @@ fn request_example(operation: &mut Value, schemas: &Value) {
     }
 }
 
-fn response_examples(operation: &str, response: &mut Value, schemas: &Value) {
+fn response_example(answer: Answer<'_>, response: &mut Value, schemas: &Value) {
     let Some(media) = response.pointer_mut("/content/application~1json") else { return };
-    let Some(example) = schema_name(media).map(|name| schemas[name]["example"].clone()) else { return };
-    if operation == "get_command" {
-        let mut pending = example;
-        // Until it is decided, its id is all that is known.
-        for member in ["type", "user_id"] {
-            pending.as_object_mut().map(|members| members.remove(member));
-        }
-        pending.pointer_mut("/links").and_then(Value::as_object_mut).map(|links| links.remove("user"));
-        media["examples"] = json!({
-            "pending": { "summary": "Not applied yet", "value": pending },
-            "succeeded": { "summary": "Applied", "value": decided_example().to_json() },
-        });
-    } else if !example.is_null() {
+    let Some(schema) = schema_name(media).map(str::to_owned) else { return };
+    if answer.operation == "get_command" {
+        media["examples"] = examples::looked_up();
+        return;
+    }
+    let example = answer.body(&schema).unwrap_or_else(|| schemas[&schema]["example"].clone());
+    if !example.is_null() {
         media["example"] = example;
     }
 }
 
 /// The generator has no place for the examples of a response: its problems come as names of headers.
-fn problems(response: &mut Value) {
+fn problems(answer: Answer<'_>, response: &mut Value) {
     let Some(named) = response.get_mut("headers").and_then(Value::as_object_mut) else { return };
     let marks: Vec<_> = named.keys().filter(|name| name.starts_with(MARK)).cloned().collect();
     let (mut lines, mut examples) = (Vec::new(), BTreeMap::new());
@@ -198,7 +192,7 @@ fn problems(response: &mut Value) {
         named.remove(&mark);
         if let Some(kind) = ProblemKind::named(mark.trim_start_matches(MARK)) {
             lines.push((kind.title(), kind.description().trim()));
-            examples.insert(kind.name(), json!({ "summary": kind.title(), "value": kind.example() }));
+            examples.insert(kind.name(), json!({ "summary": kind.title(), "value": kind.example(answer.of_read()) }));
         }
     }
     let description = match lines.as_slice() {
@@ -211,56 +205,47 @@ fn problems(response: &mut Value) {
 }
 
 /// Headers come in capitals and without a word, and those of problems do not come at all.
-fn headers(status: &str, response: &mut Value) {
+fn headers(answer: Answer<'_>, response: &mut Value) {
     let described = |name: &str| -> Value {
-        let (description, schema, example): (&str, Value, Value) = match name {
+        let (description, schema): (&str, Value) = match name {
             "Location" => (
                 "Where the outcome, or what was created, can be read.",
                 json!({ "type": "string", "format": "uri-reference" }),
-                format!("/v1/users/{}", super::EXAMPLE_USER).into(),
             ),
             "ETag" => (
                 "The version of the user; `If-Match` and `If-None-Match` take it.",
                 json!({ "type": "string", "pattern": "^\"[0-9]+\"$" }),
-                "\"1\"".into(),
             ),
-            "Retry-After" => (
-                "In how many seconds to ask again.",
-                json!({ "type": "integer", "format": "int32", "minimum": 0 }),
-                1.into(),
-            ),
+            "Retry-After" => {
+                ("In how many seconds to ask again.", json!({ "type": "integer", "format": "int32", "minimum": 0 }))
+            }
             "Preference-Applied" => (
                 "The wait that was granted; absent unless one was asked for (RFC 7240).",
                 json!({ "type": "string", "pattern": "^wait=[0-9]+$" }),
-                "wait=5".into(),
             ),
             "Link" => (
                 "The pages before and behind this one (RFC 8288): `rel=\"prev\"` and `rel=\"next\"`; absent when there is neither.",
                 json!({ "type": "string" }),
-                "</v1/users?cursor=AQABiQpdrJZ3S7zOswIwmoBXXCY&limit=50>; rel=\"next\"".into(),
             ),
-            "WWW-Authenticate" => (
-                "What would let the client in (RFC 6750).",
-                json!({ "type": "string" }),
-                "Bearer realm=\"rollcall\"".into(),
-            ),
+            "WWW-Authenticate" => ("What would let the client in (RFC 6750).", json!({ "type": "string" })),
+            "Accept" | "Accept-Patch" => ("The media type that is taken.", json!({ "type": "string" })),
+            "Accept-Encoding" => {
+                ("How the body may be encoded; there when that was the fault.", json!({ "type": "string" }))
+            }
             "RateLimit" => (
                 "How many requests are left (`r`), and in how many seconds all of them are again (`t`); absent where there is no limit.",
                 json!({ "type": "string" }),
-                "\"caller\";r=599;t=1".into(),
             ),
             "RateLimit-Policy" => (
-                "How many requests (`q`) a caller may send in so many seconds (`w`); absent where there is no limit.",
+                "How many requests (`q`) a caller may send at once, and as many again in so many seconds (`w`); absent where there is no limit.",
                 json!({ "type": "string" }),
-                "\"caller\";q=600;w=60".into(),
             ),
             _ => (
                 "Nothing of this may be kept without asking again; it is for this client alone.",
                 json!({ "type": "string" }),
-                "private, no-cache".into(),
             ),
         };
-        json!({ "description": description, "schema": schema, "example": example })
+        json!({ "description": description, "schema": schema, "example": answer.header(name) })
     };
     let mut named = Map::new();
     for (name, header) in response["headers"].as_object().into_iter().flatten() {
@@ -272,27 +257,31 @@ fn headers(status: &str, response: &mut Value) {
         }
         named.insert(name.to_owned(), mended);
     }
-    for name in always(status) {
+    if answer.status == "403" {
+        // A page of another site is told nothing that would let it in.
+        named.insert("WWW-Authenticate".to_owned(), described("WWW-Authenticate"));
+    }
+    if answer.status == "415" {
+        for name in [if answer.operation == "update_user" { "Accept-Patch" } else { "Accept" }, "Accept-Encoding"] {
+            named.insert(name.to_owned(), described(name));
+        }
+    }
+    // Whatever is answered counts, but not what is no request.
+    for name in ["RateLimit", "RateLimit-Policy"] {
+        named.insert(name.to_owned(), described(name));
+    }
+    for name in always(answer.status) {
         let mut header = described(name);
         header["required"] = true.into();
         named.insert((*name).to_owned(), header);
     }
-    if status.starts_with('2') {
-        for name in ["RateLimit", "RateLimit-Policy"] {
-            named.insert(name.to_owned(), described(name));
-        }
-    }
-    if named.is_empty() {
-        response.as_object_mut().map(|members| members.remove("headers"));
-    } else {
-        response["headers"] = named.into();
-    }
+    response["headers"] = named.into();
 }
 
 /// The headers that every answer with this status has.
 fn always(status: &str) -> &'static [&'static str] {
     match status {
-        "401" | "403" => &["WWW-Authenticate"],
+        "401" => &["WWW-Authenticate"],
         "429" => &["Retry-After", "RateLimit", "RateLimit-Policy"],
         "503" => &["Retry-After"],
         _ => &[],
@@ -300,13 +289,13 @@ fn always(status: &str) -> &'static [&'static str] {
 }
 
 /// What may be kept matters where something is read.
-fn cached(status: &str, response: &mut Value) {
-    if matches!(status, "200" | "304") {
+fn cached(answer: Answer<'_>, response: &mut Value) {
+    if matches!(answer.status, "200" | "304") {
         response["headers"]["Cache-Control"] = json!({
             "description": "It may be kept by this client alone, and not be shown again without asking.",
             "required": true,
             "schema": { "type": "string" },
-            "example": "private, no-cache",
+            "example": answer.header("Cache-Control"),
         });
     }
 }

@@ -122,6 +122,26 @@ async fn a_query_parameter_that_the_operation_does_not_know_is_refused_by_name()
 }
 
 #[tokio::test]
+async fn a_condition_that_the_operation_does_not_look_at_is_refused_by_name() {
+    let any: &[(&str, &[u8])] = &[("if-none-match", b"*")];
+    let one: &[(&str, &[u8])] = &[("if-match", b"\"1\"")];
+    let suspend = format!("{USER}/suspend");
+    let rows: &[Row] = &[
+        ("a write", "DELETE", USER, any, InvalidRequest, &["If-None-Match"]),
+        ("a write", "POST", &suspend, any, InvalidRequest, &["If-None-Match"]),
+        ("a write", "POST", "/v1/users", any, InvalidRequest, &["If-None-Match"]),
+        ("nothing is there yet", "POST", "/v1/users", one, InvalidRequest, &["If-Match"]),
+        ("a read", "GET", USER, one, InvalidRequest, &["If-Match"]),
+        ("beside a query", "GET", "/v1/users?x=1", one, InvalidRequest, &["x", "If-Match"]),
+        // What has no tag matches none, and the read goes on.
+        ("a list", "GET", "/v1/users", &[("if-none-match", b"\"1\"")], DatabaseUnavailable, &[]),
+        ("a condition of reads", "GET", USER, &[("if-none-match", b"\"1\"")], DatabaseUnavailable, &[]),
+        ("a condition of writes", "DELETE", USER, one, BrokerUnavailable, &[]),
+    ];
+    check(rows).await;
+}
+
+#[tokio::test]
 async fn a_prefer_whose_wait_is_no_number_of_seconds_is_refused() {
     let suspend = format!("{USER}/suspend");
     let rows: &[Row] = &[
