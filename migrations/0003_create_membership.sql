@@ -48,6 +48,8 @@ CREATE TABLE members (
     in_use integer NOT NULL DEFAULT 0,
     waiting integer NOT NULL DEFAULT 0,
     beat_at timestamptz NOT NULL DEFAULT now(),
+    -- Whether a worker reaches the broker.
+    consumes boolean NOT NULL DEFAULT true,
     -- The session of the control connection: soon after it is gone, so is the instance, whatever the clock says. Unknown where
     -- a pooler lends it another one for each transaction; then there is only the clock.
     control_pid integer,
@@ -106,8 +108,9 @@ CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
         WHERE expires_at <= clock_timestamp() OR control_lost_at <= clock_timestamp() - grace
     $$;
 
--- Hands the partitions out: sticky, and to each worker as many as to the next or one more. A partition without an owner
--- changes hands at once; another gets an heir and changes hands when its owner lets go. The caller holds the lock.
+-- Hands the partitions out: sticky, and to each worker that reaches the broker, or to each if none does, as many as to the
+-- next or one more. A partition without an owner changes hands at once; another gets an heir and changes hands when its owner
+-- lets go. The caller holds the lock.
 CREATE FUNCTION redistribute_partitions() RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -136,6 +139,7 @@ BEGIN
             count(*) OVER () AS workers
         FROM members
         WHERE service = 'worker'
+            AND (consumes OR NOT EXISTS (SELECT FROM members AS others WHERE others.service = 'worker' AND others.consumes))
     ),
     quotas AS (
         -- Those that hold most get what does not divide evenly, so that as little as possible moves.
@@ -495,6 +499,7 @@ BEGIN
         expires_at = excluded.expires_at,
         control_pid = excluded.control_pid,
         control_lost_at = NULL,
+        consumes = DEFAULT,
         floor = excluded.floor,
         most = excluded.most
     RETURNING members.epoch INTO joined;
@@ -631,6 +636,21 @@ BEGIN
 END
 $$;
 
+-- Says whether a worker reaches the broker.
+CREATE FUNCTION set_consumes(instance uuid, consumes boolean) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+BEGIN
+    PERFORM FROM membership FOR UPDATE;
+    UPDATE members SET consumes = set_consumes.consumes
+    WHERE members.instance = set_consumes.instance AND members.consumes <> set_consumes.consumes;
+    IF FOUND THEN
+        PERFORM redistribute_partitions();
+        PERFORM call_members();
+    END IF;
+END
+$$;
+
 -- Leaves, after every channel and every connection of the pool was closed.
 CREATE FUNCTION leave_membership(instance uuid) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
@@ -646,6 +666,7 @@ $$;
 REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer, interval) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION set_consumes(uuid, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION connection_limits(text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION arrival_places(integer) FROM PUBLIC;

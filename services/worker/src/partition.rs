@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
 use common::db::{DatabaseState, Pool};
-use common::membership::{Holding, Holdings};
+use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
@@ -38,6 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
+/// For a batch that is under way when its partition is lost.
+const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// What closing the channel can take at a stop, and a little more.
 const STOP_MARGIN: Duration = Duration::from_millis(1500);
 
@@ -166,7 +168,7 @@ impl Partition {
         };
         let end = match ready {
             Err(interrupted) => Err(interrupted),
-            Ok(connection) => self.consume_over(&connection, lost).await,
+            Ok(connection) => self.consume_over(&connection, epoch, lost).await,
         };
         (end, started.elapsed())
     }
@@ -174,11 +176,16 @@ impl Partition {
     async fn consume_over(
         &mut self,
         connection: &Connection,
+        epoch: i64,
         lost: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<End, Interrupted> {
         let (channel, mut consumer) = self.open(connection).await?;
+        let taken = taken(self.holdings.ownership.clone(), self.number, epoch);
         self.consumption.began(self.number);
-        let end = self.consume(&channel, &mut consumer, lost).await;
+        let end = tokio::select! {
+            end = self.consume(&channel, &mut consumer, lost) => end,
+            () = taken => Ok(End::LetGo),
+        };
         if matches!(end, Err(Interrupted::Stalled(_))) {
             self.stalled(connection).await;
         }
@@ -312,7 +319,43 @@ impl Partition {
     }
 }
 
+/// Waits until a partition has not been this instance's under this epoch for a while. A batch that is still under way can
+/// hardly be committed any more, and as long as it holds its messages the next owner is given none.
+async fn taken(mut ownership: watch::Receiver<Ownership>, number: u16, epoch: i64) {
+    let ours = |owned: &Ownership| owned.get(&number).is_some_and(|holding| holding.epoch == epoch);
+    while ownership.wait_for(|owned| !ours(owned)).await.is_ok() {
+        // What is about to be committed may be.
+        let back = tokio::time::timeout(COMMIT_MARGIN, ownership.wait_for(ours)).await;
+        if !matches!(back, Ok(Ok(_))) {
+            return;
+        }
+    }
+}
+
 /// What was delivered and not acknowledged goes back to the head of the queue; only then may another read.
 async fn close(channel: &Channel) {
     let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_counts_as_taken_once_it_has_been_lost_for_a_while() {
+        let held = |epoch| Ownership::from([(7, Holding { epoch, wanted: false })]);
+        let (sender, ownership) = watch::channel(held(1));
+        let mut taken = pin!(taken(ownership, 7, 1));
+        let mut within = async |wait| tokio::time::timeout(wait, &mut taken).await.is_ok();
+        let moment = COMMIT_MARGIN / 2;
+        // Wanted by another is not lost; nor is what is back in a moment.
+        for step in [Ownership::from([(7, Holding { epoch: 1, wanted: true })]), Ownership::new(), held(1)] {
+            sender.send_replace(step);
+            assert!(!within(moment).await);
+        }
+        assert!(!within(COMMIT_MARGIN * 5).await);
+        sender.send_replace(held(2));
+        assert!(!within(moment).await);
+        assert!(within(COMMIT_MARGIN).await, "another epoch is another's, even if that is this instance again");
+    }
 }

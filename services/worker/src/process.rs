@@ -19,6 +19,7 @@ use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
 use crate::pruning::Pruning;
+use crate::reach;
 use crate::relay::Relay;
 use crate::replies::Replies;
 use crate::settings::WorkerSettings;
@@ -55,6 +56,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     info!(address = %listener.local_addr()?, "worker probes listen");
     http::serve(shutdown, "probes", listener, http::MOST_CONNECTIONS, http::probes(&health).boxed());
 
+    reach::start(shutdown, consuming.clone(), holdings.clone());
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     let applying = Applying::new(&health);
     let relay = Relay {

@@ -26,6 +26,8 @@ use tokio::sync::{Notify, watch};
 use tracing::warn;
 use uuid::Uuid;
 
+/// Events that are handed to the publishers at once: fewer than the places of one.
+const AT_ONCE: usize = 1000;
 /// Events of each partition that are read at once.
 const BATCH: i64 = 100;
 /// Between looks for events that nobody told of: of an earlier owner, or of a replay.
@@ -128,7 +130,7 @@ impl Relay {
         #[cfg(feature = "mutants")]
         let events = crate::mutants::relayed(events);
         let mut failure = None;
-        for wave in waves(events) {
+        for wave in waves(events).into_iter().flat_map(|wave| parts(wave, AT_ONCE)) {
             let answers = join_all(wave.iter().map(|event| self.publish(event))).await;
             let mut confirmed = Vec::with_capacity(wave.len());
             for (event, answer) in wave.into_iter().zip(answers) {
@@ -222,6 +224,17 @@ impl Relay {
         lease.release().await?;
         Ok(())
     }
+}
+
+/// Publishers take only so many at once.
+fn parts(mut wave: Vec<Event>, most: usize) -> Vec<Vec<Event>> {
+    let mut parts = Vec::new();
+    while wave.len() > most {
+        let rest = wave.split_off(most);
+        parts.push(std::mem::replace(&mut wave, rest));
+    }
+    parts.push(wave);
+    parts
 }
 
 /// The n-th event of each user in the n-th wave.

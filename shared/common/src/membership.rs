@@ -16,11 +16,12 @@
 
 mod demand;
 mod door;
+mod holdings;
 mod pace;
 mod protocol;
 mod share;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use uuid::Uuid;
 use self::demand::Demand;
 use self::door::Door;
 pub(crate) use self::door::Turn;
+pub use self::holdings::{Holding, Holdings, Ownership};
 use self::pace::Pace;
 pub use self::protocol::MembershipError;
 use self::protocol::{Admission, Application, BeatAnswer};
@@ -41,28 +43,6 @@ use crate::db::{DbError, Heard, Pool, PoolStatus, Session};
 
 /// Between the end of a lease by this process's clock and by the server's.
 const MARGIN: Duration = Duration::from_secs(1);
-
-/// A partition that this instance owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holding {
-    /// What every transaction on the partition checks.
-    pub epoch: i64,
-    /// Another instance shall have it: stop, close the channel, let go.
-    pub wanted: bool,
-}
-
-/// What this instance owns, by partition.
-pub type Ownership = BTreeMap<u16, Holding>;
-
-/// What the partition loops see of the membership. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Holdings {
-    /// Names this instance in the database for the life of the process.
-    pub instance: Uuid,
-    /// What it owns now.
-    pub ownership: watch::Receiver<Ownership>,
-    letting_go: mpsc::UnboundedSender<u16>,
-}
 
 /// The heartbeat's side. It lives in the database monitor, on the control connection.
 #[derive(Debug)]
@@ -87,6 +67,9 @@ pub struct Member {
     ownership: watch::Sender<Ownership>,
     letting_go: mpsc::UnboundedReceiver<u16>,
     let_go: BTreeSet<u16>,
+    reaching: watch::Receiver<bool>,
+    /// What the others know of it.
+    consumes: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,14 +90,6 @@ pub(crate) enum Beat {
     Away(Duration),
 }
 
-impl Holdings {
-    /// Says that a partition's channel is closed and nothing of it is under way.
-    pub fn let_go(&self, partition: u16) {
-        // Fails only when the process closes; then the whole membership is left.
-        let _ = self.letting_go.send(partition);
-    }
-}
-
 impl Member {
     /// An instance that has not joined yet, and its pool, which lends nothing before.
     ///
@@ -130,7 +105,8 @@ impl Member {
         let pool = Pool::leased(&settings.database, &format!("rollcall/{instance}"), session)?;
         let (ownership, owned) = watch::channel(Ownership::new());
         let (sender, letting_go) = mpsc::unbounded_channel();
-        let holdings = Holdings { instance, ownership: owned, letting_go: sender };
+        let (reaches, reaching) = watch::channel(true);
+        let holdings = Holdings { instance, ownership: owned, letting_go: sender, reaching: reaches };
         let member = Self {
             instance,
             claim,
@@ -149,6 +125,8 @@ impl Member {
             ownership,
             letting_go,
             let_go: BTreeSet::new(),
+            reaching,
+            consumes: true,
         };
         Ok((member, holdings, pool))
     }
@@ -243,7 +221,7 @@ impl Member {
             },
         };
         // First what takes the membership's lock before any other: behind a pooler all of this is one transaction.
-        self.release_partitions(session).await?;
+        self.offer(session).await?;
         if !self.say(session, joined).await? {
             warn!(instance = %self.instance, "reaped: the heartbeat came too late");
             // One turn without anything, so that every loop stops before something is owned anew.
@@ -260,14 +238,19 @@ impl Member {
         Ok(Beat::Kept)
     }
 
-    /// Lets go what was asked for.
-    async fn release_partitions(&mut self, session: &mut Session) -> Result<(), MembershipError> {
+    /// Lets go what was asked for, and says whether it could have more.
+    async fn offer(&mut self, session: &mut Session) -> Result<(), MembershipError> {
         while let Ok(partition) = self.letting_go.try_recv() {
             self.let_go.insert(partition);
         }
         if !self.let_go.is_empty() {
             protocol::release(session.connection_mut(), self.instance, self.let_go.iter().copied()).await?;
             self.let_go.clear();
+        }
+        let consumes = *self.reaching.borrow();
+        if consumes != self.consumes {
+            protocol::set_consumes(session.connection_mut(), self.instance, consumes).await?;
+            self.consumes = consumes;
         }
         Ok(())
     }
@@ -301,7 +284,7 @@ impl Member {
         // Whatever was open belonged to an earlier membership; the others have ended it.
         self.pool.discard_idle();
         let joined = Joined { epoch, lives, shareless };
-        self.joined = Some(joined);
+        (self.joined, self.consumes) = (Some(joined), true);
         Ok(Ok(joined))
     }
 

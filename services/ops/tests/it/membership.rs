@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::harness::{Process, System, Writers, eventually};
+use crate::proxy::Proxy;
 
 const PARTITIONS: i64 = 16;
 
@@ -56,6 +57,37 @@ async fn workers_share_the_partitions_while_they_join_leave_and_die_under_load()
     assert!(promises.others.is_empty(), "{:?}", promises.others);
     promises.kept(&system).await;
     drop(fourth);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_reach_the_broker_leaves_the_partitions_to_those_who_do() {
+    let mut system = System::prepare().await;
+    let api = system.api().await;
+    let near = system.worker().await;
+    let broker = system.environment.iter().find(|(name, _)| name == "AMQP_URL").unwrap().1.parse().unwrap();
+    let network = Proxy::start(&broker).await.unwrap();
+    system.set("AMQP_URL", network.url(&broker).as_str());
+    let far = system.worker().await;
+    let mut connection = system.database().await;
+    settled(&mut connection, 2).await;
+    let writers = Writers::start(8, &[api.url("")]);
+    writers.progress(50).await;
+
+    // It is alive, and beats.
+    network.silence();
+    settled(&mut connection, 1).await;
+    far.unready("broker, consuming").await;
+    let members: i64 = sqlx::query_scalar("SELECT count(*) FROM members").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(members, 3);
+    writers.progress(50).await;
+
+    network.open();
+    settled(&mut connection, 2).await;
+    writers.progress(50).await;
+    let promises = writers.finish().await;
+    assert!(promises.others.is_empty(), "{:?}", promises.others);
+    promises.kept(&system).await;
+    drop((near, far));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,6 +165,16 @@ pub(super) async fn release(
     Ok(())
 }
 
+/// Says whether this instance reaches the broker.
+pub(super) async fn set_consumes(
+    connection: &mut PgConnection,
+    instance: Uuid,
+    consumes: bool,
+) -> Result<(), MembershipError> {
+    sqlx::query("SELECT set_consumes($1, $2)").bind(instance).bind(consumes).execute(connection).await?;
+    Ok(())
+}
+
 /// What this instance owns and shall own.
 pub(super) async fn partitions(connection: &mut PgConnection, instance: Uuid) -> Result<Vec<Owned>, MembershipError> {
     let rows: Vec<(i32, i64, bool, bool)> = sqlx::query_as(

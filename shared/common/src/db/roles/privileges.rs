@@ -40,6 +40,7 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("join_membership", &[Control]),
     ("beat_membership", &[Control]),
     ("release_partitions", &[Control]),
+    ("set_consumes", &[Control]),
     ("leave_membership", &[Control]),
     ("redistribute_partitions", &[]),
     ("redistribute", &[]),
