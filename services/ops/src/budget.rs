@@ -80,7 +80,7 @@ async fn total(conn: &mut PgConnection) -> Result<Total, sqlx::Error> {
                 FROM pg_stat_activity
                 WHERE datname = current_database() AND application_name ~ '^rollcall(-control)?/'
             ) AS "sessions!",
-            (SELECT usable FROM connection_limits(session_user)) AS "usable!"
+            (SELECT usable FROM connection_limits(NULL)) AS "usable!"
         FROM membership
         "#
     )

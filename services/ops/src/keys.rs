@@ -85,7 +85,7 @@ struct Row {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
-    let settings = DatabaseSettings::read(&mut reader);
+    let settings = DatabaseSettings::read_direct(&mut reader);
     let settings = reader.finish(settings)?;
     let mut conn = db::connect(&settings, "rollcall-keys").await?;
     sqlx::raw_sql(SESSION).execute(&mut conn).await?;

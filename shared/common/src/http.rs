@@ -10,6 +10,7 @@
 //! its library refuses large heads with answers that are no problem documents and that nothing can replace.
 
 mod crowd;
+mod descriptors;
 mod probes;
 mod problem;
 mod unread;
@@ -75,7 +76,7 @@ pub fn serve(
     let stopping = shutdown.clone();
     let endpoint = Arc::new(endpoint);
     shutdown.supervise(name, Tier::Front, async move {
-        let crowd = Crowd::new(most);
+        let crowd = Crowd::new(descriptors::connections(most));
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {

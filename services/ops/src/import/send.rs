@@ -33,9 +33,10 @@ pub(super) async fn send(client: &Client, import: &str, row: &Row) -> anyhow::Re
     if !row.suspended() {
         return Ok(None);
     }
-    let suspended =
-        client.suspend_user().user_id(user).prefer(WAIT).idempotency_key(format!("{key}-suspend")).send().await;
-    match end(client, suspended.map(client::ResponseValue::into_inner), "already-suspended").await? {
+    // Only as it was created: what others made of it since stays.
+    let suspending = client.suspend_user().user_id(user).if_match("\"1\"").prefer(WAIT);
+    let suspended = suspending.idempotency_key(format!("{key}-suspend")).send().await;
+    match end(client, suspended.map(client::ResponseValue::into_inner), "version-lost").await? {
         End::Done(_) => Ok(None),
         End::Rejected(fault) => Ok(Some(Flaw { field: "status".to_owned(), ..fault })),
     }
@@ -65,7 +66,7 @@ where
             let reason = if command.status == CommandStatus::Parked { None } else { command.reason.clone() };
             (command, reason.unwrap_or_else(|| "command-parked".to_owned()))
         }
-        Err(Error::Problem(problem)) if matches!(problem.status, 409 | 422) => {
+        Err(Error::Problem(problem)) if matches!(problem.status, 409 | 412 | 422) => {
             let id = problem.command_id.context("a rejection without its command")?;
             (client.outcome(id).await?, problem.kind().to_owned())
         }

@@ -35,7 +35,7 @@ impl Pooled {
     }
 
     /// What a command of the operator prints, on both streams.
-    async fn rollcall(&self, arguments: &'static [&'static str]) -> (bool, String) {
+    async fn rollcall(&self, arguments: &[&'static str]) -> (bool, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall"));
         command.args(arguments).env_clear().envs(self.system.environment.iter().cloned());
         let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
@@ -79,8 +79,17 @@ async fn ten_thousand_reads_and_the_writes_beside_them_go_through_a_pooler_witho
     .await;
     let (shown, table) = pooled.rollcall(&["budget"]).await;
     assert!(shown && table.contains("pooler"), "{table}");
-    let (migrated, status) = pooled.rollcall(&["migrate", "status"]).await;
-    assert!(migrated, "{status}");
+    let commands: [&[&'static str]; 5] = [
+        &["migrate", "status"],
+        &["dead-letters", "list"],
+        &["keys", "list"],
+        &["roles", "plan", "--budget", "20"],
+        &["export", "-", "--format", "csv"],
+    ];
+    for command in commands {
+        let (done, output) = pooled.rollcall(command).await;
+        assert!(done, "{command:?}: {output}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

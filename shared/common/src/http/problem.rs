@@ -51,14 +51,14 @@ fn document(status: u16, name: &str, title: &str, detail: &str) -> String {
     .to_string()
 }
 
-/// A whole answer for a request that could not be parsed; the connection ends with it.
-pub(super) fn refusal(status: u16) -> Bytes {
+/// A whole answer of this date for a request that could not be parsed; the connection ends with it.
+pub(super) fn refusal(status: u16, date: &str) -> Bytes {
     let found = REFUSALS.iter().find(|(known, ..)| *known == status);
     let (status, name, title, detail) = *found.unwrap_or(&REFUSALS[0]);
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let body = document(status, name, title, detail);
     format!(
-        "HTTP/1.1 {status} {reason}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n\
+        "HTTP/1.1 {status} {reason}\r\ndate: {date}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )

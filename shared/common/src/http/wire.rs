@@ -89,14 +89,14 @@ fn replaced(written: &[u8]) -> Option<Bytes> {
     let text = std::str::from_utf8(&head[start..]).ok()?;
     let mut lines = text.split("\r\n");
     let status: u16 = lines.next()?.get(9..12)?.parse().ok()?;
-    let headers: Vec<String> = lines.map(str::to_ascii_lowercase).collect();
-    if !headers.iter().any(|line| line == "content-length: 0")
-        || headers.iter().any(|line| line.starts_with("content-type:"))
-    {
+    let headers: Vec<_> = lines.filter_map(|line| line.split_once(": ")).collect();
+    let header =
+        |wanted: &str| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| *value);
+    if header("content-length") != Some("0") || header("content-type").is_some() {
         return None;
     }
     let mut replacement = BytesMut::from(&written[..start]);
-    replacement.extend_from_slice(&problem::refusal(status));
+    replacement.extend_from_slice(&problem::refusal(status, header("date")?));
     Some(replacement.freeze())
 }
 
@@ -145,7 +145,8 @@ mod tests {
 
     use super::*;
 
-    const BARE: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    const BARE: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\
+        date: Sun, 22 Nov 2026 08:31:12 GMT\r\n\r\n";
 
     #[tokio::test]
     async fn a_bare_refusal_becomes_a_problem_and_what_came_before_it_stays() {
@@ -160,6 +161,7 @@ mod tests {
         let (head, body) = refusal.split_once("\r\n\r\n").expect("a head");
         assert!(head.starts_with("HTTP/1.1 431 ") && head.contains("content-type: application/problem+json"), "{head}");
         assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert!(head.contains("date: Sun, 22 Nov 2026 08:31:12 GMT"), "{head}");
         let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
         assert_eq!((&body["type"], &body["status"]), (&"/problems/headers-too-large".into(), &431.into()));
     }
