@@ -1,5 +1,5 @@
-//! What is logged of reads that fail: at most one a second. While the database is away each would say the same, and how many
-//! there are is a metric.
+//! What is told of reads that fail: to the client a problem, to the log at most one line a second. While the database is away
+//! each would say the same, and how many there are is a metric.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,6 +8,9 @@ use common::db::DbError;
 use common::shutdown::chain;
 use tokio::time::Instant;
 use tracing::warn;
+
+use crate::loader::LoadError;
+use crate::problem::{Problem, ProblemKind};
 
 /// Between two lines.
 const APART: Duration = Duration::from_secs(1);
@@ -19,6 +22,22 @@ pub(crate) fn read_failed(error: &DbError) {
     let due = LOG.lock().unwrap_or_else(PoisonError::into_inner).due(Instant::now());
     if let Some(untold) = due {
         warn!(error = chain(error), untold, "a read failed");
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        read_failed(&error);
+        Self::new(ProblemKind::DatabaseUnavailable)
+    }
+}
+
+impl From<LoadError> for Problem {
+    fn from(error: LoadError) -> Self {
+        Self::new(match error {
+            LoadError::Full => ProblemKind::Overloaded,
+            LoadError::Unavailable => ProblemKind::DatabaseUnavailable,
+        })
     }
 }
 

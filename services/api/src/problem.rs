@@ -8,7 +8,6 @@ use std::marker::PhantomData;
 
 use common::broker::PublishError;
 use common::command::{CommandId, Rejection};
-use common::db::DbError;
 use poem::http::header::WWW_AUTHENTICATE;
 use poem::http::{HeaderName, StatusCode};
 use poem::web::Path;
@@ -20,8 +19,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::contract::EXAMPLE_COMMAND;
-use crate::failed_reads::read_failed;
-use crate::loader::LoadError;
 
 /// The media type of every problem.
 pub(crate) const CONTENT_TYPE: &str = "application/problem+json";
@@ -311,22 +308,6 @@ impl From<Rejection> for Problem {
             Rejection::AlreadySuspended => ProblemKind::AlreadySuspended,
             Rejection::NotSuspended => ProblemKind::NotSuspended,
             Rejection::KeyReused => ProblemKind::IdempotencyKeyReused,
-        })
-    }
-}
-
-impl From<DbError> for Problem {
-    fn from(error: DbError) -> Self {
-        read_failed(&error);
-        Self::new(ProblemKind::DatabaseUnavailable)
-    }
-}
-
-impl From<LoadError> for Problem {
-    fn from(error: LoadError) -> Self {
-        Self::new(match error {
-            LoadError::Full => ProblemKind::Overloaded,
-            LoadError::Unavailable => ProblemKind::DatabaseUnavailable,
         })
     }
 }
