@@ -48,8 +48,9 @@ CREATE TABLE members (
     in_use integer NOT NULL DEFAULT 0,
     waiting integer NOT NULL DEFAULT 0,
     beat_at timestamptz NOT NULL DEFAULT now(),
-    -- Whether a worker reaches the broker.
+    -- Whether a worker reaches the broker, and since when that is so.
     consumes boolean NOT NULL DEFAULT true,
+    consumes_since timestamptz NOT NULL DEFAULT now(),
     -- The session of the control connection: soon after it is gone, so is the instance, whatever the clock says. Unknown where
     -- a pooler lends it another one for each transaction; then there is only the clock.
     control_pid integer,
@@ -108,9 +109,28 @@ CREATE FUNCTION gone_members() RETURNS TABLE (instance uuid)
         WHERE expires_at <= clock_timestamp() OR control_lost_at <= clock_timestamp() - grace
     $$;
 
--- Hands the partitions out: sticky, and to each worker that reaches the broker, or to each if none does, as many as to the
--- next or one more. A partition without an owner changes hands at once; another gets an heir and changes hands when its owner
--- lets go. The caller holds the lock.
+-- Workers that have not reached the broker for a while in which another one did all the time. A broker that is away or is
+-- started again is out of reach for all of them, for some a little longer: that strands nobody.
+CREATE FUNCTION stranded_workers() RETURNS TABLE (instance uuid)
+    LANGUAGE sql
+    AS $$
+        SELECT members.instance
+        FROM members
+        WHERE service = 'worker'
+            AND NOT consumes
+            AND consumes_since <= clock_timestamp() - interval '5 seconds'
+            AND EXISTS (
+                SELECT
+                FROM members AS others
+                WHERE others.service = 'worker'
+                    AND others.consumes
+                    AND others.consumes_since <= clock_timestamp() - interval '5 seconds'
+            )
+    $$;
+
+-- Hands the partitions out: sticky, and to each worker that is not stranded as many as to the next or one more. A partition
+-- without an owner changes hands at once; another gets an heir and changes hands when its owner lets go. The caller holds
+-- the lock.
 CREATE FUNCTION redistribute_partitions() RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -138,8 +158,7 @@ BEGIN
             (SELECT count(*) FROM partitions) AS partitions,
             count(*) OVER () AS workers
         FROM members
-        WHERE service = 'worker'
-            AND (consumes OR NOT EXISTS (SELECT FROM members AS others WHERE others.service = 'worker' AND others.consumes))
+        WHERE service = 'worker' AND instance NOT IN (SELECT stranded.instance FROM stranded_workers() AS stranded)
     ),
     quotas AS (
         -- Those that hold most get what does not divide evenly, so that as little as possible moves.
@@ -500,6 +519,7 @@ BEGIN
         control_pid = excluded.control_pid,
         control_lost_at = NULL,
         consumes = DEFAULT,
+        consumes_since = DEFAULT,
         floor = excluded.floor,
         most = excluded.most
     RETURNING members.epoch INTO joined;
@@ -523,6 +543,7 @@ DECLARE
     reaped boolean;
     lost boolean;
     abandoned boolean;
+    stranded boolean;
     came_of_age boolean;
     unfair boolean;
     freed boolean;
@@ -544,6 +565,12 @@ BEGIN
             FROM partitions
             WHERE owner IS NOT NULL AND NOT EXISTS (SELECT FROM members WHERE members.instance = owner)
         ),
+        -- They cannot consume.
+        EXISTS (
+            SELECT
+            FROM partitions
+            WHERE coalesce(heir, owner) IN (SELECT stranded_workers.instance FROM stranded_workers())
+        ),
         NOT me.settled AND me.joined_at <= clock_timestamp() - interval '1 second',
         -- It waits, and there is something for it: what nobody shall have, what another has no use for, or more than its due.
         me.settled AND beat_membership.demand > me.target AND me.target < me.most AND (
@@ -562,10 +589,10 @@ BEGIN
             )
         ),
         me.granted <> me.target
-    INTO reaped, lost, abandoned, came_of_age, unfair, freed
+    INTO reaped, lost, abandoned, stranded, came_of_age, unfair, freed
     FROM membership, members AS me
     WHERE me.instance = beat_membership.instance AND me.epoch = beat_membership.epoch;
-    IF reaped OR lost OR abandoned OR came_of_age OR unfair OR freed THEN
+    IF reaped OR lost OR abandoned OR stranded OR came_of_age OR unfair OR freed THEN
         PERFORM FROM membership FOR UPDATE;
         PERFORM pg_stat_clear_snapshot();
         PERFORM note_lost_members();
@@ -588,8 +615,11 @@ BEGIN
         AND expires_at > clock_timestamp();
     alive := FOUND;
 
-    IF abandoned AND NOT reaped THEN
+    IF (abandoned OR stranded) AND NOT reaped THEN
         PERFORM redistribute_partitions();
+    END IF;
+    IF stranded THEN
+        PERFORM call_members();
     END IF;
     IF reaped THEN
         PERFORM redistribute();
@@ -636,15 +666,15 @@ BEGIN
 END
 $$;
 
--- Says whether a worker reaches the broker.
+-- Says whether a worker reaches the broker. What that moves away comes with somebody's heartbeat.
 CREATE FUNCTION set_consumes(instance uuid, consumes boolean) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
-    UPDATE members SET consumes = set_consumes.consumes
+    UPDATE members SET consumes = set_consumes.consumes, consumes_since = clock_timestamp()
     WHERE members.instance = set_consumes.instance AND members.consumes <> set_consumes.consumes;
-    IF FOUND THEN
+    IF FOUND AND set_consumes.consumes THEN
         PERFORM redistribute_partitions();
         PERFORM call_members();
     END IF;

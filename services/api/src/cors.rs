@@ -8,8 +8,8 @@ use url::Url;
 const REQUEST_FIELDS: &str =
     "authorization, content-type, idempotency-key, if-match, if-none-match, prefer, traceparent, tracestate";
 /// Fields that a page may read beside those that it always may.
-const RESPONSE_FIELDS: &str =
-    "etag, link, location, preference-applied, ratelimit, ratelimit-policy, retry-after, www-authenticate";
+const RESPONSE_FIELDS: &str = "accept, accept-encoding, accept-patch, etag, link, location, preference-applied, ratelimit, \
+     ratelimit-policy, retry-after, www-authenticate";
 const METHODS: &str = "GET, HEAD, POST, PATCH, DELETE";
 /// For how long a browser need not ask again, in seconds.
 const MAX_AGE: &str = "600";

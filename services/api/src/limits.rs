@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use common::config::{Reader, Variable};
-use common::http::MOST_CONNECTIONS;
+use common::http::{MOST_CONNECTIONS, possible_connections};
 
 use crate::cors::Origins;
 use crate::rate::RateSettings;
@@ -75,6 +75,15 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The same, with no more connections than this process can have.
+    #[must_use]
+    pub(crate) fn possible(self) -> Self {
+        let connections = possible_connections(self.connections);
+        let waiting =
+            if connections < self.connections { self.waiting.min(waiting(connections)) } else { self.waiting };
+        Self { connections, waiting, ..self }
+    }
+
     /// Reads them; `None` when something is faulty.
     pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
         let connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);

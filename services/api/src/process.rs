@@ -27,18 +27,18 @@ pub async fn main() -> anyhow::Result<()> {
 
 /// Starts every part; the pool is closed last.
 async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
-    let service = settings.service;
+    let (service, limits) = (settings.service, settings.limits.possible());
     let health = Health::new(settings.ready_when, shutdown.clone());
     // The API never writes to the database, and its sessions could not.
     let (member, _, pool) = Member::new(API, &service, &[("default_transaction_read_only", "on")])?;
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
-    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &settings.limits);
-    let guard = Guard::start(shutdown, &health, &pool, settings.auth, settings.limits.rate)?;
+    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &limits);
+    let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");
-    let routes = app::routes(api, guard, &health, settings.limits.origins).boxed();
-    http::serve(shutdown, "http", listener, settings.limits.connections, routes);
+    let routes = app::routes(api, guard, &health, limits.origins).boxed();
+    http::serve(shutdown, "http", listener, limits.connections, routes);
     Ok(pool)
 }

@@ -38,7 +38,7 @@ struct Parameters {
 }
 
 /// What cannot hold where it is not looked at: `If-None-Match` of a read does, for what has no tag matches none.
-const CONDITIONS: [(&str, &[Method]); 2] = [("If-Match", &[]), ("If-None-Match", &[Method::GET, Method::HEAD])];
+const CONDITIONS: [(&str, &[Method]); 2] = [("If-Match", &[]), ("If-None-Match", &[Method::GET])];
 
 /// The middleware.
 #[derive(Debug)]

@@ -80,7 +80,19 @@ async fn total(conn: &mut PgConnection) -> Result<Total, sqlx::Error> {
                 FROM pg_stat_activity
                 WHERE datname = current_database() AND application_name ~ '^rollcall(-control)?/'
             ) AS "sessions!",
-            (SELECT usable FROM connection_limits(NULL)) AS "usable!"
+            (
+                SELECT usable
+                FROM connection_limits(coalesce(
+                    -- The role of the services may be given less than the server has, and the operator's less than that.
+                    (
+                        SELECT usename
+                        FROM pg_stat_activity
+                        WHERE datname = current_database() AND application_name LIKE 'rollcall/%'
+                        LIMIT 1
+                    ),
+                    session_user
+                )::text)
+            ) AS "usable!"
         FROM membership
         "#
     )

@@ -54,7 +54,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let replies = Replies::start(shutdown, publishing.clone());
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
-    http::serve(shutdown, "probes", listener, http::MOST_CONNECTIONS, http::probes(&health).boxed());
+    let most = http::possible_connections(http::MOST_CONNECTIONS);
+    http::serve(shutdown, "probes", listener, most, http::probes(&health).boxed());
 
     reach::start(shutdown, consuming.clone(), holdings.clone());
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());

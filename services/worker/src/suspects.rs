@@ -6,7 +6,8 @@
 //!
 //! # Why is a try counted before it is made?
 //! Nothing can be counted after a kill -9. A try that comes back, whatever its end, is taken off again, so that only
-//! tries that ended with their worker add up. What else ended the worker then is counted too: hence several attempts.
+//! tries that ended with their worker add up, or with its partition. What else ended them is counted too: hence several
+//! attempts.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -16,6 +16,8 @@ mod problem;
 mod unread;
 mod wire;
 
+pub use self::descriptors::possible_connections;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,7 +78,7 @@ pub fn serve(
     let stopping = shutdown.clone();
     let endpoint = Arc::new(endpoint);
     shutdown.supervise(name, Tier::Front, async move {
-        let crowd = Crowd::new(descriptors::connections(most));
+        let crowd = Crowd::new(most);
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {

@@ -16,6 +16,8 @@ const WAIT: &str = "wait=30";
 enum End {
     /// It is so, and this is the user.
     Done(Uuid),
+    /// It was so before.
+    Already(Uuid),
     Rejected(Flaw),
 }
 
@@ -25,21 +27,34 @@ pub(super) async fn send(client: &Client, import: &str, row: &Row) -> anyhow::Re
     let key = key(import, row);
     let body = NewUser { email: row.email.clone(), name: row.name.clone() };
     let created = client.create_user().prefer(WAIT).idempotency_key(&key).body(body).send().await;
-    // A row that was imported before the window of its key began has the id that the key gives it.
-    let user = match end(client, created.map(client::ResponseValue::into_inner), "user-exists").await? {
-        End::Done(user) => user,
+    let (user, already) = match end(client, created.map(client::ResponseValue::into_inner), "user-exists").await? {
+        End::Done(user) => (user, false),
+        // A row that was imported before the window of its key began has the id that the key gives it.
+        End::Already(user) => (user, true),
         End::Rejected(fault) => return Ok(Some(fault)),
     };
     if !row.suspended() {
         return Ok(None);
     }
-    // Only as it was created: what others made of it since stays.
-    let suspending = client.suspend_user().user_id(user).if_match("\"1\"").prefer(WAIT);
-    let suspended = suspending.idempotency_key(format!("{key}-suspend")).send().await;
-    match end(client, suspended.map(client::ResponseValue::into_inner), "version-lost").await? {
-        End::Done(_) => Ok(None),
-        End::Rejected(fault) => Ok(Some(Flaw { field: "status".to_owned(), ..fault })),
+    let mut suspending = client.suspend_user().user_id(user).prefer(WAIT).idempotency_key(format!("{key}-suspend"));
+    if already {
+        // Only as it was created: what others made of it since stays.
+        suspending = suspending.if_match("\"1\"");
     }
+    let same = if already { "version-lost" } else { "already-suspended" };
+    match end(client, suspending.send().await.map(client::ResponseValue::into_inner), same).await? {
+        End::Rejected(fault) => Ok(Some(Flaw { field: "status".to_owned(), ..fault })),
+        End::Already(_) if already && !suspended(client, user).await? => Ok(Some(Flaw::new(
+            "status",
+            "was changed since the row was imported, and stays active; suspend the user if it should not be",
+        ))),
+        End::Done(_) | End::Already(_) => Ok(None),
+    }
+}
+
+async fn suspended(client: &Client, user: Uuid) -> Result<bool, Error> {
+    let user = client.get_user().user_id(user).send().await?;
+    Ok(user.status == types::UserStatus::Suspended)
 }
 
 /// The same for the same row in the same import, whenever it is sent.
@@ -83,7 +98,7 @@ where
         Err(error) => return Err(error.into()),
     };
     if reason == same {
-        return Ok(End::Done(command.user_id.context("a command without its user")?));
+        return Ok(End::Already(command.user_id.context("a command without its user")?));
     }
     Ok(End::Rejected(match reason.as_str() {
         "email-taken" => Flaw::new(

@@ -23,7 +23,7 @@ pub(super) fn parse(name: &str) -> Result<Mutant, String> {
 fn trap(mutant: Mutant) -> (&'static Deck, Broken) {
     const LOAD_ALONE: &Deck = &[(Fault::SlowNetwork, 1)];
     match mutant {
-        Mutant::Deduplication => (&[(Fault::RepeatMessages, 1), (Fault::SlowNetwork, 1)], Broken::Twice),
+        Mutant::Deduplication => (&[(Fault::RepeatMessages, 1)], Broken::Twice),
         Mutant::Fence => (&[(Fault::FreezeBeyondLease, 1), (Fault::FreezeAndCut, 1)], Broken::Unfenced),
         Mutant::EarlyAck => (&[(Fault::Kill(Target::Worker), 3), (Fault::StopPostgres, 1)], Broken::Lost),
         Mutant::Order | Mutant::EventOrder | Mutant::Unheld => (LOAD_ALONE, Broken::Reordered),

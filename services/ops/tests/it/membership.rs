@@ -75,6 +75,7 @@ async fn who_does_not_reach_the_broker_leaves_the_partitions_to_those_who_do() {
 
     // It is alive, and beats.
     network.silence();
+    network.cut();
     settled(&mut connection, 1).await;
     far.unready("broker, consuming").await;
     let members: i64 = sqlx::query_scalar("SELECT count(*) FROM members").fetch_one(&mut connection).await.unwrap();

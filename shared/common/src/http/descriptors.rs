@@ -8,7 +8,7 @@ const OWN: u64 = 256;
 
 /// How many connections of clients there may be, of those that are wanted. Shells and supervisors set a soft limit that suits
 /// programs of another time: it is raised to the hard one.
-pub(super) fn connections(wanted: usize) -> usize {
+pub fn possible_connections(wanted: usize) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // Refused only above the hard limit.
     let raised = current != maximum && setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();

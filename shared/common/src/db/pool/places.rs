@@ -61,6 +61,8 @@ struct State<C> {
     until: Option<Instant>,
     /// What the control connection said last; none where no share could be lost.
     heard: Option<Heard>,
+    /// Its size came with a heartbeat: others tell what has ended.
+    leased: bool,
     holding: bool,
     closed: bool,
 }
@@ -107,6 +109,7 @@ impl<C> Places<C> {
             peak: 0,
             until: None,
             heard: None,
+            leased: false,
             holding: false,
             closed: false,
         };
@@ -194,6 +197,7 @@ impl<C> Places<C> {
             state.holding = false;
             state.until = until;
             state.heard = heard;
+            state.leased |= heard.is_some();
             self.set_size(&mut state, size)
         };
         drop(closing);
@@ -324,8 +328,7 @@ impl<C> Places<C> {
         while let Some(Reverse((_, closed_at))) = state.ending.peek().copied().filter(|Reverse((end, _))| *end <= now) {
             state.ending.pop();
             state.open -= 1;
-            // Where nothing is shared no heartbeat ever says so.
-            if state.heard.is_some() {
+            if state.leased {
                 state.unconfirmed.push(closed_at);
             }
         }

@@ -43,6 +43,7 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("set_consumes", &[Control]),
     ("leave_membership", &[Control]),
     ("redistribute_partitions", &[]),
+    ("stranded_workers", &[]),
     ("redistribute", &[]),
     ("reap_members", &[]),
     ("share_connections", &[]),

@@ -58,6 +58,11 @@ impl Instance {
         tokio::time::timeout(PROMPT, beating).await.expect("an answer in time").expect("a member")
     }
 
+    async fn reaches_broker(&mut self, reaches: bool) {
+        let say = sqlx::query("SELECT set_consumes($1, $2)").bind(self.name).bind(reaches);
+        say.execute(&mut self.control).await.expect("said");
+    }
+
     async fn session(&self, database: &TestDatabase) -> PgConnection {
         db::connect(&settings(database.url(), 1), &format!("rollcall/{}", self.name)).await.expect("a session")
     }
@@ -111,6 +116,37 @@ async fn nobody_gets_the_share_of_one_whose_control_connection_ended_before_that
     reaped(&mut stays, &mut witness, gone.name).await;
     stays.beat().await;
     assert!(stays.beat().await.0 > before);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_reach_the_broker_keeps_partitions_only_while_no_other_does() {
+    let database = database().await;
+    let (mut one, mut other) = (Instance::start(&database, 30).await, Instance::start(&database, 30).await);
+    let mut witness = connect(database.url()).await;
+    let one_and_other = (one.name, other.name);
+    let mut shares = async |beating: &mut Instance, pass_a_minute: bool| -> (i64, i64) {
+        if pass_a_minute {
+            let pass = "UPDATE members SET consumes_since = consumes_since - interval '1 minute'";
+            witness.execute(pass).await.expect("set");
+        }
+        beating.beat().await;
+        let query = "SELECT count(*) FILTER (WHERE coalesce(heir, owner) = $1), count(*) FILTER (WHERE coalesce(heir, owner) = $2)
+                     FROM partitions";
+        sqlx::query_as(query).bind(one_and_other.0).bind(one_and_other.1).fetch_one(&mut witness).await.expect("shares")
+    };
+    let all = i64::from(PARTITIONS);
+    let half = (all / 2, all / 2);
+    assert_eq!(shares(&mut other, true).await, half);
+    one.reaches_broker(false).await;
+    assert_eq!(shares(&mut other, false).await, half, "it may be back in a moment");
+    assert_eq!(shares(&mut other, true).await, (0, all));
+    // Now the broker is away for both, and back for one a little earlier.
+    other.reaches_broker(false).await;
+    assert_eq!(shares(&mut other, true).await, (0, all));
+    one.reaches_broker(true).await;
+    assert_eq!(shares(&mut other, false).await, half);
+    other.reaches_broker(true).await;
+    assert_eq!(shares(&mut one, true).await, half);
 }
 
 #[tokio::test]

@@ -29,6 +29,20 @@ async fn what_the_server_still_shows_counts_until_it_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_should_have_ended_counts_again_when_the_server_still_shows_it() {
+    let places: Arc<Places<()>> = Places::new();
+    places.resize(2, None, Some(Heard { at: Instant::now(), counts: Duration::from_secs(5) }));
+    let (place, opening) = open(&places).await;
+    drop((place, opening));
+    // Nor is it forgotten while this instance is none.
+    places.resize(0, None, None);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(places.status().open, 0, "as it seems");
+    places.correct(places.status(), Instant::now(), 1);
+    assert_eq!(places.status().open, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_server_shows_before_it_is_open_here_counts_once() {
     let places: Arc<Places<()>> = Places::new();
     places.resize(2, None, Some(Heard { at: Instant::now(), counts: Duration::from_secs(5) }));
