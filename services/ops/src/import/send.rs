@@ -36,11 +36,13 @@ pub(super) async fn send(client: &Client, import: &str, row: &Row) -> anyhow::Re
     if !row.suspended() {
         return Ok(None);
     }
-    let mut suspending = client.suspend_user().user_id(user).prefer(WAIT).idempotency_key(format!("{key}-suspend"));
-    if already {
+    let suspending = client.suspend_user().user_id(user).prefer(WAIT);
+    let suspending = if already {
         // Only as it was created: what others made of it since stays.
-        suspending = suspending.if_match("\"1\"");
-    }
+        suspending.if_match("\"1\"").idempotency_key(format!("{key}-suspend-again"))
+    } else {
+        suspending.idempotency_key(format!("{key}-suspend"))
+    };
     let same = if already { "version-lost" } else { "already-suspended" };
     match end(client, suspending.send().await.map(client::ResponseValue::into_inner), same).await? {
         End::Rejected(fault) => Ok(Some(Flaw { field: "status".to_owned(), ..fault })),
