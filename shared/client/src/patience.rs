@@ -77,3 +77,59 @@ fn with_body(answer: Response) -> Response {
     answer.headers().clone_into(nothing.headers_mut());
     nothing.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use uuid::Uuid;
+
+    use crate::Settings;
+
+    const BY_THE_SERVICE: &str = "application/problem+json";
+    const BY_A_PROXY: &str = "text/html";
+
+    /// How often a write is sent that is answered so; the third time it is refused for good.
+    async fn sent(status: u16, kind: &str, with_key: bool) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let mut requests = 0;
+        let answering = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let _ = stream.read(&mut [0; 4096]).await.expect("a request");
+                requests += 1;
+                let status = if requests < 3 { status } else { 409 };
+                let head =
+                    format!("HTTP/1.1 {status} x\r\ncontent-type: {kind}\r\nconnection: close\r\nretry-after: 0\r\n");
+                let answer = format!("{head}content-length: 2\r\n\r\n{{}}");
+                stream.write_all(answer.as_bytes()).await.expect("an answer");
+            }
+        };
+        let client = Settings::new(&url).client().expect("a client");
+        let write = client.suspend_user().user_id(Uuid::nil());
+        let write = if with_key { write.idempotency_key("k") } else { write };
+        tokio::select! {
+            () = answering => {}
+            _ = write.send() => {}
+        }
+        requests
+    }
+
+    #[tokio::test]
+    async fn a_write_without_a_key_is_sent_again_only_when_the_service_refused_it() {
+        for (status, kind, with_key, again) in [
+            (503, BY_THE_SERVICE, false, true),
+            (503, BY_A_PROXY, false, false),
+            (503, BY_A_PROXY, true, true),
+            (502, BY_A_PROXY, false, false),
+            (504, BY_THE_SERVICE, false, false),
+            (504, BY_THE_SERVICE, true, true),
+            (429, BY_A_PROXY, false, true),
+            (409, BY_THE_SERVICE, true, false),
+        ] {
+            let requests = sent(status, kind, with_key).await;
+            assert_eq!(requests > 1, again, "{status} {kind}, with a key: {with_key}; sent {requests} times");
+        }
+    }
+}
