@@ -4,8 +4,7 @@ use common::access::Scope;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// RFC 6750 §3.
-/// Says that a bearer is wanted.
+/// Says that a bearer is wanted (RFC 6750 §3).
 pub(crate) const CHALLENGE: &str = "Bearer realm=\"rollcall\"";
 
 /// Says that this scope is.

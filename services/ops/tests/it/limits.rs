@@ -60,6 +60,21 @@ async fn a_thousand_clients_wait_and_each_is_answered_when_the_instance_stops() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_an_instance_drains_nobody_begins_to_wait_and_nobody_is_told_so() {
+    let mut system = System::prepare().await;
+    system.set("DRAIN_DELAY_MS", "5000");
+    // Nobody applies anything.
+    let mut api = system.api().await;
+    api.signal(rustix::process::Signal::TERM);
+    eventually("it drains", async || (system.get(&api, "/readyz").await.status() == 503).then_some(())).await;
+    let body = json!({ "email": "late@example.org", "name": "Late" });
+    let answer = system.post(&api, "/v1/users", "wait=30", &body).await;
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    assert!(!answer.headers().contains_key("preference-applied"), "no wait was granted");
+    assert!(api.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn beyond_the_bound_nobody_waits_and_everybody_has_the_promise() {
     let mut system = System::prepare().await;
     system.set("MAX_WAITING", "1");

@@ -107,9 +107,12 @@ impl<C> Opening<C> {
 impl<C> Drop for Opening<C> {
     fn drop(&mut self) {
         let mut state = self.places.lock();
-        let now = Instant::now();
-        let linger = if self.hidden { Duration::ZERO } else { self.linger };
-        state.ending.push(Reverse((now + linger, now)));
+        if self.hidden {
+            state.open -= 1;
+        } else {
+            let now = Instant::now();
+            state.ending.push(Reverse((now + self.linger, now)));
+        }
         state.connected -= usize::from(self.connected);
         drop(state);
         self.places.closing.notify_one();
