@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-pub use migrations::{MigrateError, Migrated, migrate, migrations_fingerprint, migrations_pending, required_version};
+pub use migrations::{
+    MigrateError, Migrated, MigrationStatus, migrate, migration_status, migrations_fingerprint, migrations_pending,
+    required_version,
+};
 pub use monitor::{DatabaseState, Role, monitor};
 pub(crate) use pool::{Heard, UNDER_WAY};
 pub use pool::{Lease, Pool, PoolStatus, observe_pool};
