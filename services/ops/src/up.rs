@@ -25,7 +25,7 @@ use crate::files::open_private;
 use crate::output::say;
 
 const FOLDER: &str = ".rollcall";
-const READY_DEADLINE: Duration = Duration::from_secs(30);
+const READY_DEADLINE: Duration = Duration::from_mins(2);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 const SHOWN_LOG_LINES: usize = 20;
 
