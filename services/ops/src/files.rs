@@ -18,7 +18,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Begins a file beside the place of `path`, under a random name that nobody can have prepared.
+    /// Begins a file in the folder of `path`, under a random name that no other program can have prepared.
     pub(crate) fn begin(path: &str) -> anyhow::Result<Self> {
         let context = || format!("{path} cannot be written");
         // A device or a pipe would be replaced by the file.

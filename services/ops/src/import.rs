@@ -83,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let format = Format::of(arguments.format, &arguments.file)?;
     let report = arguments.rejected.as_ref().map(|path| Format::of(None, path)).transpose()?;
     if let Some(path) = &arguments.rejected {
-        // Only tried, so that a place that cannot be written is known before anything is sent.
+        // Only tried, so that a path that cannot be written is known before anything is sent.
         Draft::begin(path)?;
     }
     let source = Source::open(&arguments.file)?;

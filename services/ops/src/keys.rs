@@ -163,7 +163,7 @@ async fn create(
     )
     .fetch_one(&mut *tx)
     .await?;
-    // Before the commit: a key that nobody could read would still be valid.
+    // Before the commit: a key that was never shown would still be valid.
     show(&key, &row, json).context("no key was made")?;
     tx.commit().await.context("the key that was printed may not be valid; see `rollcall keys list`")?;
     note(format_args!(

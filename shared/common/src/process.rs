@@ -25,8 +25,8 @@ pub enum ProcessError {
     Stop(#[from] StopError),
 }
 
-/// The end of an executable: what went wrong goes to standard error, with its causes in one line. Nobody who mistyped a
-/// setting is helped by a backtrace.
+/// The end of an executable: what went wrong goes to standard error, with its causes in one line. A
+/// mistyped setting needs no backtrace.
 pub fn exit_code<E: Into<Box<dyn Error + Send + Sync>>>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

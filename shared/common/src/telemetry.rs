@@ -75,8 +75,8 @@ impl Telemetry {
             LogFormat::Text => false,
             LogFormat::Auto => !std::io::stdout().is_terminal(),
         };
-        // A log that nobody reads any more ends nothing: the library would complain on standard error, and panic where that is
-        // closed as well.
+        // A log without a reader must not end the process: the library would complain on standard error, and panic where that
+        // is closed as well.
         let log: Box<dyn Layer<Subscriber> + Send + Sync> = if json {
             let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false);
             Box::new(lines.log_internal_errors(false).with_filter(filter))

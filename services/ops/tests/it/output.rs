@@ -1,4 +1,4 @@
-//! Outputs that take nothing: a pipe whose reader has left, a disk that is full, a log that nobody reads.
+//! Outputs that take nothing: a pipe whose reader has left, a disk that is full, a log without a reader.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::harness::{Process, System, eventually, free_port};
 
-/// A pipe that nobody reads any more.
+/// A pipe whose reader has left.
 fn left() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -84,7 +84,7 @@ async fn a_command_that_works_finishes_its_work_without_an_output() {
     let (code, said) = ends(command(&system, &["migrate", "run"]), left()).await;
     assert!(code == Some(1) && said.contains("the work is done, but the standard output"), "{said}");
 
-    // The key is shown once: one that nobody saw must not exist.
+    // The key is shown once: one that was not shown must not exist.
     let create = ["keys", "create", "--client", "billing", "--scope", "users:read"];
     for output in [left(), full()] {
         let (code, said) = ends(command(&system, &create), output).await;
@@ -124,7 +124,7 @@ impl Drop for Silent {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_whose_log_nobody_reads_go_on() {
+async fn services_whose_log_has_no_reader_go_on() {
     let system = System::prepare().await;
     let (port, probes) = (free_port(), free_port());
     let start = |role, variable, address: String| {
