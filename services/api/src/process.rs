@@ -28,6 +28,8 @@ pub async fn main() -> anyhow::Result<()> {
 /// Starts every part; the pool is closed last.
 async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
     let (service, limits) = (settings.service, settings.limits.possible());
+    // First: a port that is taken ends the process before any other part has begun.
+    let listener = http::bind(settings.listen).await?;
     let health = Health::new(settings.ready_when, shutdown.clone());
     // The API never writes to the database, and its sessions could not.
     let (member, _, pool) = Member::new(API, &service, &[("default_transaction_read_only", "on")])?;
@@ -36,7 +38,6 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &limits);
     let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
-    let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");
     let routes = app::routes(api, guard, &health, limits.origins).boxed();
     http::serve(shutdown, "http", listener, limits.connections, routes);

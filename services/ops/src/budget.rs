@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use crate::say;
+use crate::output::{closed, say};
 
 /// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`.
 ///
@@ -21,7 +21,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Look again and again, each so many seconds
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(
+        long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
     watch: Option<u64>,
 }
 
@@ -54,9 +57,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     loop {
         let (total, members) = (total(&mut conn).await?, members(&mut conn).await?);
         say(if arguments.json { object(&total, &members).to_string() } else { table(&total, &members) });
-        let Some(seconds) = arguments.watch else { break };
+        let Some(seconds) = arguments.watch.filter(|_| !closed()) else { break };
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(seconds.max(1))) => {}
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
             _ = tokio::signal::ctrl_c() => break,
         }
         if !arguments.json {

@@ -10,11 +10,17 @@ use secrecy::SecretString;
 #[derive(clap::Args)]
 pub(crate) struct Api {
     /// Where the API is
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = http_url)]
     pub(crate) url: String,
     /// A file that holds the API key or the token to send; it needs the scope users:write
     #[arg(long, value_name = "FILE")]
     bearer_file: Option<PathBuf>,
+}
+
+/// A URL that a request can be sent to.
+pub(crate) fn http_url(text: &str) -> Result<String, &'static str> {
+    let fits = reqwest::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if fits { Ok(text.to_owned()) } else { Err("no URL like http://127.0.0.1:8080") }
 }
 
 impl Api {
@@ -22,6 +28,7 @@ impl Api {
         let settings = Settings::new(&self.url);
         let Some(path) = &self.bearer_file else { return Ok(settings) };
         let key = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        ensure!(!key.trim().is_empty(), "{} is empty; write the API key or the token into it", path.display());
         Ok(settings.bearer(SecretString::from(key.trim_end())))
     }
 

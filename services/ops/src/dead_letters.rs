@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 use worker::dead_letters::{Filter, Letter, Terms, behind, find, list};
 
-use crate::say;
+use crate::output::say;
 
 /// Limits of the session; the server ends it beyond them.
 const SESSION: &str =
@@ -40,7 +40,7 @@ enum Command {
         #[command(flatten)]
         filter: Filters,
         /// List at most so many
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..))]
         limit: i64,
         /// Write JSON, one letter a line
         #[arg(long)]
@@ -77,8 +77,8 @@ struct Filters {
     /// Only those with this text in their reason
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
-    /// Only those with this SQLSTATE
-    #[arg(long)]
+    /// Only those with this SQLSTATE, like 23514
+    #[arg(long, value_parser = sqlstate)]
     sqlstate: Option<String>,
     /// Only those that failed since then: a time like 2026-11-22T08:00:00Z, or an age like 90s, 15m, 2h, 7d
     #[arg(long, value_name = "WHEN", value_parser = since)]
@@ -134,6 +134,15 @@ impl Filters {
             reason: self.reason.clone(),
             sqlstate: self.sqlstate.clone(),
             since: self.since,
+        }
+    }
+}
+
+impl Arguments {
+    pub(crate) fn changes(&self) -> bool {
+        match &self.command {
+            Command::List { .. } | Command::Show { .. } => false,
+            Command::Replay(chosen) | Command::Discard { chosen, .. } => !chosen.dry_run,
         }
     }
 }
@@ -231,6 +240,11 @@ async fn named(conn: &mut PgConnection, id: &Id) -> anyhow::Result<Letter> {
         Id::Command(id) => (find(conn, None, Some(*id)).await?, id.to_string()),
     };
     found.with_context(|| format!("there is no dead letter {name}"))
+}
+
+fn sqlstate(text: &str) -> Result<String, &'static str> {
+    let fits = text.len() == 5 && text.chars().all(|c| c.is_ascii_digit() || c.is_ascii_uppercase());
+    if fits { Ok(text.to_owned()) } else { Err("not five letters and digits like 23514 or 22P02") }
 }
 
 fn since(text: &str) -> Result<OffsetDateTime, &'static str> {

@@ -5,7 +5,6 @@
 //! One statement of the database sees one state, however long its rows take to be read, and keeps nobody waiting. It reads
 //! one table, so the role for backups is enough. The rows are streamed; nothing holds them all.
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 
 use anyhow::Context;
@@ -18,7 +17,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::files::Draft;
 use crate::import::Format;
+use crate::output::note;
 
 /// Nothing is written here; it takes as long as it takes; and whoever reads a pipe may pause longer than a server that vanished.
 const SESSION: &str = "SET default_transaction_read_only = on; SET statement_timeout = 0; SET tcp_user_timeout = 0";
@@ -60,19 +61,20 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut conn = db::connect(&settings, "rollcall-export").await?;
     sqlx::raw_sql(SESSION).execute(&mut conn).await?;
     let count = if arguments.file == "-" {
-        write(&mut conn, io::stdout().lock(), format).await?
+        let output = write(&mut conn, io::stdout().lock(), format).await;
+        output.context("the standard output holds no whole export")?
     } else {
         // Under its name only when it is whole.
-        let part = format!("{}.part", arguments.file);
-        let file = File::create(&part).with_context(|| format!("{part} cannot be written"))?;
-        let count = write(&mut conn, &file, format).await?;
-        file.sync_all()?;
-        fs::rename(&part, &arguments.file).with_context(|| format!("{part} cannot be renamed"))?;
+        let draft = Draft::begin(&arguments.file)?;
+        let count = write(&mut conn, draft.file(), format)
+            .await
+            .with_context(|| format!("{} is not written", arguments.file))?;
+        draft.keep()?;
         count
     };
     conn.close().await?;
     // Beside the output, which may be the export.
-    writeln!(io::stderr(), "{count} users exported")?;
+    note(format_args!("{count} users exported"));
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use common::shutdown::Shutdown;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::say;
+use crate::output::say;
 
 const CONTRACT: &str = "openapi/rollcall.json";
 const EVENTS: &str = "openapi/rollcall-events.json";

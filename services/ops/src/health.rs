@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use common::config::Reader;
 
-use crate::say;
+use crate::connection::http_url;
+use crate::output::say;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// What to ask; the API's /readyz on PORT when left out
+    #[arg(value_parser = http_url)]
     url: Option<String>,
 }
 

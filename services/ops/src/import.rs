@@ -15,9 +15,9 @@ mod report;
 mod rows;
 mod send;
 
-use std::fs::File;
-use std::io::{self, IsTerminal, Seek};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Seek};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,8 @@ use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::connection::Api;
-use crate::say;
+use crate::files::Draft;
+use crate::output::say;
 use check::Checked;
 use journal::{Journal, Owner, Trail};
 use report::{Flaw, Rejected};
@@ -53,7 +54,8 @@ const SHOWN: usize = 20;
 /// only if every row is in.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// A CSV or NDJSON file, or - for the standard input, which is copied to a temporary file first
+    /// A CSV or NDJSON file, or - for the standard input. The standard input, pipes and devices are copied to a temporary file
+    /// first; such an import has no journal
     file: String,
     /// How the file is written; otherwise its name says so
     #[arg(long, value_enum)]
@@ -64,8 +66,8 @@ pub(crate) struct Arguments {
     /// What makes this import itself: the same row counts once in each [default: the path of the file]
     #[arg(long)]
     name: Option<String>,
-    /// Where to note what is done, until everything is [default: FILE.journal; none for the standard input]
-    #[arg(long, value_name = "FILE")]
+    /// Where to note what is done, until everything is [default: FILE.journal; none for what is copied first]
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     journal: Option<PathBuf>,
     /// Where to write the rejected rows, each with its line, field, fault and mend, as CSV or NDJSON; it can be imported once mended
     #[arg(long, value_name = "FILE")]
@@ -80,9 +82,13 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let format = Format::of(arguments.format, &arguments.file)?;
     let report = arguments.rejected.as_ref().map(|path| Format::of(None, path)).transpose()?;
+    if let Some(path) = &arguments.rejected {
+        // Only tried, so that a path that cannot be written is known before anything is sent.
+        Draft::begin(path)?;
+    }
     let source = Source::open(&arguments.file)?;
-    let owner = Owner { import: arguments.import()?, url: arguments.api.url.clone() };
-    let mut journal = match arguments.journal_path() {
+    let owner = Owner { import: arguments.import(&source)?, url: arguments.api.url.clone() };
+    let mut journal = match arguments.journal_path(&source) {
         Some(path) if !arguments.dry_run => Journal::open(&path, &owner)?,
         _ => Journal::temporary()?,
     };
@@ -121,7 +127,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 impl Arguments {
     /// What makes the import itself.
-    fn import(&self) -> anyhow::Result<String> {
+    fn import(&self, source: &Source) -> anyhow::Result<String> {
         match &self.name {
             Some(name) => {
                 ensure!(
@@ -130,18 +136,22 @@ impl Arguments {
                 );
                 Ok(format!("name {name}"))
             }
-            // It cannot be run again.
-            None if self.file == "-" => Ok(format!("run {}", Uuid::now_v7())),
-            None => {
-                let path =
-                    Path::new(&self.file).canonicalize().with_context(|| format!("{} cannot be read", self.file))?;
-                Ok(format!("file {}", path.display()))
-            }
+            None => match source {
+                // It cannot be run again.
+                Source::Copied(_) => Ok(format!("run {}", Uuid::now_v7())),
+                Source::Path(path) => {
+                    let path = path.canonicalize().with_context(|| format!("{} cannot be read", self.file))?;
+                    Ok(format!("file {}", path.display()))
+                }
+            },
         }
     }
 
-    fn journal_path(&self) -> Option<PathBuf> {
-        let beside = (self.file != "-").then(|| PathBuf::from(format!("{}.journal", self.file)));
+    fn journal_path(&self, source: &Source) -> Option<PathBuf> {
+        let beside = match source {
+            Source::Copied(_) => None,
+            Source::Path(_) => Some(PathBuf::from(format!("{}.journal", self.file))),
+        };
         self.journal.clone().or(beside)
     }
 }
@@ -154,12 +164,25 @@ enum Source {
 
 impl Source {
     fn open(file: &str) -> anyhow::Result<Self> {
-        if file != "-" {
+        if file == "-" {
+            return Self::copy(&mut io::stdin().lock(), "the standard input");
+        }
+        let context = || format!("{file} cannot be read");
+        let found = fs::metadata(file).with_context(context)?;
+        ensure!(!found.is_dir(), "{file} is a folder; give a CSV or NDJSON file");
+        // No journal can lie beside a device.
+        let special = ["/dev/", "/proc/"].iter().any(|folder| file.starts_with(folder));
+        if found.is_file() && !special {
             return Ok(Self::Path(PathBuf::from(file)));
         }
-        let mut copy = tempfile::tempfile()?;
-        io::copy(&mut io::stdin().lock(), &mut copy)
-            .context("the standard input cannot be copied to a temporary file")?;
+        Self::copy(&mut File::open(file).with_context(context)?, file)
+    }
+
+    /// A pipe can be read only once.
+    fn copy(input: &mut impl Read, name: &str) -> anyhow::Result<Self> {
+        let context = || format!("{name} cannot be copied to a temporary file; set TMPDIR to a folder with room");
+        let mut copy = tempfile::tempfile().with_context(context)?;
+        io::copy(input, &mut copy).with_context(context)?;
         Ok(Self::Copied(copy))
     }
 

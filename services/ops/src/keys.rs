@@ -1,7 +1,6 @@
 //! `rollcall keys`: who may use the API with which key.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
@@ -13,7 +12,7 @@ use sqlx::{Connection, PgConnection};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::say;
+use crate::output::{note, say, say_once};
 
 /// Two, so that a client can go over to a new key before the old one is revoked; more would be keys that nobody counts.
 const MOST_ACTIVE: usize = 2;
@@ -83,6 +82,12 @@ struct Row {
     expired: bool,
 }
 
+impl Arguments {
+    pub(crate) fn changes(&self) -> bool {
+        !matches!(self.command, Command::List { .. })
+    }
+}
+
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let settings = DatabaseSettings::read_direct(&mut reader);
@@ -92,8 +97,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Create { client, scopes, expires_in, never, json } => {
             let age = (!never).then_some(expires_in);
-            let (key, row) = create(&mut conn, &client, &scopes.into_iter().collect(), age).await?;
-            show(&key, &row, json)?;
+            create(&mut conn, &client, &scopes.into_iter().collect(), age, json).await?;
         }
         Command::List { client, all, json } => {
             let rows = list(&mut conn, client.as_ref(), all).await?;
@@ -118,7 +122,8 @@ async fn create(
     client: &Client,
     scopes: &BTreeSet<Scope>,
     age: Option<Duration>,
-) -> anyhow::Result<(ApiKey, Row)> {
+    json: bool,
+) -> anyhow::Result<()> {
     let key = ApiKey::mint();
     let hash = key.hash();
     let scopes: Vec<String> = scopes.iter().map(Scope::to_string).collect();
@@ -158,8 +163,17 @@ async fn create(
     )
     .fetch_one(&mut *tx)
     .await?;
-    tx.commit().await?;
-    Ok((key, row))
+    // Before the commit: a key that was never shown would still be valid.
+    show(&key, &row, json).context("no key was made")?;
+    tx.commit().await.context("the key that was printed may not be valid; see `rollcall keys list`")?;
+    note(format_args!(
+        "The key of {} with {}, id {}, {}. It is shown this once.",
+        row.client,
+        row.scopes.join(" "),
+        row.id,
+        row.expires_at.map_or_else(|| "never expires".to_owned(), |end| format!("expires {}", at(end))),
+    ));
+    Ok(())
 }
 
 /// The one time that the key is shown.
@@ -167,20 +181,10 @@ fn show(key: &ApiKey, row: &Row, json: bool) -> anyhow::Result<()> {
     if json {
         let mut object = row.object();
         object["key"] = json!(key.expose());
-        say(object);
-        return Ok(());
+        return say_once(object);
     }
-    say(key.expose());
-    // Beside the output, so that KEY=$(rollcall keys create …) is the key and nothing else.
-    writeln!(
-        std::io::stderr(),
-        "The key of {} with {}, id {}, {}. It is shown this once.",
-        row.client,
-        row.scopes.join(" "),
-        row.id,
-        row.expires_at.map_or_else(|| "never expires".to_owned(), |end| format!("expires {}", at(end))),
-    )?;
-    Ok(())
+    // Nothing else goes there, so that KEY=$(rollcall keys create …) is the key alone.
+    say_once(key.expose())
 }
 
 async fn list(conn: &mut PgConnection, client: Option<&Client>, all: bool) -> Result<Vec<Row>, sqlx::Error> {

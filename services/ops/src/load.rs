@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::builder::RangedU64ValueParser;
 use client::types::{Command, CommandStatus, NewUser};
 use client::{Client, Error, Written};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::connection::Api;
-use crate::say;
+use crate::output::say;
 
 /// How long the last outcome may take once nothing more is sent.
 const SETTLE_DEADLINE: Duration = Duration::from_mins(5);
@@ -26,10 +27,10 @@ const SETTLE_DEADLINE: Duration = Duration::from_mins(5);
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// How many users to create
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     creates: u64,
     /// How many connections to use
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     connections: usize,
     #[command(flatten)]
     api: Api,
@@ -67,7 +68,7 @@ async fn create(client: &Client, arguments: &Arguments) -> anyhow::Result<Accept
     let next = Arc::new(AtomicU64::new(0));
     let run = Uuid::now_v7().simple().to_string();
     let mut connections = tokio::task::JoinSet::new();
-    for _ in 0..arguments.connections.max(1) {
+    for _ in 0..arguments.connections {
         let (client, next, run, bar) = (client.clone(), Arc::clone(&next), run.clone(), bar.clone());
         let creates = arguments.creates;
         connections.spawn(async move {
@@ -124,7 +125,7 @@ async fn settle(client: &Client, arguments: &Arguments, ids: &[Uuid]) -> anyhow:
             bar_of_all.inc(1);
             outcome(&command).with_context(|| format!("command {id} has no times"))
         })
-        .buffer_unordered(arguments.connections.max(1))
+        .buffer_unordered(arguments.connections)
         .try_collect();
     let outcomes = timeout(SETTLE_DEADLINE, outcomes).await;
     bar.finish_and_clear();

@@ -4,12 +4,15 @@ mod budget;
 mod connection;
 mod dead_letters;
 mod export;
+mod files;
 mod generate;
 mod health;
 mod import;
 mod keys;
 mod load;
 mod migrate;
+mod output;
+mod remedy;
 mod roles;
 mod torture;
 mod up;
@@ -18,6 +21,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use output::say;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -70,36 +74,52 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    common::process::exit_code(run().await)
+    common::process::exit_code(run().await.map_err(remedy::with_remedy))
 }
 
 async fn run() -> anyhow::Result<()> {
     let chosen = Arguments::parse().command;
     // Parsed as well, because `up` reads variables.
-    match chosen.or_else(|| Arguments::parse_from(["rollcall", "up"]).command).context("no command")? {
-        Command::Up(arguments) => up::run(arguments).await,
-        Command::Api => api::process::main().await,
-        Command::Worker => worker::process::main().await,
-        Command::Migrate(arguments) => migrate::run(arguments).await,
-        Command::Roles(arguments) => roles::run(arguments).await,
-        Command::Keys(arguments) => keys::run(arguments).await,
-        Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
-        Command::Budget(arguments) => budget::run(arguments).await,
-        Command::Health(arguments) => health::run(arguments).await,
-        Command::Import(arguments) => import::run(arguments).await,
-        Command::Export(arguments) => export::run(arguments).await,
-        Command::Load(arguments) => load::run(arguments).await,
-        Command::Torture(arguments) => torture::run(arguments).await,
-        Command::Generate(arguments) => generate::run(&arguments),
-        Command::Settings => {
-            say(generate::sample().trim_end());
-            Ok(())
-        }
-    }
+    let command = chosen.or_else(|| Arguments::parse_from(["rollcall", "up"]).command).context("no command")?;
+    let changes = command.changes();
+    output::end(command.run().await, changes)
 }
 
-/// Prints a line for the person at the terminal.
-#[expect(clippy::print_stdout, reason = "this is the command line")]
-fn say(line: impl std::fmt::Display) {
-    println!("{line}");
+impl Command {
+    async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Up(arguments) => up::run(arguments).await,
+            Self::Api => api::process::main().await,
+            Self::Worker => worker::process::main().await,
+            Self::Migrate(arguments) => migrate::run(arguments).await,
+            Self::Roles(arguments) => roles::run(arguments).await,
+            Self::Keys(arguments) => keys::run(arguments).await,
+            Self::DeadLetters(arguments) => dead_letters::run(arguments).await,
+            Self::Budget(arguments) => budget::run(arguments).await,
+            Self::Health(arguments) => health::run(arguments).await,
+            Self::Import(arguments) => import::run(arguments).await,
+            Self::Export(arguments) => export::run(arguments).await,
+            Self::Load(arguments) => load::run(arguments).await,
+            Self::Torture(arguments) => torture::run(arguments).await,
+            Self::Generate(arguments) => generate::run(&arguments),
+            Self::Settings => {
+                say(generate::sample().trim_end());
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether it does more than show something.
+    fn changes(&self) -> bool {
+        match self {
+            Self::Migrate(arguments) => arguments.changes(),
+            Self::Roles(arguments) => arguments.changes(),
+            Self::Keys(arguments) => arguments.changes(),
+            Self::DeadLetters(arguments) => arguments.changes(),
+            Self::Up(_) | Self::Import(_) | Self::Export(_) | Self::Load(_) | Self::Torture(_) | Self::Generate(_) => {
+                true
+            }
+            Self::Api | Self::Worker | Self::Budget(_) | Self::Health(_) | Self::Settings => false,
+        }
+    }
 }

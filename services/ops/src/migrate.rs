@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::Subcommand;
 use common::config::{DatabaseSettings, Reader};
 use common::db;
 use sqlx::Connection;
 
-use crate::say;
+use crate::output::say;
 
 /// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`.
 #[derive(clap::Args)]
@@ -24,8 +25,15 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         patience: u64,
     },
-    /// Say which migrations have not run yet; exit with 1 when there are any
+    /// Compare the migrations that have run with those of this version; exit with 1 when `migrate run` has something to do, or
+    /// would fail
     Status,
+}
+
+impl Arguments {
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self.command, Command::Run { .. })
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -45,16 +53,41 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             say(format_args!("the schema is at version {}", migrated.version));
         }
         Command::Status => {
-            let pending = db::migrations_pending(&mut connection).await?;
-            for migration in &pending {
+            let status = db::migration_status(&mut connection).await?;
+            for migration in &status.pending {
                 say(format_args!("pending {migration}"));
             }
-            anyhow::ensure!(
-                pending.is_empty(),
-                "{} migration(s) have not run; run `rollcall migrate run`",
-                pending.len()
+            for migration in &status.edited {
+                say(format_args!("edited {migration}: it is not the one that ran here"));
+            }
+            for migration in &status.unfinished {
+                say(format_args!("unfinished {migration}: it began here and did not end"));
+            }
+            ensure!(
+                status.edited.is_empty(),
+                "{} migration(s) were edited after they had run here, so `rollcall migrate run` will fail; use the build that \
+                 ran them, or another database",
+                status.edited.len()
             );
-            say("every migration has run");
+            ensure!(
+                status.unfinished.is_empty(),
+                "{} migration(s) did not end here, so `rollcall migrate run` will fail; restore the database from before them",
+                status.unfinished.len()
+            );
+            ensure!(
+                status.pending.is_empty(),
+                "{} migration(s) have not run; run `rollcall migrate run`",
+                status.pending.len()
+            );
+            if status.newer.is_empty() {
+                say("every migration has run");
+            } else {
+                let newer: Vec<String> = status.newer.iter().map(|version| format!("{version:04}")).collect();
+                say(format_args!(
+                    "every migration of this version has run, and so have newer ones that it does not know: {}",
+                    newer.join(", ")
+                ));
+            }
         }
     }
     connection.close().await?;

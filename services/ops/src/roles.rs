@@ -2,7 +2,7 @@
 
 mod credentials;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
@@ -14,7 +14,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use self::credentials::Credentials;
-use crate::say;
+use crate::output::{closed, say};
 
 const HELP: &str = "\
 The roles, each PREFIX_ and its name:
@@ -71,6 +71,12 @@ struct Options {
     /// Write JSON
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self.command, Command::Apply { .. })
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -149,7 +155,7 @@ fn agreed(plan: &Plan) -> anyhow::Result<bool> {
     );
     say(shown(plan, false));
     say(format_args!("Execute {} statement(s)? [y/N]", plan.statements.len()));
-    std::io::stdout().flush()?;
+    ensure!(!closed(), "the plan cannot be shown here; say --yes, or `rollcall roles plan` to look first");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("no answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

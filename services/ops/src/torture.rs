@@ -32,7 +32,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use sqlx::Connection;
 
-use crate::say;
+use crate::output::say;
 use load::Load;
 use progress::Progress;
 use schedule::{DECK, Deck, Schedule};

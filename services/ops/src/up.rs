@@ -21,10 +21,11 @@ use sqlx::Connection;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use crate::say;
+use crate::files::open_private;
+use crate::output::say;
 
 const FOLDER: &str = ".rollcall";
-const READY_DEADLINE: Duration = Duration::from_secs(30);
+const READY_DEADLINE: Duration = Duration::from_mins(2);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 const SHOWN_LOG_LINES: usize = 20;
 
@@ -164,7 +165,9 @@ fn start(
 ) -> anyhow::Result<Service> {
     let log = folder.join("logs").join(format!("{name}.log"));
     fs::create_dir_all(folder.join("logs"))?;
-    let output = File::create(&log)?;
+    // The server's messages can quote personal data.
+    let output = open_private(&log)?;
+    output.set_len(0)?;
     let mut command = Command::new(std::env::current_exe()?);
     for variable in AUTH_VARIABLES {
         command.env_remove(variable.name);

@@ -44,6 +44,8 @@ pub async fn main() -> anyhow::Result<()> {
 /// Starts every part; the pool is closed last.
 async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
     let service = settings.service;
+    // First: a port that is taken ends the process before any other part has begun.
+    let listener = http::bind(settings.listen).await?;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
     let (member, holdings, pool) = Member::new(WORKER, &service, &[("lock_timeout", LOCK_TIMEOUT)])?;
@@ -52,7 +54,6 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
     let replies = Replies::start(shutdown, publishing.clone());
-    let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "worker probes listen");
     let most = http::possible_connections(http::MOST_CONNECTIONS);
     http::serve(shutdown, "probes", listener, most, http::probes(&health).boxed());

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-pub use migrations::{MigrateError, Migrated, migrate, migrations_fingerprint, migrations_pending, required_version};
+pub use migrations::{
+    MigrateError, Migrated, MigrationStatus, migrate, migration_status, migrations_fingerprint, migrations_pending,
+    required_version,
+};
 pub use monitor::{DatabaseState, Role, monitor};
 pub(crate) use pool::{Heard, UNDER_WAY};
 pub use pool::{Lease, Pool, PoolStatus, observe_pool};
@@ -86,11 +89,22 @@ pub async fn within<T>(
     }
 }
 
+/// How often a connection outside any pool is tried. A request cannot wait for a busy server; an operator's command can.
+const CONNECT_TRIES: u32 = 5;
+
 /// Opens one connection outside any pool, with a session for itself.
 ///
 /// # Errors
 /// [`DbError::Connect`], [`DbError::Deadline`] or [`DbError::Pooler`].
 pub async fn connect(settings: &DatabaseSettings, application_name: &str) -> Result<PgConnection, DbError> {
-    let session = Connector::new(settings, application_name, &[])?.connect().await?;
+    let connector = Connector::new(settings, application_name, &[])?;
+    let mut tries = 1;
+    let session = loop {
+        match connector.connect().await {
+            Err(DbError::Deadline(_)) if tries < CONNECT_TRIES => tries += 1,
+            Err(DbError::Deadline(each)) => return Err(DbError::Deadline(each * tries)),
+            end => break end?,
+        }
+    };
     session.into_connection().ok_or_else(|| DbError::Pooler(settings.url.address()))
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::shutdown::{Phase, Shutdown};
 
@@ -28,12 +30,16 @@ pub enum ReadyWhen {
     Any,
 }
 
+/// For so long after the start a check that fails is no warning: every part of a process takes a moment.
+pub const START_ALLOWANCE: Duration = Duration::from_secs(10);
+
 /// The checks of one process. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Health {
     checks: Arc<Mutex<BTreeMap<&'static str, Check>>>,
     ready_when: ReadyWhen,
     shutdown: Shutdown,
+    started_at: Instant,
 }
 
 #[derive(Debug, Clone)]
@@ -41,6 +47,8 @@ struct Check {
     ability: Ability,
     /// None before the first report.
     state: Option<Result<String, String>>,
+    /// Whether it holds, or the log has a warning that it does not.
+    settled: bool,
 }
 
 impl Check {
@@ -61,29 +69,54 @@ pub struct Report {
 impl Health {
     /// No checks yet.
     pub fn new(ready_when: ReadyWhen, shutdown: Shutdown) -> Self {
-        Self { checks: Arc::default(), ready_when, shutdown }
+        Self { checks: Arc::default(), ready_when, shutdown, started_at: Instant::now() }
     }
 
     /// Adds a check that fails until its first [`set`](Self::set).
     pub fn register(&self, name: &'static str, ability: Ability) {
-        self.lock().insert(name, Check { ability, state: None });
+        self.lock().insert(name, Check { ability, state: None, settled: false });
     }
 
-    /// Reports a check; the text says how things stand. Each turn is logged once, and so is a bad start.
+    /// Reports a check; the text says how things stand. Each change is logged once, and so is a bad start.
     pub fn set(&self, name: &'static str, state: Result<String, String>) {
         let mut checks = self.lock();
-        let Some(check) = checks.get_mut(name) else { return };
-        match (&check.state, &state) {
-            (None | Some(Err(_)), Ok(detail)) => tracing::info!(check = name, detail, "check holds"),
-            (None | Some(Ok(_)), Err(reason)) => tracing::warn!(check = name, reason, "check fails"),
-            (Some(Ok(_)), Ok(_)) | (Some(Err(_)), Err(_)) => {}
+        if let Some(check) = checks.get_mut(name) {
+            match (&check.state, &state) {
+                (None | Some(Err(_)), Ok(detail)) => tracing::info!(check = name, detail, "check holds"),
+                (None | Some(Ok(_)), Err(reason)) if self.starting() => {
+                    tracing::info!(check = name, reason, "check does not hold yet");
+                }
+                (Some(Ok(_)), Ok(_)) | (_, Err(_)) => {}
+            }
+            check.settled = state.is_ok() || (check.settled && matches!(check.state, Some(Err(_))));
+            check.state = Some(state);
         }
-        check.state = Some(state);
+        self.warn(&mut checks);
+    }
+
+    fn starting(&self) -> bool {
+        self.started_at.elapsed() < START_ALLOWANCE
+    }
+
+    /// Logs each check that fails, once. Some part reports every second, so the end of the start needs no timer of its own.
+    fn warn(&self, checks: &mut BTreeMap<&'static str, Check>) {
+        if self.starting() {
+            return;
+        }
+        for (name, check) in checks.iter_mut().filter(|(_, check)| !check.settled) {
+            let reason = match &check.state {
+                Some(Err(reason)) => reason,
+                _ => "not checked yet",
+            };
+            tracing::warn!(check = name, reason, "check fails");
+            check.settled = true;
+        }
     }
 
     /// How things stand now.
     pub fn report(&self) -> Report {
-        let checks = self.lock();
+        let mut checks = self.lock();
+        self.warn(&mut checks);
         let concerns = |of: Ability, ability| of == ability || of == Ability::Everything;
         let fails = |ability| checks.values().any(|c| concerns(c.ability, ability) && c.fails());
         let able = match self.ready_when {

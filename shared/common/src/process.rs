@@ -1,7 +1,6 @@
 //! The order in which a service begins and ends, the same for both: telemetry first and last, the pool last but one.
 
 use std::error::Error;
-use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use tracing::info;
 
 use crate::config::ServiceSettings;
 use crate::db::Pool;
-use crate::shutdown::{Shutdown, Signals, StopError};
+use crate::shutdown::{Shutdown, Signals, StopError, chain};
 use crate::telemetry::{Telemetry, TelemetryError};
 
 /// Why a service ended with exit code 1.
@@ -26,14 +25,14 @@ pub enum ProcessError {
     Stop(#[from] StopError),
 }
 
-/// The end of an executable: what went wrong goes to standard error, with its causes in one line when `{:#}` shows them.
-/// Nobody who mistyped a setting is helped by a backtrace.
-pub fn exit_code<E: Display>(outcome: Result<(), E>) -> ExitCode {
+/// The end of an executable: what went wrong goes to standard error, with its causes in one line. A
+/// mistyped setting needs no backtrace.
+pub fn exit_code<E: Into<Box<dyn Error + Send + Sync>>>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Whoever closed it wants to hear nothing.
-            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "Error: {}", chain(&*error.into()));
             ExitCode::FAILURE
         }
     }

@@ -244,16 +244,27 @@ impl Tasks {
     }
 }
 
-/// An error with its causes, for one log line.
+/// An error with its causes, for one log line. A cause that its error quotes is written once, and what the database says
+/// comes with its SQLSTATE and without the line of the server's source code.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(said) = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error) {
+            let state = said.code().map(|code| format!(" (SQLSTATE {code})")).unwrap_or_default();
+            parts.push(format!("{}{state}", said.message()));
+            break;
+        }
+        let text = cause.to_string();
+        next = cause.source();
+        let quoted = next.map(ToString::to_string);
+        let own = quoted.and_then(|quoted| text.strip_suffix(&quoted).map(str::to_owned)).unwrap_or(text);
+        let own = own.trim_end().trim_end_matches(':');
+        if !own.is_empty() {
+            parts.push(own.to_owned());
+        }
     }
-    text
+    parts.join(": ")
 }
 
 /// SIGTERM and SIGINT, from the moment at which somebody listens: before that they end the process as they find it.

@@ -75,12 +75,14 @@ impl Telemetry {
             LogFormat::Text => false,
             LogFormat::Auto => !std::io::stdout().is_terminal(),
         };
+        // A log without a reader must not end the process: the library would complain on standard error, and panic where that
+        // is closed as well.
         let log: Box<dyn Layer<Subscriber> + Send + Sync> = if json {
-            Box::new(
-                tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_filter(filter),
-            )
+            let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false);
+            Box::new(lines.log_internal_errors(false).with_filter(filter))
         } else {
-            Box::new(tracing_subscriber::fmt::layer().with_target(false).with_filter(filter))
+            let lines = tracing_subscriber::fmt::layer().with_target(false);
+            Box::new(lines.log_internal_errors(false).with_filter(filter))
         };
         let tracer = match &settings.otlp_endpoint {
             None => None,

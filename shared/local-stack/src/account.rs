@@ -45,8 +45,21 @@ impl Account {
 
     /// Whether this account can get into the folder and write there; asked of the system, not of the mode bits.
     fn reaches(&self, dir: &Path) -> bool {
+        self.tests("cd \"$1\" && test -w .", dir)
+    }
+
+    /// Refuses a program that this account cannot run, such as one in the closed home of root. `variable` is what chooses
+    /// another.
+    pub(crate) fn require(&self, program: &Path, variable: &'static str) -> Result<(), Error> {
+        if self.tests("test -x \"$1\"", program) {
+            return Ok(());
+        }
+        Err(Error::ClosedPrograms { program: program.to_owned(), variable })
+    }
+
+    fn tests(&self, script: &str, path: &Path) -> bool {
         let mut command = Command::new("sh");
-        command.args(["-c", "cd \"$1\" && test -w .", "sh"]).arg(dir);
+        command.args(["-c", script, "sh"]).arg(path);
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.apply(&mut command);
         command.status().is_ok_and(|status| status.success())

@@ -10,13 +10,19 @@ use crate::account::{self, Account};
 use crate::error::{Error, IoStep};
 use crate::find;
 use crate::home::Home;
-use crate::options::elapsed;
+use crate::options::{POSTGRES_BIN, elapsed};
 use crate::probe;
 use crate::process::{self, Process};
 use crate::state::write_private;
 
 /// The name of the process, of its log, and of its folder.
 pub(crate) const NAME: &str = "postgres";
+
+/// A program without the links that lead to it: the account of the server may not be able to enter the folder of a link.
+fn real(bin: &Path, name: &str) -> PathBuf {
+    let path = bin.join(name);
+    path.canonicalize().unwrap_or(path)
+}
 
 pub(crate) struct Cluster {
     bin: PathBuf,
@@ -40,12 +46,17 @@ impl Cluster {
                 dir: home.dir.clone(),
             })?,
         };
+        account.require(&real(&bin, "postgres"), POSTGRES_BIN)?;
         let version = major.or_else(|| find::postgres_major(&bin)).unwrap_or_default();
         Ok(Some(Self { bin, account, folder, version }))
     }
 
     pub(crate) fn title(&self) -> String {
         format!("PostgreSQL {}", self.version)
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        real(&self.bin, name)
     }
 
     pub(crate) fn bin(&self) -> &Path {
@@ -86,7 +97,7 @@ impl Cluster {
     }
 
     fn initdb(&self, home: &Home, data: &Path, password_file: &Path, locale: &str) -> Result<(), Error> {
-        let mut command = home.command(self.bin.join("initdb"), self.account);
+        let mut command = home.command(self.program("initdb"), self.account);
         command.arg("--pgdata").arg(data).arg("--pwfile").arg(password_file);
         command.args(["--username=rollcall", "--auth=scram-sha-256", "--encoding=UTF8"]);
         command.arg(format!("--locale={locale}"));
@@ -97,7 +108,7 @@ impl Cluster {
     fn single_user(&self, home: &Home, data: &Path, statement: &str) -> Result<(), Error> {
         let name = format!("run {statement}");
         let step = || name.clone();
-        let mut command = home.command(self.bin.join("postgres"), self.account);
+        let mut command = home.command(self.program("postgres"), self.account);
         command.args(["--single", "-j", "-D"]).arg(data).arg("postgres");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().step(step)?;
@@ -127,7 +138,7 @@ impl Cluster {
     }
 
     fn server(&self, home: &Home, port: u16) -> Command {
-        let mut command = home.command(self.bin.join("postgres"), self.account);
+        let mut command = home.command(self.program("postgres"), self.account);
         command.current_dir(&self.folder).arg("-D").arg(self.data());
         let connections = home.options.max_connections;
         let settings = [

@@ -73,6 +73,18 @@ pub enum Error {
         /// What should be there.
         program: &'static str,
     },
+    /// The account of the server cannot run its program.
+    #[error(
+        "the account that the server runs as cannot run {}; set {variable} to a folder that every account may enter, such \
+         as /usr/local/bin",
+        program.display()
+    )]
+    ClosedPrograms {
+        /// The program, without the links that lead to it.
+        program: PathBuf,
+        /// The variable that chooses another folder.
+        variable: &'static str,
+    },
     /// The operating system refused.
     #[error("{step}")]
     Io {

@@ -13,7 +13,7 @@ use crate::account::{self, Account};
 use crate::error::{Error, IoStep};
 use crate::find;
 use crate::home::Home;
-use crate::options::elapsed;
+use crate::options::{RABBITMQ_BIN, elapsed};
 use crate::ports;
 use crate::probe;
 use crate::process::{self, POLL};
@@ -72,6 +72,7 @@ impl Node {
         let Some(scripts) = find::rabbitmq(&home.options) else { return Ok(None) };
         let account = Account::choose(&["rabbitmq", "nobody"]);
         let (folder, account) = account::place(&home.options, &home.dir, NAME, account)?;
+        account.require(&scripts.join("rabbitmq-server"), RABBITMQ_BIN)?;
         let version = find::rabbitmq_version(&scripts).unwrap_or_default();
         Ok(Some(Self { scripts, account, folder, version }))
     }

@@ -60,7 +60,7 @@ impl Options {
             postgres_settings: Vec::new(),
             rabbitmq_settings: Vec::new(),
             keep_messages: true,
-            start_timeout: Duration::from_mins(1),
+            start_timeout: Duration::from_mins(3),
             linger: Duration::from_secs(30),
             path: variable("PATH").unwrap_or_default(),
             postgres_bin: variable(POSTGRES_BIN).map(PathBuf::from),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -31,7 +32,8 @@ impl Home {
         if fs::metadata(&path).is_ok_and(|log| log.len() > LARGE) {
             let _ = fs::rename(&path, path.with_extension("log.1"));
         }
-        File::options().append(true).create(true).open(&path).step(|| format!("open {}", path.display()))
+        // PostgreSQL quotes rows in its messages.
+        File::options().append(true).create(true).mode(0o600).open(&path).step(|| format!("open {}", path.display()))
     }
 
     pub(crate) fn state(&self, name: &str) -> State {

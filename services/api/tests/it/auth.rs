@@ -352,8 +352,8 @@ async fn a_key_works_as_soon_as_it_is_made_and_not_much_longer_than_it_is_valid(
     let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: None, local: None });
     let list = async |key: &str| app.get_with("/v1/users", &[("authorization", &format!("Bearer {key}"))]).await;
     assert_eq!(list(ApiKey::mint().expose()).await.status, 401, "the keys are loaded");
-    for _ in 0..3 {
-        let key = inserted(&mut database.conn, &[Scope::UsersRead], [Some("1500 milliseconds"), None]).await;
+    for _ in 0..2 {
+        let key = inserted(&mut database.conn, &[Scope::UsersRead], [Some("4 seconds"), None]).await;
         assert_eq!(list(&key).await.status, 200, "at once");
         let waiting = async {
             while list(&key).await.status == 200 {

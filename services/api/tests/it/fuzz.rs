@@ -17,7 +17,7 @@ use crate::sockets::server;
 const CASES: u64 = 3000;
 const AT_ONCE: usize = 50;
 /// Twice the time that a head may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 const METHODS: &[&str] = &[
     "GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS", "TRACE", "CONNECT", "get", "G ET", "", "POST\t", "\u{e9}",

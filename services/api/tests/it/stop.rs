@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::sockets::{Client, server};
 
 const PING: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
-const GRACES: Graces = Graces { drain: Duration::from_secs(1), finish: Duration::from_secs(5) };
+const GRACES: Graces = Graces { drain: Duration::from_secs(5), finish: Duration::from_secs(30) };
 
 fn says_close(answer: &str) -> bool {
     answer.to_lowercase().contains("\r\nconnection: close\r\n")
@@ -71,7 +71,7 @@ async fn connections_that_wait_for_nothing_are_closed() {
     let mut witness = Client::connect(address).await;
     witness.write(PING).await;
     witness.answer(true).await;
-    let graces = Graces { drain: Duration::ZERO, finish: Duration::from_secs(5) };
+    let graces = Graces { drain: Duration::ZERO, finish: Duration::from_secs(30) };
     let ends = async { (idle.end().await, silent.end().await, witness.end().await) };
     let (stopped, ends) = tokio::join!(shutdown.stop(graces), ends);
     assert_eq!(ends, (String::new(), String::new(), String::new()));

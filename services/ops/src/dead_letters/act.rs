@@ -9,8 +9,8 @@ use sqlx::PgConnection;
 use worker::blame::ApplyError;
 use worker::dead_letters::{self, Discarded, Letter, ReplayError, Step, Terms, Verdict};
 
-use super::print;
-use crate::say;
+use super::print::{self, Verb};
+use crate::output::say;
 
 /// How often one user's letters are tried again when a batch was in the way.
 const TRIES: u32 = 10;
@@ -29,7 +29,7 @@ pub(super) async fn replay(
             Some(user) => replay_open(conn, letter, user, terms).await,
             None => dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, terms).await,
         });
-        failed += usize::from(!report(letter, end.await, terms, json)?);
+        failed += usize::from(!report(letter, end.await, Verb::Replay, terms, json)?);
     }
     Ok(failed)
 }
@@ -53,7 +53,7 @@ pub(super) async fn discard(
             None if terms.dry_run => Ok(Vec::new()),
             None => dead_letters::discard_raw(conn, letter.id).await.map(|()| Vec::new()),
         });
-        failed += usize::from(!report(letter, end.await, terms, json)?);
+        failed += usize::from(!report(letter, end.await, Verb::Discard, terms, json)?);
     }
     Ok(failed)
 }
@@ -109,10 +109,16 @@ async fn retry_on_contention(
 }
 
 /// Tells what became of a letter, and whether all went well. A fault that is no letter's ends the run.
-fn report(letter: &Letter, end: Result<Vec<Step>, ReplayError>, terms: Terms, json: bool) -> anyhow::Result<bool> {
+fn report(
+    letter: &Letter,
+    end: Result<Vec<Step>, ReplayError>,
+    verb: Verb,
+    terms: Terms,
+    json: bool,
+) -> anyhow::Result<bool> {
     match end {
         Ok(steps) => {
-            say(print::steps(letter, &steps, terms.dry_run, json));
+            say(print::steps(letter, &steps, verb, terms.dry_run, json));
             Ok(!steps.iter().any(|step| matches!(step.verdict, Verdict::Failed(..))))
         }
         Err(

@@ -9,6 +9,13 @@ use uuid::Uuid;
 use worker::dead_letters::{Letter, ReplayError, Step, Verdict};
 use worker::users::Outcome;
 
+/// What the operator does with a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Replay,
+    Discard,
+}
+
 /// One letter on one line.
 pub(super) fn line(letter: &Letter, json: bool) -> String {
     if json {
@@ -64,7 +71,7 @@ pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> S
 }
 
 /// What became of a letter and of what waited behind it.
-pub(super) fn steps(letter: &Letter, steps: &[Step], dry_run: bool, json: bool) -> String {
+pub(super) fn steps(letter: &Letter, steps: &[Step], verb: Verb, dry_run: bool, json: bool) -> String {
     if json {
         let steps: Vec<Value> = steps
             .iter()
@@ -79,10 +86,18 @@ pub(super) fn steps(letter: &Letter, steps: &[Step], dry_run: bool, json: bool) 
     if steps.is_empty() && letter.user_id.is_some() {
         text.push_str(": somebody else dealt with it");
     } else if steps.is_empty() {
-        text.push_str(if dry_run { ": can be read" } else { ": closed" });
+        text.push_str(match (dry_run, verb) {
+            (true, Verb::Replay) => ": can be read",
+            (true, Verb::Discard) => ": would be discarded",
+            (false, _) => ": closed",
+        });
     }
     for step in steps {
-        let _ = write!(text, "\n  {}  {:<16}  {}", step.command_id, step.kind, verdict(&step.verdict));
+        let verdict = match step.verdict {
+            Verdict::Discarded if dry_run => "would be discarded".to_owned(),
+            ref other => verdict(other),
+        };
+        let _ = write!(text, "\n  {}  {:<16}  {verdict}", step.command_id, step.kind);
     }
     text
 }

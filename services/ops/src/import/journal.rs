@@ -4,7 +4,7 @@
 //! this is the hash of what they said. Only whole marks count, and only if the file still begins with those rows. Without
 //! the journal, or with a wrong one, every row is sent again under the key that it had, which changes nothing twice.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::report::Rejected;
 use super::rows::Row;
+use crate::files::open_private;
 
 /// Rows between two marks.
 const STRIDE: u64 = 500;
@@ -72,7 +73,9 @@ impl Journal {
     /// Opens it and drops what comes after its last mark, or everything if it is another's.
     pub(super) fn open(path: &Path, owner: &Owner) -> anyhow::Result<Self> {
         let context = || format!("the journal {} cannot be used; name another with --journal", path.display());
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let special = std::fs::metadata(path).is_ok_and(|found| !found.is_file());
+        ensure!(!special, "the journal {} is no regular file; name another with --journal", path.display());
+        let file = open_private(path);
         let mut journal =
             Self { file: file.with_context(context)?, path: Some(path.to_owned()), mark: Mark::default() };
         if journal.file.try_lock().is_err() {

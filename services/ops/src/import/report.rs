@@ -1,12 +1,12 @@
 //! Rows that are not in: what is wrong with each, and the file that says so.
 
-use std::fs::File;
 use std::io::{BufRead, BufWriter, Write};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{Format, Row};
+use crate::files::Draft;
 
 /// What is wrong with a field of a row, and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,8 @@ impl Rejected {
 /// Writes the report from the journal's lines.
 pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow::Result<()> {
     let context = || format!("the report {path} cannot be written");
-    let mut output = BufWriter::new(File::create(path).with_context(context)?);
+    let draft = Draft::begin(path)?;
+    let mut output = BufWriter::new(draft.file());
     match format {
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(&mut output);
@@ -71,7 +72,9 @@ pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow
             }
         }
     }
-    output.flush().with_context(context)
+    output.flush().with_context(context)?;
+    drop(output);
+    draft.keep()
 }
 
 /// The rejected rows among the lines of a journal.

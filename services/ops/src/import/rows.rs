@@ -1,6 +1,6 @@
 //! The rows of a file, one at a time, each checked by the rules of the API.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +17,8 @@ const LONGEST_ROW: u64 = 64 * 1024;
 /// What the service decides, and what a report of rejected lines adds: read over, so that both can be imported.
 const IGNORED: [&str; 9] =
     ["id", "version", "created_at", "updated_at", "suspended_at", "line", "field", "fault", "mend"];
+/// The byte order mark of UTF-8.
+const UTF8_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 const KNOWN: [&str; 3] = ["email", "name", "status"];
 
 /// How rows are written.
@@ -102,12 +104,13 @@ pub(super) enum Column {
 
 impl Rows {
     /// Reads the header, if there is one.
-    pub(super) fn open(input: impl Read + Send + 'static, format: Format) -> anyhow::Result<Self> {
+    pub(super) fn open(mut input: impl Read + Send + 'static, format: Format) -> anyhow::Result<Self> {
+        let input = Cursor::new(beginning(&mut input)?).chain(input);
         if format == Format::Ndjson {
             return Ok(Self::Ndjson { reader: Box::new(BufReader::new(input)), line: 0 });
         }
         let since = Arc::new(AtomicU64::new(0));
-        let input = Bounded { input: Box::new(input), since: Arc::clone(&since) };
+        let input = Bounded { input: Box::new(input), since: Arc::clone(&since), last: b'\n' };
         let mut reader = ReaderBuilder::new()
             .flexible(true)
             // With CRLF the library's default numbers lines by one too low; the CR is taken off below.
@@ -116,7 +119,7 @@ impl Rows {
         let header = reader.headers().context("the header row cannot be read")?;
         let mut columns = Vec::with_capacity(header.len());
         for name in header {
-            let name = name.trim_start_matches('\u{feff}').trim().to_ascii_lowercase();
+            let name = name.trim().to_ascii_lowercase();
             columns.push(match name.as_str() {
                 "email" => Column::Email,
                 "name" => Column::Name,
@@ -153,7 +156,19 @@ impl Rows {
             }
         }
         let mut row = Row { line: record.position().map_or(0, csv::Position::line), ..Row::default() };
-        if record.len() != columns.len() {
+        let swallowed = record.iter().flatten().filter(|byte| **byte == b'\n').count();
+        if swallowed > 0 {
+            // No value that is imported can have a line break, so the quote that should have ended it is missing.
+            let last = row.line + swallowed as u64;
+            row.fault(
+                "row",
+                &format!(
+                    "has a field in quotes that goes on to line {last}, so that lines {} to {last} are part of it and were \
+                     not read as rows; close the quotes in line {}",
+                    row.line, row.line
+                ),
+            );
+        } else if record.len() != columns.len() {
             let (has, wants) = (record.len(), columns.len());
             row.fault("row", &format!("has {has} fields where the header has {wants}; quote what has a comma in it"));
         }
@@ -239,11 +254,24 @@ impl Iterator for Rows {
     }
 }
 
+/// The first bytes of a file, without the mark that some programs put in front of UTF-8.
+fn beginning(input: &mut impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(UTF8_MARK.len());
+    input.take(UTF8_MARK.len() as u64).read_to_end(&mut bytes).context("line 1: cannot be read")?;
+    ensure!(
+        !bytes.starts_with(&[0xff, 0xfe]) && !bytes.starts_with(&[0xfe, 0xff]),
+        "line 1: the file is written in UTF-16; save it as UTF-8"
+    );
+    Ok(if bytes == UTF8_MARK { Vec::new() } else { bytes })
+}
+
 /// Ends a record that has no end.
 pub(super) struct Bounded {
     input: Box<dyn Read + Send>,
     /// How much was read since the last record began.
     since: Arc<AtomicU64>,
+    /// The last byte that was read.
+    last: u8,
 }
 
 impl Read for Bounded {
@@ -252,7 +280,17 @@ impl Read for Bounded {
             let fault = format!("the row is longer than {LONGEST_ROW} bytes; close its quotes, or shorten it");
             return Err(io::Error::other(fault));
         }
-        let read = self.input.read(buffer)?;
+        let mut read = self.input.read(buffer)?;
+        if read == 0
+            && self.last != b'\n'
+            && let Some(first) = buffer.first_mut()
+        {
+            // The last line has an end too, so that quotes that are open there have a line break in them.
+            (*first, read) = (b'\n', 1);
+        }
+        if let Some(last) = read.checked_sub(1) {
+            self.last = buffer[last];
+        }
         self.since.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
@@ -282,7 +320,7 @@ mod tests {
             rows(text, Format::Csv),
             [
                 "2: ada@example.org,Lovelace, \"Ada\",",
-                "3: bob@example.org,two\nlines, name has the control character U+000A; remove it",
+                "3: bob@example.org,two\nlines, row has a field in quotes that goes on to line 4, so that lines 3 to 4 are part of it and were not read as rows; close the quotes in line 3",
                 "6: c@example.org,C,"
             ]
         );
@@ -312,6 +350,32 @@ mod tests {
         ] {
             let error = Rows::open(text.as_bytes(), Format::Csv).err().unwrap().to_string();
             assert!(error.contains(fault), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_quote_that_is_closed_too_late_or_never_names_the_lines_it_swallowed() {
+        let fault = |text: &'static str| rows(text, Format::Csv).remove(0);
+        let late = fault("email,name\nada@example.org,\"Ada\nbob@example.org,Bob\neve@example.org,\"Eve\"\n");
+        assert!(late.contains("2: ") && late.contains("lines 2 to 4 are part of it"), "{late}");
+        for text in ["email,name\nada@example.org,\"Ada\nbob@example.org,Bob\n", "email,name\nada@example.org,\"Ada"] {
+            let never = fault(text);
+            assert!(never.contains("close the quotes in line 2"), "{never}");
+        }
+        // A last line without an end is whole.
+        assert_eq!(rows("email,name\nada@example.org,\"Ada\"", Format::Csv), ["2: ada@example.org,Ada,"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_file() {
+        let ndjson = "\u{feff}{\"email\":\"a@example.org\",\"name\":\"A\"}\n";
+        assert_eq!(rows(ndjson, Format::Ndjson), ["1: a@example.org,A,"]);
+        let csv = "\u{feff}\"email\",\"name\"\na@example.org,A\n";
+        assert_eq!(rows(csv, Format::Csv), ["2: a@example.org,A,"]);
+        let utf16: &[u8] = &[0xff, 0xfe, b'e', 0, b'm', 0];
+        for format in [Format::Csv, Format::Ndjson] {
+            let error = Rows::open(utf16, format).err().unwrap().to_string();
+            assert!(error.contains("UTF-16; save it as UTF-8"), "{error}");
         }
     }
 

@@ -29,7 +29,7 @@ use rand::rngs::StdRng;
 
 use super::progress::Progress;
 use super::system::{Plan, System};
-use crate::say;
+use crate::output::say;
 use course::Course;
 use demand::Demand;
 use verdict::Verdict;

@@ -8,7 +8,7 @@ use worker::mutants::{Mutant, VARIABLE};
 use super::schedule::{Deck, Fault, Target};
 use super::verdict::Broken;
 use super::{Arguments, Course, torture};
-use crate::say;
+use crate::output::say;
 
 /// A mutant may leave partitions that never move again.
 const PATIENCE: Duration = Duration::from_secs(15);

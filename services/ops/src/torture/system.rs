@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use url::Url;
 
 use super::proxy::Proxy;
-use crate::say;
+use crate::output::say;
 pub(crate) use service::Service;
 
 /// Below the range that clients' ports come from, so that none of them takes the port of a service that is down.

@@ -21,7 +21,7 @@ use crate::proxy::Proxy;
 const BUDGET: i64 = 14;
 
 /// Far less than any hang, and far more than the deadlines of reads (under 2 seconds), for a busy machine.
-const PROMPT: Duration = Duration::from_secs(6);
+const PROMPT: Duration = Duration::from_secs(30);
 
 /// A server with few connections for one test, used by a role that is no superuser.
 struct Small {

@@ -162,3 +162,72 @@ async fn no_log_line_shows_a_password_an_address_or_a_name() {
         }
     }
 }
+
+/// Changes the database of a system behind its back.
+async fn execute(system: &System, statement: &'static str) {
+    sqlx::raw_sql(statement).execute(&mut system.database().await).await.unwrap();
+}
+
+async fn answer(system: &System, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_rollcall"));
+    command.args(arguments).env_clear().envs(system.environment.iter().map(|(name, value)| (name, value)));
+    let output = command.output().await.unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_status_fails_where_migrate_run_would() {
+    let system = System::prepare().await;
+    let (code, said) = answer(&system, &["migrate", "status"]).await;
+    assert!(code == Some(0) && said.contains("every migration has run"), "{said}");
+
+    let newer = "
+        INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+        VALUES (9001, 'later', true, '', 0)
+    ";
+    execute(&system, newer).await;
+    let (code, said) = answer(&system, &["migrate", "status"]).await;
+    assert!(code == Some(0) && said.contains("newer ones that it does not know: 9001"), "{said}");
+
+    execute(&system, "UPDATE _sqlx_migrations SET checksum = 'edited' WHERE version = 2").await;
+    for (arguments, text) in [(["migrate", "status"], "edited 0002"), (["migrate", "run"], "has been modified")] {
+        let (code, said) = answer(&system, &arguments).await;
+        assert!(code == Some(1) && said.contains(text), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_the_first_migration_every_command_says_what_to_run() {
+    let system = System::prepare().await;
+    execute(&system, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    for arguments in [
+        &["budget"][..],
+        &["dead-letters", "list"],
+        &["dead-letters", "replay", "--all", "--yes"],
+        &["keys", "list"],
+        &["keys", "create", "--client", "a", "--scope", "users:read"],
+        &["export", "-", "--format", "csv"],
+        &["migrate", "status"],
+    ] {
+        let (code, said) = answer(&system, arguments).await;
+        assert!(code == Some(1) && said.contains("run `rollcall migrate run`"), "{arguments:?}: {said}");
+        assert!(!said.contains("at line") && said.matches("does not exist").count() <= 1, "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn options_that_would_mean_nothing_are_refused() {
+    for (arguments, text) in [
+        (&["budget", "--watch", "0"][..], "--watch"),
+        (&["dead-letters", "list", "--limit", "0"], "--limit"),
+        (&["dead-letters", "list", "--sqlstate", "235"], "five letters and digits like 23514"),
+        (&["load", "--connections", "0"], "--connections"),
+        (&["import", "users.csv", "--dry-run", "--journal", "j"], "--journal"),
+        (&["import", "users.csv", "--url", "localhost:8080"], "http://"),
+        (&["health", "localhost:8080"], "http://"),
+    ] {
+        let output = rollcall(arguments, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(text), "{arguments:?}: {said}");
+    }
+}

@@ -79,7 +79,7 @@ async fn an_api_with_another_number_of_partitions_does_not_stay() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_finishes_its_upload_does_not_spoil_the_stop() {
     let mut system = System::prepare().await;
-    system.set("STOP_DEADLINE_MS", "1000");
+    system.set("STOP_DEADLINE_MS", "5000");
     let mut api = system.api().await;
     let mut slow = TcpStream::connect(("127.0.0.1", api.port())).await.unwrap();
     let head = "POST /v1/users HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
@@ -216,4 +217,65 @@ async fn an_export_can_be_piped_into_an_import() {
     assert_eq!(to.count("SELECT count(*) FROM users WHERE email = 'ada@example.org'").await, 1);
     let unknown = rollcall(&from, &["export", "users.txt"]).output().await.unwrap();
     assert!(failed(&unknown).contains("give --format csv or --format ndjson"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipes_are_imported_and_folders_are_refused() {
+    let system = System::prepare().await;
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.csv").to_str().unwrap().to_owned();
+    let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
+    assert!(made.success());
+    let text = "\u{feff}email,name\nada@example.org,Ada\n";
+    let writing = tokio::task::spawn_blocking({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, text).unwrap()
+    });
+    let told = succeeded(&import(&system, &api, &pipe, &[]).output().await.unwrap());
+    writing.await.unwrap();
+    assert!(told.contains("1 of 1 rows are in"), "{told}");
+
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&copy, text.replace("ada", "bob")).unwrap();
+    let mut command = import(&system, &api, "/dev/stdin", &["--format", "csv"]);
+    succeeded(&command.stdin(copy.reopen().unwrap()).output().await.unwrap());
+    assert!(!Path::new("/dev/stdin.journal").exists());
+    assert_eq!(system.count("SELECT count(*) FROM users").await, 2);
+
+    let place = folder.path().to_str().unwrap();
+    let told = failed(&import(&system, &api, place, &["--format", "csv"]).output().await.unwrap());
+    assert!(told.contains("is a folder; give a CSV or NDJSON file"), "{told}");
+    for (option, file) in [("--rejected", pipe.as_str()), ("--journal", place)] {
+        let arguments = ["--format", "csv", option, file];
+        let mut command = import(&system, &api, copy.path().to_str().unwrap(), &arguments);
+        let told = failed(&command.output().await.unwrap());
+        assert!(told.contains("no regular file"), "{told}");
+    }
+    let told = failed(&rollcall(&system, &["export", "/dev/null", "--format", "csv"]).output().await.unwrap());
+    assert!(told.contains("/dev/null is no regular file"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_with_personal_data_are_their_owners_only() {
+    let system = System::prepare().await;
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+    fs::write(file("users.csv"), "email,name\nada@example.org,Ada\nno address,Bob\n").unwrap();
+    // An earlier version left it open to all.
+    fs::write(file("rejected.csv"), "").unwrap();
+    let arguments = ["--rejected", &file("rejected.csv")];
+    failed(&import(&system, &api, &file("users.csv"), &arguments).output().await.unwrap());
+    assert_eq!(mode("rejected.csv"), 0o600);
+    export(&system, &file("all.csv")).await;
+    assert_eq!(mode("all.csv"), 0o600);
+    // The API is away: the journal stays.
+    drop(api);
+    let journal = file("journal");
+    let arguments = ["import", &file("users.csv"), "--journal", &journal, "--url", "http://127.0.0.1:1"];
+    failed(&rollcall(&system, &arguments).output().await.unwrap());
+    assert_eq!(mode("journal"), 0o600);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "no drafts are left");
 }

@@ -167,7 +167,7 @@ async fn a_service_with_an_old_schema_stays_unready_until_it_is_migrated() {
     let mut connection = system.database().await;
     sqlx::query("DROP SCHEMA public CASCADE").execute(&mut connection).await.unwrap();
     sqlx::query("CREATE SCHEMA public").execute(&mut connection).await.unwrap();
-    system.set("STOP_DEADLINE_MS", "2000");
+    system.set("STOP_DEADLINE_MS", "5000");
     let (api, worker) = (system.api_unready(), system.worker_unready());
     for process in [&api, &worker] {
         let line = process.unready("schema").await;

@@ -25,6 +25,7 @@ mod lifecycle;
 mod limits;
 mod membership;
 mod outages;
+mod output;
 mod pooler;
 mod problems;
 mod roles;

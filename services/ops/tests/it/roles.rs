@@ -279,3 +279,25 @@ async fn one_plain_url_serves_everything_and_it_is_said_once_that_no_wall_stands
     let worker = deployment.worker().await;
     assert_eq!(worker.output().matches("no connection limit").count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_is_told_which_one_may() {
+    let deployment = Deployment::new().await;
+    for (role, arguments) in [
+        (ServerRole::Api, &["dead-letters", "list"][..]),
+        (ServerRole::Monitor, &["keys", "list"]),
+        (ServerRole::Worker, &["keys", "create", "--client", "a", "--scope", "users:read"]),
+    ] {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_rollcall"))
+            .args(arguments)
+            .env_clear()
+            .env("DATABASE_URL_FILE", deployment.roles.file(role))
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("permission denied") && said.contains("the migrator's"), "{arguments:?}: {said}");
+        assert!(!said.contains("at line") && said.matches("permission denied").count() == 1, "{arguments:?}: {said}");
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -121,13 +120,14 @@ async fn a_second_signal_aborts() {
     api.signal(Signal::TERM);
     api.unready("instance").await;
     api.signal(Signal::INT);
-    assert_eq!(tokio::time::timeout(Duration::from_secs(10), api.ended()).await.unwrap().code(), Some(1));
+    // After the whole drain delay it would be 0.
+    assert_eq!(api.ended().await.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_batch_hangs_still_stops_in_time_and_loses_nothing() {
     let mut system = System::prepare().await;
-    system.set("STOP_DEADLINE_MS", "3000");
+    system.set("STOP_DEADLINE_MS", "10000");
     let (api, worker) = tokio::join!(system.api(), system.worker());
     let mut lock = system.database().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();

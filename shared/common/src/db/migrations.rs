@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{Migration, Migrator};
 
 use super::roles;
 
@@ -64,17 +64,57 @@ pub fn migrations_fingerprint() -> String {
     hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
+/// How a schema stands to this build. A migration is written as `version description`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MigrationStatus {
+    /// Those that have not run, in order.
+    pub pending: Vec<String>,
+    /// Those that ran with another text than this build has.
+    pub edited: Vec<String>,
+    /// Those that began and did not end.
+    pub unfinished: Vec<String>,
+    /// The versions that ran and that this build does not know.
+    pub newer: Vec<i64>,
+}
+
+/// Compares the migrations that have run with those of this build.
+///
+/// # Errors
+/// [`MigrateError::Database`].
+pub async fn migration_status(connection: &mut PgConnection) -> Result<MigrationStatus, MigrateError> {
+    let mut status =
+        MigrationStatus { pending: migrations_pending(&mut *connection).await?, ..MigrationStatus::default() };
+    if !history_exists(&mut *connection).await? {
+        return Ok(status);
+    }
+    let history = sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version");
+    let history: Vec<(i64, Vec<u8>, bool)> = history.fetch_all(connection).await?;
+    for (version, checksum, success) in history {
+        let Some(known) = EMBEDDED.iter().find(|migration| migration.version == version) else {
+            status.newer.push(version);
+            continue;
+        };
+        if !success {
+            status.unfinished.push(title(known));
+        } else if known.checksum[..] != checksum[..] {
+            status.edited.push(title(known));
+        }
+    }
+    status.pending.retain(|pending| !status.unfinished.contains(pending));
+    Ok(status)
+}
+
+fn title(migration: &Migration) -> String {
+    format!("{:04} {}", migration.version, migration.description)
+}
+
 /// The migrations that have not run, in order, as `version description`.
 ///
 /// # Errors
 /// [`MigrateError::Database`].
 pub async fn migrations_pending(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
     let done = applied_versions(connection).await?;
-    Ok(EMBEDDED
-        .iter()
-        .filter(|m| !done.contains(&m.version))
-        .map(|m| format!("{:04} {}", m.version, m.description))
-        .collect())
+    Ok(EMBEDDED.iter().filter(|m| !done.contains(&m.version)).map(title).collect())
 }
 
 /// Runs every migration that has not run yet, after waiting up to `patience` for another migrator.
@@ -114,13 +154,15 @@ async fn lock(connection: &mut PgConnection, patience: Duration) -> Result<(), M
 }
 
 async fn applied_versions(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
-    // Not checked at compile time, like the rest of this file: the table does not exist before the first run.
-    let exists: bool =
-        sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
-    if !exists {
+    if !history_exists(&mut *connection).await? {
         return Ok(Vec::new());
     }
     sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(connection).await
+}
+
+/// Whether any migration has run. Not checked at compile time, like the rest of this file: the table does not exist before that.
+async fn history_exists(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(connection).await
 }
 
 /// The schema's version; 0 when no migration has run.

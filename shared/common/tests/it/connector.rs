@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::support::{connect, database, eventually, settings};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 async fn shown(connection: &mut PgConnection, setting: &'static str) -> String {
     let show = format!("SHOW {setting}");

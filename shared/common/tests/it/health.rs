@@ -1,6 +1,9 @@
-//! What `/readyz` tells.
+//! What `/readyz` and the log say.
 
-use rollcall_common::health::{Ability, Health, ReadyWhen};
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use rollcall_common::health::{Ability, Health, ReadyWhen, START_ALLOWANCE};
 use rollcall_common::shutdown::Shutdown;
 
 use crate::support::GRACES;
@@ -79,4 +82,54 @@ async fn an_instance_that_stops_is_not_ready() {
     let report = health.report();
     assert!(!report.ready);
     assert_eq!(report.checks["instance"], "failed: stopping");
+}
+
+/// The log of one test.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// What was written since the last look.
+    fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut *self.0.lock().expect("the log"))).expect("text")
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("the log").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_fails_while_the_process_starts_is_no_warning_yet() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let health = health(ReadyWhen::All);
+    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".to_owned()));
+    health.set("reads", ill());
+    health.set("reads", well());
+    health.set("reads", ill());
+    let start = log.take();
+    assert_eq!((start.matches("INFO").count(), start.matches("WARN").count()), (3, 0), "{start}");
+
+    tokio::time::advance(START_ALLOWANCE).await;
+    health.set("reads", ill());
+    health.set("reads", ill());
+    let late = log.take();
+    assert_eq!(late.matches("WARN").count(), 2, "each check that still fails, once: {late}");
+    assert!(late.contains("gone") && late.contains("not checked yet"), "{late}");
+
+    health.set("reads", well());
+    health.set("writes", well());
+    assert!(!log.take().contains("WARN"));
+    health.set("reads", ill());
+    health.set("reads", ill());
+    assert_eq!(log.take().matches("WARN").count(), 1);
 }

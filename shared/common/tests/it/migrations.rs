@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
-use rollcall_common::db::{MigrateError, migrate, migrations_pending, required_version};
+use rollcall_common::db::{
+    MigrateError, MigrationStatus, migrate, migration_status, migrations_pending, required_version,
+};
 use sqlx::PgConnection;
 
 use crate::support::{PATIENCE, connect, database, empty_database};
+
+const LATER: &str = "
+    INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+    VALUES ($1, 'later', true, '', 0)
+";
 
 async fn history(connection: &mut PgConnection) -> Vec<i64> {
     let versions = sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version");
@@ -52,11 +59,7 @@ async fn a_schema_of_a_later_release_is_left_alone() {
     let database = database().await;
     let mut connection = connect(database.url()).await;
     let later = required_version() + 1000;
-    let insert = "
-        INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-        VALUES ($1, 'later', true, '', 0)
-    ";
-    sqlx::query(insert).bind(later).execute(&mut connection).await.expect("a row");
+    sqlx::query(LATER).bind(later).execute(&mut connection).await.expect("a row");
     let migrated = migrate(&mut connection, PATIENCE).await.expect("a migration");
     assert_eq!(migrated.applied, Vec::<String>::new());
     assert_eq!(migrated.version, later);
@@ -88,4 +91,25 @@ async fn a_migrator_that_waits_too_long_says_that_another_one_runs() {
     drop(holder);
     let migrated = migrate(&mut waiter, PATIENCE).await.expect("its turn after the holder is gone");
     assert_eq!(migrated.version, required_version());
+}
+
+#[tokio::test]
+async fn the_status_names_what_was_edited_what_did_not_end_and_what_is_newer() {
+    let database = database().await;
+    let mut connection = connect(database.url()).await;
+    assert_eq!(migration_status(&mut connection).await.expect("a status"), MigrationStatus::default());
+    let later = required_version() + 1000;
+    for statement in [
+        "UPDATE _sqlx_migrations SET checksum = 'edited' WHERE version = 2",
+        "UPDATE _sqlx_migrations SET success = false WHERE version = 3",
+        "DELETE FROM _sqlx_migrations WHERE version = 4",
+    ] {
+        sqlx::query(statement).execute(&mut connection).await.expect("a change");
+    }
+    sqlx::query(LATER).bind(later).execute(&mut connection).await.expect("a row");
+    let status = migration_status(&mut connection).await.expect("a status");
+    assert!(status.edited.len() == 1 && status.edited[0].starts_with("0002 "), "{status:?}");
+    assert!(status.unfinished.len() == 1 && status.unfinished[0].starts_with("0003 "), "{status:?}");
+    assert!(status.pending.len() == 1 && status.pending[0].starts_with("0004 "), "{status:?}");
+    assert_eq!(status.newer, [later]);
 }

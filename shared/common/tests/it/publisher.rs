@@ -1,7 +1,6 @@
 //! Publishing: an accepted message is in a queue, and one that is in none is never accepted.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -278,7 +277,7 @@ async fn without_a_connection_publishing_is_refused_at_once_with_the_reason() {
         let (_sender, link) = watch::channel(state);
         let publisher = Publisher::start(&shutdown, link);
         let publishing = publisher.publish(message("commands".to_owned(), "0"));
-        let answer = tokio::time::timeout(Duration::from_secs(2), publishing).await.expect("at once");
+        let answer = soon("an answer", publishing).await;
         assert_eq!(answer, Err(PublishError::Unavailable(reason.to_owned())));
     }
     shutdown.stop(GRACES).await.expect("a good end");

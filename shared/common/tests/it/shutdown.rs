@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rollcall_common::shutdown::{Graces, Phase, Shutdown, StopError, Tier};
+use rollcall_common::db::DbError;
+use rollcall_common::shutdown::{Graces, Phase, Shutdown, StopError, Tier, chain};
 use tokio::sync::oneshot;
 
-use crate::support::{GRACES, soon};
+use crate::support::{GRACES, connect, database, soon};
 
 /// What happened, in order.
 #[derive(Clone, Default)]
@@ -171,4 +172,21 @@ async fn a_task_that_hangs_is_given_up_after_its_grace() {
         assert!(end.to_string().ends_with(": stuck, work"), "{tier:?}: {end}");
         assert_eq!(shutdown.phase(), Phase::Disconnecting, "{tier:?}: the others were told to close all the same");
     }
+}
+
+/// Quotes its cause, as several libraries do.
+#[derive(Debug, thiserror::Error)]
+#[error("the outer fault: {0}")]
+struct Quoting(#[source] std::io::Error);
+
+#[tokio::test]
+async fn an_error_and_its_causes_are_each_written_once() {
+    let quoting = Quoting(std::io::Error::other("the inner fault"));
+    assert_eq!(chain(&quoting), "the outer fault: the inner fault");
+
+    let database = database().await;
+    let mut connection = connect(database.url()).await;
+    let error = sqlx::query("SELECT missing FROM users").execute(&mut connection).await.expect_err("a fault");
+    let text = chain(&DbError::from(error));
+    assert_eq!(text, "a statement failed: column \"missing\" does not exist (SQLSTATE 42703)");
 }

@@ -18,7 +18,7 @@ use rollcall_common::shutdown::Graces;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 /// Long enough for a busy machine, short enough for a test that fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// No drain delay, and time enough for what the tests leave in flight.
 pub(crate) const GRACES: Graces = Graces { drain: Duration::ZERO, finish: Duration::from_secs(5) };

@@ -1,7 +1,7 @@
 //! How a stack comes up, and what the faults do to it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::thread;
 
@@ -125,6 +125,30 @@ fn a_chosen_folder_of_programs_is_the_only_one() {
     }
     let postgres = Postgres::start_alone(options()).expect("a server");
     assert_eq!(postgres.bin_dir(), Some(chosen));
+}
+
+/// The clone may lie in the home of root, which no other account can enter.
+#[test]
+fn programs_behind_a_closed_folder_are_linked_or_refused() {
+    let closed = Dir::new("closed programs");
+    let chosen = closed.0.join("bin");
+    fs::create_dir_all(&chosen).expect("a folder");
+    fs::set_permissions(&closed.0, fs::Permissions::from_mode(0o700)).expect("a closed folder");
+    let installed = Postgres::start_alone(Dir::new("open").options()).expect("a server").bin_dir().expect("programs");
+    for program in ["postgres", "initdb"] {
+        std::os::unix::fs::symlink(installed.join(program), chosen.join(program)).expect("a link");
+    }
+    let options = || Options { postgres_bin: Some(chosen.clone()), ..Options::new(closed.0.join("stack")) };
+    drop(Postgres::start_alone(options()).expect("a server whose programs are linked"));
+
+    // A file instead of a link: nothing leads around the folder.
+    fs::remove_file(chosen.join("postgres")).expect("removed");
+    fs::copy(installed.join("postgres"), chosen.join("postgres")).expect("a copy");
+    let owner = fs::metadata(&closed.0).expect("the folder").uid();
+    if owner == 0 {
+        let refused = Postgres::start_alone(options()).err().expect("a refusal").to_string();
+        assert!(refused.contains("cannot run") && refused.contains("ROLLCALL_POSTGRES_BIN"), "{refused}");
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(crate) fn recorded(options: Options) -> (Options, Arc<Mutex<Vec<String>>>) {
 
 /// Waits for something that must come true soon.
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_mins(2);
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         thread::sleep(Duration::from_millis(20));
@@ -76,7 +76,7 @@ pub(crate) fn query(postgres: &Postgres, sql: &str) -> String {
 /// Whether RabbitMQ answers the protocol header with a `Connection.Start`.
 pub(crate) fn speaks_amqp(rabbitmq: &RabbitMq) -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port(rabbitmq.url()))) else { return false };
-    stream.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
     let mut frame = [0; 11];
     stream.write_all(b"AMQP\x00\x00\x09\x01").is_ok()
         && stream.read_exact(&mut frame).is_ok()
