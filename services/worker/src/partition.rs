@@ -42,6 +42,8 @@ const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// What closing the channel can take at a stop, and a little more.
 const STOP_MARGIN: Duration = Duration::from_millis(1500);
+/// For taking off a try that was cut off, while the channel closes.
+const WITHDRAW_DEADLINE: Duration = Duration::from_secs(1);
 
 /// One partition of this worker.
 pub(crate) struct Partition {
@@ -189,7 +191,7 @@ impl Partition {
         if matches!(end, Err(Interrupted::Stalled(_))) {
             self.stalled(connection).await;
         }
-        close(&channel).await;
+        tokio::join!(close(&channel), self.withdraw());
         // Not before: a consumer that is dropped on an open channel sends `basic.cancel`.
         drop(consumer);
         self.consumption.ended(self.number);
@@ -199,6 +201,15 @@ impl Partition {
     /// A consumer that receives nothing looks healthy to every probe. So the channel is replaced, which the caller does
     /// anyway; the next time the connection; and then the process ends, for whoever supervises it to see.
     async fn stalled(&mut self, connection: &Connection) {
+    /// Takes off the try that was cut off, if one was: it ended for no fault of its command.
+    async fn withdraw(&self) {
+        match tokio::time::timeout(WITHDRAW_DEADLINE, self.suspects.withdraw()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(partition = self.number, reason = chain(&error), "a try is taken off later"),
+            Err(_) => warn!(partition = self.number, "a try could not be taken off within {WITHDRAW_DEADLINE:?}"),
+        }
+    }
+
         self.stalls += 1;
         match self.stalls {
             1 => {}

@@ -188,6 +188,36 @@ async fn what_is_no_command_and_what_the_broker_gave_up_is_recorded_and_can_be_d
     let (api, _worker) = tokio::join!(system.api(), system.worker());
     let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = broker.create_channel().await.unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_in_good_order_counts_against_no_command() {
+    let mut system = System::prepare().await;
+    system.set("PARTITIONS", "1");
+    // The stop cuts the try off before the lock's own deadline does.
+    system.set("STOP_DEADLINE_MS", "3000");
+    let api = system.api().await;
+    execute(&system, AT_THE_LOCK).await;
+    let mut lock = system.database().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();
+    let body = json!({"email": "ada@example.org", "name": "Ada"});
+    let command = accepted(&system, &api, reqwest::Method::POST, "/v1/users", body).await;
+    // Twice it ends with its batch; from then on it is tried alone.
+    for stop in 0..8 {
+        let worker = system.worker_unready();
+        eventually("the worker is at the lock", async || {
+            let alone = system.count("SELECT count(*) FROM suspects").await == 1;
+            (alone == (stop >= 2) && system.count("SELECT count(*) FROM at_the_lock").await == 1).then_some(())
+        })
+        .await;
+        assert!(worker.terminate().await.success());
+        assert_eq!(system.count("SELECT count(*) FROM suspects").await, 0);
+        execute(&system, "SELECT pg_terminate_backend(pid) FROM at_the_lock").await;
+    }
+    assert_eq!(system.count("SELECT count(*) FROM dead_letters").await, 0);
+    sqlx::raw_sql("COMMIT").execute(&mut lock).await.unwrap();
+    let _worker = system.worker().await;
+    assert_eq!(system.outcome(&api, command["id"].as_str().unwrap()).await["status"], "succeeded");
+}
+
     let (commands, given_up) = (format!("{}commands", system.prefix), format!("{}dead-letters", system.prefix));
     for partition in 0..16 {
         // Nothing that PostgreSQL could store, in what is stored beside the message.
