@@ -18,6 +18,7 @@ use crate::dead_letters::{Collector, observe_open};
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
+use crate::progress::ProgressWriter;
 use crate::pruning::Pruning;
 use crate::reach;
 use crate::relay::Relay;
@@ -84,12 +85,22 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
     observe_open(shutdown, pool.clone(), database.clone());
     let collector = Collector {
+    let progress = ProgressWriter {
+        instance: holdings.instance,
+        margin: settings.unknown_after,
+        pool: pool.clone(),
+        database: database.clone(),
+        health: health.clone(),
+        shutdown: shutdown.clone(),
+    }
+    .start();
         topology: topology.clone(),
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
         retention: service.retention,
         shutdown: shutdown.clone(),
+        progress: progress.clone(),
     };
     collector.start();
     for number in 0..topology.partitions() {
@@ -110,6 +121,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             instruments: instruments.clone(),
             applying: applying.clone(),
             consumption: consumption.clone(),
+            progress: progress.clone(),
             holdings: holdings.clone(),
             shutdown: shutdown.clone(),
         };
