@@ -65,6 +65,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
         instance: holdings.instance,
         exchange: topology.events_exchange(),
         source: settings.event_source,
+        patience: settings.event_retry,
         pool: pool.clone(),
         database: database.clone(),
         publishers: PublisherPool::start(shutdown, &publishing, EVENT_PUBLISHERS),
@@ -84,7 +85,6 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let instruments = Instruments::new(&pool);
     let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
     observe_open(shutdown, pool.clone(), database.clone());
-    let collector = Collector {
     let progress = ProgressWriter {
         instance: holdings.instance,
         margin: settings.unknown_after,
@@ -94,13 +94,14 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
         shutdown: shutdown.clone(),
     }
     .start();
+    let collector = Collector {
         topology: topology.clone(),
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
         retention: service.retention,
-        shutdown: shutdown.clone(),
         progress: progress.clone(),
+        shutdown: shutdown.clone(),
     };
     collector.start();
     for number in 0..topology.partitions() {
@@ -120,8 +121,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             committed: Arc::clone(&committed),
             instruments: instruments.clone(),
             applying: applying.clone(),
-            consumption: consumption.clone(),
             progress: progress.clone(),
+            consumption: consumption.clone(),
             holdings: holdings.clone(),
             shutdown: shutdown.clone(),
         };
