@@ -34,7 +34,7 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
-    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &limits);
+    let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, service.retention, &limits);
     let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     let listener = http::bind(settings.listen).await?;
     info!(address = %listener.local_addr()?, "API listens");

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 40182381facb5359161b43a7019c32c85529d8a07fe07461a55416411c845abb.
+// Written by `cargo run -- generate` from the contract with the SHA-256 f19610d255256c8ad5c41225f9d5438fb45e84b0ea0fc60f2ad3c94f5b0042df.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -24,10 +24,10 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub reason: ::std::option::Option<::std::string::String>,
         pub status: CommandStatus,
-        ///What was asked for, like `users.create`. Absent when a pending command is looked up.
+        ///What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
         #[serde(rename = "type", skip_serializing_if = "::std::option::Option::is_none")]
         pub type_: ::std::option::Option<::std::string::String>,
-        ///The user concerned. Absent when a pending command is looked up.
+        ///The user concerned. Absent when a pending or unknown command is looked up.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub user_id: ::std::option::Option<::uuid::Uuid>,
         ///The user's version after it.
@@ -76,6 +76,8 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         Rejected,
         #[serde(rename = "parked")]
         Parked,
+        #[serde(rename = "unknown")]
+        Unknown,
     }
     impl ::std::fmt::Display for CommandStatus {
         fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
@@ -84,6 +86,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 Self::Succeeded => f.write_str("succeeded"),
                 Self::Rejected => f.write_str("rejected"),
                 Self::Parked => f.write_str("parked"),
+                Self::Unknown => f.write_str("unknown"),
             }
         }
     }
@@ -97,6 +100,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 "succeeded" => Ok(Self::Succeeded),
                 "rejected" => Ok(Self::Rejected),
                 "parked" => Ok(Self::Parked),
+                "unknown" => Ok(Self::Unknown),
                 _ => Err("invalid value".into()),
             }
         }
@@ -1503,8 +1507,9 @@ const _: () = {
 impl Client {
     /**Ask what became of a command
 
-`pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. With `Prefer: wait=N` the answer
-comes as soon as the command is decided, at the latest after N seconds.
+`pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. A command that was lost becomes `unknown`
+a few minutes after its acceptance (`UNKNOWN_AFTER_SECONDS`), once every command of that time is decided. With
+`Prefer: wait=N` the answer comes as soon as the command is decided, at the latest after N seconds.
 
 Needs the scope `users:read` or `users:write`.
 

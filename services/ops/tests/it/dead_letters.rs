@@ -64,7 +64,13 @@ async fn a_dead_letter_holds_its_user_until_an_operator_replays_it() {
     execute(&system, TRIGGER).await;
 
     let guilty = accepted(&system, &api, reqwest::Method::PATCH, &path, json!({"name": "Poison"})).await;
-    let follower = accepted(&system, &api, reqwest::Method::POST, &format!("{path}/suspend"), json!({})).await;
+    // A client that waits is answered that it will be applied, and not that it failed.
+    let follower = system.post(&api, &format!("{path}/suspend"), "wait=20", &json!({})).await;
+    assert_eq!(follower.status(), StatusCode::ACCEPTED);
+    assert_eq!(follower.headers()["preference-applied"], "wait=20");
+    let follower: Value = follower.json().await.unwrap();
+    assert_eq!((&follower["status"], &follower["reason"]), (&json!("parked"), &json!("behind-another")));
+    assert_eq!((&follower["blocked_by"], &follower["user_id"]), (&guilty["id"], &user["id"]));
     let (guilty, follower) = (guilty["id"].as_str().unwrap(), follower["id"].as_str().unwrap());
     let command = system.outcome(&api, guilty).await;
     assert_eq!((&command["status"], &command["reason"]), (&json!("parked"), &json!("22023")));
@@ -183,12 +189,6 @@ async fn a_command_that_every_worker_dies_of_becomes_a_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_command_and_what_the_broker_gave_up_is_recorded_and_can_be_discarded() {
-    let system = System::prepare().await;
-    let (api, _worker) = tokio::join!(system.api(), system.worker());
-    let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
-    let channel = broker.create_channel().await.unwrap();
-#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stops_in_good_order_counts_against_no_command() {
     let mut system = System::prepare().await;
     system.set("PARTITIONS", "1");
@@ -218,6 +218,12 @@ async fn a_worker_that_stops_in_good_order_counts_against_no_command() {
     assert_eq!(system.outcome(&api, command["id"].as_str().unwrap()).await["status"], "succeeded");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_command_and_what_the_broker_gave_up_is_recorded_and_can_be_discarded() {
+    let system = System::prepare().await;
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = broker.create_channel().await.unwrap();
     let (commands, given_up) = (format!("{}commands", system.prefix), format!("{}dead-letters", system.prefix));
     for partition in 0..16 {
         // Nothing that PostgreSQL could store, in what is stored beside the message.
