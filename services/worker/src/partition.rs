@@ -42,10 +42,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// For a batch that is under way when its partition is lost.
 const COMMIT_MARGIN: Duration = Duration::from_secs(1);
-/// For taking off a try that was cut off, while the channel closes.
-const WITHDRAW_DEADLINE: Duration = Duration::from_secs(1);
-/// What closing the channel can take at a stop, and a little more.
-const STOP_MARGIN: Duration = Duration::from_millis(1500);
+/// For taking off a try that was cut off, while the channel closes. It may have to wait for the end of the session that the
+/// try had.
+const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
+/// What these can take at a stop, and a little more.
+const STOP_MARGIN: Duration = Duration::from_millis(2500);
 
 /// One partition of this worker.
 pub(crate) struct Partition {

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 f19610d255256c8ad5c41225f9d5438fb45e84b0ea0fc60f2ad3c94f5b0042df.
+// Written by `cargo run -- generate` from the contract with the SHA-256 b104a6b83980a79f808f1236736c374bd88a9631722d4346aaa2ca280a6c2e18.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -1507,9 +1507,12 @@ const _: () = {
 impl Client {
     /**Ask what became of a command
 
-`pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. A command that was lost becomes `unknown`
-a few minutes after its acceptance (`UNKNOWN_AFTER_SECONDS`), once every command of that time is decided. With
-`Prefer: wait=N` the answer comes as soon as the command is decided, at the latest after N seconds.
+`pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. With `Prefer: wait=N` the answer
+comes as soon as the command is decided, at the latest after N seconds.
+
+`unknown` is final, too: minutes after its acceptance the command is neither applied nor waiting, although every
+other one of that time is decided. It was lost outside of the service, or after a 504 it never reached the broker.
+Look at the user, then send the request again, under its `Idempotency-Key` if it had one.
 
 Needs the scope `users:read` or `users:write`.
 

@@ -69,13 +69,8 @@ async fn check(system: &System, process: &Process, name: &str) -> Option<String>
     report["checks"][name].as_str().map(str::to_owned)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
-    let mut system = System::prepare().await;
-    system.set("UNKNOWN_AFTER_SECONDS", "10");
-    let api = system.api().await;
-    let policy = Policy::set(&system, r#"{"message-ttl":500}"#).await;
-    let ids = join_all((0..20).map(|number| accepted(&system, &api, number))).await;
+/// Waits until nothing waits in any queue, without a worker.
+async fn all_expired(system: &System) {
     let broker = lapin::Connection::connect(&system.amqp_url, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = broker.create_channel().await.unwrap();
     eventually("every message expires", async || {
@@ -89,6 +84,16 @@ async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
         (waiting == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
+    let mut system = System::prepare().await;
+    system.set("UNKNOWN_AFTER_SECONDS", "10");
+    let api = system.api().await;
+    let policy = Policy::set(&system, r#"{"message-ttl":500}"#).await;
+    let ids = join_all((0..20).map(|number| accepted(&system, &api, number))).await;
+    all_expired(&system).await;
     drop(policy);
 
     let _worker = system.worker().await;
@@ -115,6 +120,40 @@ async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
         .await
         .unwrap();
     assert_eq!(outcome(&api, undone).await, CommandStatus::Unknown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_reports_the_rows_that_were_lost() {
+    let mut system = System::prepare().await;
+    system.set("UNKNOWN_AFTER_SECONDS", "10");
+    let api = system.api().await;
+    let policy = Policy::set(&system, r#"{"message-ttl":500}"#).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.csv");
+    std::fs::write(&file, "email,name\nada@example.org,Ada\nbob@example.org,Bob\n").unwrap();
+    let import = || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_rollcall"));
+        command.arg("import").arg(&file).args(["--url", &api.url("")]).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().unwrap()
+    };
+    let importing = import();
+    eventually("both are accepted", async || {
+        let metrics = system.get(&api, "/metrics").await.text().await.ok()?;
+        let accepted = |line: &str| line.starts_with("rollcall_broker_published_total") && line.contains("accepted");
+        metrics.lines().any(|line| accepted(line) && line.ends_with(" 2")).then_some(())
+    })
+    .await;
+    all_expired(&system).await;
+    drop(policy);
+    let _worker = system.worker().await;
+    let imported = tokio::time::timeout(PATIENCE, importing.wait_with_output()).await.expect("an end").unwrap();
+    let report = String::from_utf8_lossy(&imported.stdout);
+    assert_eq!(report.matches("was accepted and then lost").count(), 2, "{report}");
+    assert_eq!(imported.status.code(), Some(1));
+    let again = import().wait_with_output().await.unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stdout));
+    assert_eq!(system.count("SELECT count(*) FROM users").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
