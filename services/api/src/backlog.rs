@@ -68,7 +68,8 @@ impl Partition {
     }
 
     fn decided(&mut self, sample: Sample) {
-        let (older, newer): (VecDeque<_>, _) = self.samples.drain(..).partition(|other| other.accepted_at <= sample.accepted_at);
+        let (older, newer): (VecDeque<_>, _) =
+            self.samples.drain(..).partition(|other| other.accepted_at <= sample.accepted_at);
         self.samples = newer;
         self.overtaken.extend(older);
         self.overtaken.retain(|other| other.id != sample.id);

@@ -285,8 +285,7 @@ pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'
         let young = OffsetDateTime::now_utc() - YOUNG;
         let old = |id: &CommandId| id.checksum_holds() && id.minted_at() < young;
         let without_row = ids.iter().filter(|id| !found.contains(id));
-        let mut lost: Vec<CommandId> =
-            without_row.filter_map(|id| CommandId::try_from(*id).ok()).filter(old).collect();
+        let mut lost: Vec<CommandId> = without_row.filter_map(|id| CommandId::try_from(*id).ok()).filter(old).collect();
         if lost.is_empty() {
             return Ok(decided);
         }

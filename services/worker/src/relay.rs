@@ -305,7 +305,9 @@ impl Instruments {
                 .build(),
             let_go: meter
                 .u64_counter("rollcall.worker.events.undelivered")
-                .with_description("Change events that count as published although a subscriber's queue refused them to the end")
+                .with_description(
+                    "Change events that count as published although a subscriber's queue refused them to the end",
+                )
                 .build(),
             oldest_age: meter
                 .f64_gauge("rollcall.worker.events.oldest.age")

@@ -175,16 +175,29 @@ async fn a_subscriber_that_refuses_delays_only_the_users_of_what_it_refuses() {
         lapin::BasicProperties::default(),
     );
     filling.await.unwrap();
-    let create = async |number: usize| system.create(&api, &format!("u{number}@example.org")).await;
-    let users = join_all((0..REFUSED).map(create)).await;
+    let send = async |path: &str, body: Value| {
+        let answer = system.post(&api, path, "respond-async", &body).await;
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        answer.json::<Value>().await.unwrap()["user_id"].as_str().unwrap().to_owned()
+    };
+    let create = async |number: usize| {
+        send("/v1/users", json!({"email": format!("u{number}@example.org"), "name": "Test"})).await
+    };
+    let succeeded = async |commands: usize| {
+        eventually("so many succeeded", async || {
+            let succeeded = system.count("SELECT count(*) FROM commands WHERE status = 'succeeded'").await;
+            (succeeded == i64::try_from(commands).unwrap()).then_some(())
+        })
+        .await;
+    };
     // More than the relay reads at once: each suspension is refused, and each later change waits behind it.
-    join_all(users.iter().map(async |user| {
-        let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
-        assert_eq!(system.post(&api, &format!("{path}/suspend"), "wait=20", &json!({})).await.status(), 200);
-        assert_eq!(system.post(&api, &format!("{path}/reactivate"), "wait=20", &json!({})).await.status(), 200);
-    }))
-    .await;
-    let others: Vec<Value> = join_all((0..5).map(|number| create(REFUSED + number))).await;
+    let users = join_all((0..REFUSED).map(create)).await;
+    let change = async |user: &str, verb: &str| send(&format!("/v1/users/{user}/{verb}"), json!({})).await;
+    join_all(users.iter().map(|user| change(user, "suspend"))).await;
+    succeeded(2 * REFUSED).await;
+    join_all(users.iter().map(|user| change(user, "reactivate"))).await;
+    let others = join_all((0..5).map(|number| create(REFUSED + number))).await;
+    succeeded(3 * REFUSED + others.len()).await;
     eventually("the events of the others are published", async || {
         let waiting = "SELECT count(*) FROM events WHERE published_at IS NULL AND type = 'users.created'";
         (system.count(waiting).await == 0).then_some(())

@@ -79,7 +79,8 @@ async fn all_expired(system: &System) {
         for queue in partitions.chain(["dead-letters".to_owned()]) {
             let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
             let queue = format!("{}{queue}", system.prefix);
-            waiting += channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count();
+            waiting +=
+                channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count();
         }
         (waiting == 0).then_some(())
     })

@@ -100,12 +100,7 @@ impl Collector {
         Ok(tokio::time::timeout(OPEN_DEADLINE, opening).await??)
     }
 
-    async fn consume(
-        &self,
-        channel: &Channel,
-        consumer: &mut Consumer,
-        pause: &mut Duration,
-    ) -> Result<(), Failure> {
+    async fn consume(&self, channel: &Channel, consumer: &mut Consumer, pause: &mut Duration) -> Result<(), Failure> {
         let mut ticks = self.progress.ticks();
         loop {
             let delivery = tokio::select! {
