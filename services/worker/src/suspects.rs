@@ -139,7 +139,9 @@ impl Suspects {
         );
         within(PATIENCE, withdrawing.execute(&mut *lease)).await?;
         lease.release().await?;
-        tries.iter_mut().for_each(|attempt| attempt.taken_off = true);
+        for attempt in &mut tries {
+            attempt.taken_off = true;
+        }
         Ok(())
     }
 
