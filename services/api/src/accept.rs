@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
 
 use crate::backlog::Backlog;
-use crate::commands::{CommandResource, Decided, Decision};
+use crate::commands::{CommandResource, CommandStatus, Decided, Decision};
 use crate::headers;
 use crate::loader::Loader;
 use crate::problem::{Problem, ProblemKind};
@@ -48,7 +48,7 @@ pub(crate) struct Terms {
 /// What became of a command within its terms.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// The broker has it; its outcome is not known yet, or nobody wanted to wait.
+    /// The broker has it; its outcome is not known yet, the client did not want to wait, or it waits behind a dead letter.
     Pending(CommandResource),
     /// It succeeded.
     Succeeded(CommandResource),
@@ -121,6 +121,11 @@ impl Acceptor {
             Some(decided) => match decided.decision {
                 Decision::Succeeded => Ok(Accepted::Succeeded(decided.into())),
                 Decision::Rejected(rejection) => Err(Problem::from(rejection).of_command(envelope.id)),
+                // It will be applied after the one that it waits behind.
+                Decision::Parked if decided.waits() => Ok(Accepted::Pending(decided.into())),
+                Decision::Unknown => {
+                    Ok(Accepted::Pending(CommandResource { status: CommandStatus::Unknown, ..pending }))
+                }
                 Decision::Parked => Err(Problem::new(ProblemKind::CommandParked).of_command(envelope.id)),
             },
         }

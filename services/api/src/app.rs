@@ -8,7 +8,7 @@ use common::broker::{Link, LinkState, PublisherPool, Topology};
 use common::command::DEFAULT_PARTITIONS;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::Pool;
-use common::health::Health;
+use common::health::{Health, ReadyWhen};
 use common::http::probes;
 use common::shutdown::Shutdown;
 use poem::{Endpoint, EndpointExt, Response, get};
@@ -59,12 +59,15 @@ impl Api {
         let broker = BrokerSettings { url, prefix: String::new(), partitions: DEFAULT_PARTITIONS };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;
-        Ok(Self::over(shutdown, pool, &broker, link, Retention(Duration::from_hours(720)), &Limits::default()))
+        let health = Health::new(ReadyWhen::default(), shutdown.clone());
+        let retention = Retention(Duration::from_hours(720));
+        Ok(Self::over(shutdown, &health, pool, &broker, link, retention, &Limits::default()))
     }
 
     /// An API over its servers.
     pub fn over(
         shutdown: &Shutdown,
+        health: &Health,
         pool: Pool,
         broker: &BrokerSettings,
         link: Link,
@@ -72,7 +75,7 @@ impl Api {
         limits: &Limits,
     ) -> Self {
         let decisions = Loader::start(shutdown, &pool, commands::decided);
-        let backlog = Backlog::start(shutdown, &decisions, limits.shed_after);
+        let backlog = Backlog::start(shutdown, health, &decisions, limits.shed_after);
         let acceptor = Acceptor::new(
             PublisherPool::start(shutdown, &link, PUBLISHERS),
             Topology::new(broker),

@@ -6,19 +6,23 @@
 //!
 //! # Why does a command go through now and then although its partition is shed?
 //! Commands of a partition are applied about in their order. So when a later one is decided, an earlier one that is not was
-//! lost with its queue, and must not hold up everybody for ever.
+//! probably lost, and must not hold up the others. It is *overtaken*, and watched on until it is decided, or until its status
+//! is `unknown`: then it is lost, which is logged, counted and shown by `/readyz`. That does not fail: this instance can serve,
+//! and no restart of it would bring a command back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::command::CommandId;
+use common::health::{Ability, Health};
 use common::shutdown::{Phase, Shutdown, Tier};
 use common::telemetry::meter;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
+use tracing::error;
 
-use crate::commands::Decided;
+use crate::commands::{Decided, Decision};
 use crate::loader::Loader;
 use crate::problem::{Problem, ProblemKind};
 
@@ -30,6 +34,7 @@ const MOST_SAMPLES: usize = 32;
 const AT_ONCE: usize = 64;
 /// When a client whose command was not accepted shall come again.
 const RETRY_AFTER_SECONDS: u32 = 5;
+const CHECK: &str = "commands";
 
 /// Watches what this instance accepted. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ pub(crate) struct Backlog {
 struct Partition {
     /// Oldest first.
     samples: VecDeque<Sample>,
+    /// Those that are older than a decided one, and were not seen decided themselves.
+    overtaken: Vec<Sample>,
     /// When one was let through for the last time.
     admitted_at: Option<Instant>,
 }
@@ -53,23 +60,70 @@ struct Sample {
     accepted_at: Instant,
 }
 
+impl Partition {
+    /// The oldest and the newest, and those that were overtaken.
+    fn watched(&self) -> impl Iterator<Item = Sample> {
+        let newest = self.samples.back().filter(|_| self.samples.len() > 1);
+        self.samples.front().into_iter().chain(newest).chain(&self.overtaken).copied()
+    }
+
+    fn decided(&mut self, sample: Sample) {
+        let (older, newer): (VecDeque<_>, _) =
+            self.samples.drain(..).partition(|other| other.accepted_at <= sample.accepted_at);
+        self.samples = newer;
+        self.overtaken.extend(older);
+        self.overtaken.retain(|other| other.id != sample.id);
+        // The newest of them tell as much.
+        let surplus = self.overtaken.len().saturating_sub(MOST_SAMPLES);
+        self.overtaken.drain(..surplus);
+    }
+}
+
 impl Backlog {
     /// Starts to watch.
-    pub(crate) fn start(shutdown: &Shutdown, decisions: &Loader<Decided>, limit: Option<Duration>) -> Self {
+    pub(crate) fn start(
+        shutdown: &Shutdown,
+        health: &Health,
+        decisions: &Loader<Decided>,
+        limit: Option<Duration>,
+    ) -> Self {
         let backlog = Self { limit, partitions: Arc::default() };
         let (watching, decisions, closing) = (backlog.clone(), decisions.clone(), shutdown.clone());
-        let gauge = meter()
+        let meter = meter();
+        let gauge = meter
             .f64_gauge("rollcall.backlog.age")
             .with_unit("s")
             .with_description("Age of the oldest command that this instance accepted and that is not decided yet")
             .build();
+        let counter = meter
+            .u64_counter("rollcall.commands.lost")
+            .with_description(
+                "Watched commands, one a second and partition, that this instance accepted and that are neither applied nor \
+                 waiting",
+            )
+            .build();
+        counter.add(0, &[]);
+        health.register(CHECK, Ability::Write);
+        health.set(CHECK, Ok("no command that was accepted here is known to be lost".to_owned()));
+        let health = health.clone();
         shutdown.supervise("backlog", Tier::Back, async move {
+            let mut lost = 0;
             loop {
                 tokio::select! {
                     () = closing.reached(Phase::Closing) => return Ok(()),
                     () = sleep(INTERVAL) => {}
                 }
-                watching.look(&decisions).await;
+                for id in watching.look(&decisions).await {
+                    lost += 1;
+                    counter.add(1, &[]);
+                    error!(
+                        command.id = %id,
+                        "a command that was accepted is neither applied nor waiting; look for a policy that drops messages \
+                         (message-ttl, expires, max-length), a deleted queue or a failover"
+                    );
+                    let detail = format!("warning: {lost} or more commands that were accepted here are lost, the last {id}");
+                    health.set(CHECK, Ok(detail));
+                }
                 gauge.record(watching.age().as_secs_f64(), &[]);
             }
         });
@@ -112,12 +166,11 @@ impl Backlog {
         partition.samples.push_back(Sample { id, accepted_at });
     }
 
-    /// Drops what is decided, and what was accepted before it.
-    async fn look(&self, decisions: &Loader<Decided>) {
+    /// Drops what is decided; what was accepted before it is overtaken. Gives those that are lost.
+    async fn look(&self, decisions: &Loader<Decided>) -> Vec<CommandId> {
         let samples: Vec<(u16, Sample)> = {
             let partitions = self.lock();
-            let ends = |p: &Partition| [p.samples.front().copied(), p.samples.back().copied()].into_iter().flatten();
-            partitions.iter().flat_map(|(number, p)| ends(p).map(|sample| (*number, sample))).collect()
+            partitions.iter().flat_map(|(number, p)| p.watched().map(|sample| (*number, sample))).collect()
         };
         // Clients ask through the same queue.
         let mut found = Vec::with_capacity(samples.len());
@@ -125,11 +178,14 @@ impl Backlog {
             found.extend(join_all(some.iter().map(|(_, sample)| decisions.load(sample.id.into()))).await);
         }
         let mut partitions = self.lock();
-        for ((number, sample), _) in samples.iter().zip(found).filter(|(_, found)| matches!(found, Ok(Some(_)))) {
-            if let Some(partition) = partitions.get_mut(number) {
-                partition.samples.retain(|other| other.accepted_at > sample.accepted_at);
+        let mut lost = Vec::new();
+        for ((number, sample), found) in samples.iter().zip(found) {
+            if let (Ok(Some(decided)), Some(partition)) = (found, partitions.get_mut(number)) {
+                partition.decided(*sample);
+                lost.extend((decided.decision == Decision::Unknown).then_some(sample.id));
             }
         }
+        lost
     }
 
     fn age(&self) -> Duration {
@@ -175,6 +231,28 @@ mod tests {
         tokio::time::advance(INTERVAL).await;
         assert!(accept(&backlog, 1), "one a second");
         assert!(backlog.age() > LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_overtaken_is_watched_until_it_is_decided() {
+        let backlog = backlog();
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            let id = CommandId::mint();
+            backlog.note(1, id);
+            ids.push(id);
+            tokio::time::advance(INTERVAL).await;
+        }
+        let mut partitions = backlog.lock();
+        let partition = partitions.get_mut(&1).expect("a partition");
+        let watched = |partition: &Partition| partition.watched().map(|sample| sample.id).collect::<Vec<_>>();
+        assert_eq!(watched(partition), [ids[0], ids[3]]);
+        let sample = partition.samples[2];
+        partition.decided(sample);
+        assert_eq!(watched(partition), [ids[3], ids[0], ids[1]]);
+        let sample = partition.overtaken[0];
+        partition.decided(sample);
+        assert_eq!(watched(partition), [ids[3], ids[1]]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! The status of a command.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use common::command::{CommandId, Envelope, Rejection};
@@ -31,6 +32,10 @@ pub enum CommandStatus {
     Rejected,
     /// Could not be applied, or waits behind one that could not; once an operator has dealt with it, it is decided.
     Parked,
+    /// Neither applied nor waiting, although everything else that was accepted then is decided: it was lost outside of the
+    /// service, or after a 504 it never reached the broker. Final: look at the user, and send the request again, under its
+    /// `Idempotency-Key` if it had one.
+    Unknown,
 }
 
 /// A command and its outcome
@@ -41,10 +46,10 @@ pub struct CommandResource {
     pub id: Uuid,
     /// What became of it.
     pub status: CommandStatus,
-    /// What was asked for, like `users.create`. Absent when a pending command is looked up.
+    /// What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
     #[oai(rename = "type")]
     pub kind: Option<String>,
-    /// The user concerned. Absent when a pending command is looked up.
+    /// The user concerned. Absent when a pending or unknown command is looked up.
     pub user_id: Option<Uuid>,
     /// When it was accepted.
     pub accepted_at: OffsetDateTime,
@@ -72,14 +77,14 @@ pub struct CommandLinks {
     pub user: Option<String>,
 }
 
-/// A command's row.
+/// A command's row, or that there will be none.
 #[derive(Debug, Clone)]
 pub struct Decided {
     id: Uuid,
-    user_id: Uuid,
-    kind: String,
+    user_id: Option<Uuid>,
+    kind: Option<String>,
     accepted_at: OffsetDateTime,
-    applied_at: OffsetDateTime,
+    applied_at: Option<OffsetDateTime>,
     reason: Option<String>,
     blocked_by: Option<Uuid>,
     user_version: Option<i64>,
@@ -93,6 +98,30 @@ pub(crate) enum Decision {
     Succeeded,
     Rejected(Rejection),
     Parked,
+    /// It is lost.
+    Unknown,
+}
+
+impl Decided {
+    /// One that was accepted and will have no row.
+    fn unknown(id: CommandId) -> Self {
+        Self {
+            id: id.into(),
+            user_id: None,
+            kind: None,
+            accepted_at: id.minted_at(),
+            applied_at: None,
+            reason: None,
+            blocked_by: None,
+            user_version: None,
+            decision: Decision::Unknown,
+        }
+    }
+
+    /// Whether it waits behind another, and will be applied after that.
+    pub(crate) fn waits(&self) -> bool {
+        self.decision == Decision::Parked && self.reason.as_deref() == Some(BEHIND)
+    }
 }
 
 impl CommandResource {
@@ -166,15 +195,16 @@ impl From<Decided> for CommandResource {
                 Decision::Succeeded => CommandStatus::Succeeded,
                 Decision::Rejected(_) => CommandStatus::Rejected,
                 Decision::Parked => CommandStatus::Parked,
+                Decision::Unknown => CommandStatus::Unknown,
             },
-            kind: Some(row.kind),
-            user_id: Some(row.user_id),
+            kind: row.kind,
+            user_id: row.user_id,
             accepted_at: row.accepted_at,
-            applied_at: Some(row.applied_at),
+            applied_at: row.applied_at,
             reason: row.reason,
             blocked_by: row.blocked_by,
             user_version: row.user_version,
-            links: links(row.id, Some(row.user_id)),
+            links: links(row.id, row.user_id),
         }
     }
 }
@@ -211,6 +241,10 @@ impl CommandsApi {
     ///
     /// `pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. With `Prefer: wait=N` the answer
     /// comes as soon as the command is decided, at the latest after N seconds.
+    ///
+    /// `unknown` is final, too: minutes after its acceptance the command is neither applied nor waiting, although every
+    /// other one of that time is decided. It was lost outside of the service, or after a 504 it never reached the broker.
+    /// Look at the user, then send the request again, under its `Idempotency-Key` if it had one.
     #[oai(path = "/commands/:command_id", method = "get", operation_id = "get_command")]
     async fn get_command(
         &self,
@@ -228,61 +262,99 @@ impl CommandsApi {
         // Only a command of ours that can still be decided is worth waiting for.
         let mut terms = if ours && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
         let resource = match self.0.acceptor.look(id, &mut terms).await? {
-            Some(decided) => decided.into(),
+            Some(decided) if kept || decided.decision != Decision::Unknown => decided.into(),
             None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),
-            None if !kept => return Err(Problem::new(ProblemKind::CommandExpired).into()),
-            None => CommandResource::pending(id, None),
+            _ if !kept => return Err(Problem::new(ProblemKind::CommandExpired).into()),
+            _ => CommandResource::pending(id, None),
         };
         let again = (resource.status == CommandStatus::Pending).then_some(1);
         Ok(GetCommand::Found(Json(resource), again, terms.applied()))
     }
 }
 
-/// The rows of many commands.
+/// `commands.reason` of a command that waits behind another of its user.
+const BEHIND: &str = "behind-another";
+/// A command that is younger than this is not lost yet: the shortest `UNKNOWN_AFTER_SECONDS`.
+const YOUNG: time::Duration = time::Duration::seconds(10);
+
+/// What became of many commands; those that are pending do not come back.
 pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c, Decided> {
     Box::pin(async move {
-        let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(Vec::new()) };
-        // The bounds let the planner leave out the other days' tables.
-        let rows = sqlx::query!(
-            r#"
-            SELECT
-                id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version,
-                CASE
-                    WHEN reason = 'behind-another' THEN (
-                        SELECT command_id
-                        FROM held_users
-                        WHERE held_users.user_id = commands.user_id
-                    )
-                END AS blocked_by
-            FROM commands
-            WHERE id = ANY($1) AND id BETWEEN $2 AND $3
-            "#,
-            ids,
-            lowest,
-            highest,
-        )
-        .fetch_all(conn)
-        .await?;
-        let decided = rows.into_iter().map(|row| {
-            let decision = match (row.status.as_str(), row.reason.as_deref().and_then(Rejection::from_name)) {
-                ("succeeded", _) => Decision::Succeeded,
-                ("rejected", Some(rejection)) => Decision::Rejected(rejection),
-                // Parked, or rejected for a reason that a newer worker wrote: either way a person has to look.
-                _ => Decision::Parked,
-            };
-            let decided = Decided {
-                id: row.id,
-                user_id: row.user_id,
-                kind: row.kind,
-                accepted_at: row.accepted_at,
-                applied_at: row.applied_at,
-                reason: row.reason,
-                blocked_by: row.blocked_by,
-                user_version: row.user_version,
-                decision,
-            };
-            (row.id, decided)
-        });
-        Ok(decided.collect())
+        let mut decided = rows(conn, ids).await?;
+        let found: HashSet<Uuid> = decided.iter().map(|(id, _)| *id).collect();
+        let young = OffsetDateTime::now_utc() - YOUNG;
+        let old = |id: &CommandId| id.checksum_holds() && id.minted_at() < young;
+        let without_row = ids.iter().filter(|id| !found.contains(id));
+        let mut lost: Vec<CommandId> = without_row.filter_map(|id| CommandId::try_from(*id).ok()).filter(old).collect();
+        if lost.is_empty() {
+            return Ok(decided);
+        }
+        let decided_through = decided_through(conn).await?;
+        lost.retain(|id| decided_through.is_some_and(|through| id.minted_at() < through));
+        // Once more: whatever the marks cover is visible after they were read.
+        let ids: Vec<Uuid> = lost.iter().map(|id| (*id).into()).collect();
+        let late = rows(conn, &ids).await?;
+        lost.retain(|id| !late.iter().any(|(found, _)| *found == Uuid::from(*id)));
+        decided.extend(late);
+        decided.extend(lost.into_iter().map(|id| (id.into(), Decided::unknown(id))));
+        Ok(decided)
     })
+}
+
+/// Before when everything that was accepted is decided, in every partition; `None` while that is not known of one.
+async fn decided_through(conn: &mut PgConnection) -> Result<Option<OffsetDateTime>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        SELECT CASE WHEN bool_and(decided_through IS NOT NULL) THEN min(decided_through) END AS decided_through
+        FROM partitions
+        "#
+    )
+    .fetch_one(conn)
+    .await
+}
+
+async fn rows(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Decided)>, sqlx::Error> {
+    let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(Vec::new()) };
+    // The bounds let the planner leave out the other days' tables.
+    let rows = sqlx::query!(
+        r#"
+        SELECT
+            id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version,
+            CASE
+                WHEN reason = 'behind-another' THEN (
+                    SELECT command_id
+                    FROM held_users
+                    WHERE held_users.user_id = commands.user_id
+                )
+            END AS blocked_by
+        FROM commands
+        WHERE id = ANY($1) AND id BETWEEN $2 AND $3
+        "#,
+        ids,
+        lowest,
+        highest,
+    )
+    .fetch_all(conn)
+    .await?;
+    let decided = rows.into_iter().map(|row| {
+        let decision = match (row.status.as_str(), row.reason.as_deref().and_then(Rejection::from_name)) {
+            ("succeeded", _) => Decision::Succeeded,
+            ("rejected", Some(rejection)) => Decision::Rejected(rejection),
+            // Parked, or rejected for a reason that a newer worker wrote: either way a person has to look.
+            _ => Decision::Parked,
+        };
+        let decided = Decided {
+            id: row.id,
+            user_id: Some(row.user_id),
+            kind: Some(row.kind),
+            accepted_at: row.accepted_at,
+            applied_at: Some(row.applied_at),
+            reason: row.reason,
+            blocked_by: row.blocked_by,
+            user_version: row.user_version,
+            decision,
+        };
+        (row.id, decided)
+    });
+    Ok(decided.collect())
 }

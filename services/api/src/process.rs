@@ -36,7 +36,7 @@ async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Poo
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
-    let api = Api::over(shutdown, pool.clone(), &service.broker, link, service.retention, &limits);
+    let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, service.retention, &limits);
     let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     info!(address = %listener.local_addr()?, "API listens");
     let routes = app::routes(api, guard, &health, limits.origins).boxed();

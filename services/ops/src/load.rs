@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::builder::RangedU64ValueParser;
 use client::types::{Command, CommandStatus, NewUser};
 use client::{Client, Error, Written};
@@ -122,6 +122,10 @@ async fn settle(client: &Client, arguments: &Arguments, ids: &[Uuid]) -> anyhow:
     let outcomes = stream::iter(ids)
         .map(|&id| async move {
             let command = client.outcome(id).await.with_context(|| format!("command {id} has no outcome"))?;
+            ensure!(
+                command.status != CommandStatus::Unknown,
+                "command {id} was accepted and lost: it is neither applied nor waiting"
+            );
             bar_of_all.inc(1);
             outcome(&command).with_context(|| format!("command {id} has no times"))
         })

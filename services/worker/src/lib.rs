@@ -10,7 +10,8 @@
 //! 7. [`dead_letters`]: what could not be applied, and what waits behind it, until an operator decides.
 //! 8. [`suspects`] and [`flood`]: commands that end the worker, and faults that are no command's.
 //! 9. [`events`] and `relay`: what changed, for subscribers; [`contract`]: how that is described; `replies`: hints for clients that wait.
-//! 10. `pruning`: what is no longer kept. `reach`: whether there is a way to the broker.
+//! 10. `progress`: up to when every command is decided, so that the API can tell which were lost.
+//! 11. `pruning`: what is no longer kept. `reach`: whether there is a way to the broker.
 
 mod alone;
 pub mod apply;
@@ -28,6 +29,7 @@ mod instruments;
 pub mod mutants;
 mod partition;
 pub mod process;
+mod progress;
 mod pruning;
 mod reach;
 mod relay;

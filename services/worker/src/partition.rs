@@ -8,6 +8,7 @@
 //! closed first. `rollcall torture` found one user's commands applied out of order when it was not.
 
 mod batch;
+mod look;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tokio::sync::{Notify, watch};
@@ -31,6 +32,7 @@ use crate::blame::ApplyError;
 use crate::consumption::{Applying, Consumption};
 use crate::delivery::suspicious;
 use crate::instruments::Instruments;
+use crate::progress::{Progress, QueueWatch, Tick};
 use crate::replies::Replies;
 use crate::suspects::Suspects;
 
@@ -40,8 +42,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 /// For a batch that is under way when its partition is lost.
 const COMMIT_MARGIN: Duration = Duration::from_secs(1);
-/// What closing the channel can take at a stop, and a little more.
-const STOP_MARGIN: Duration = Duration::from_millis(1500);
+/// For taking off a try that was cut off, while the channel closes. It may have to wait for the end of the session that the
+/// try had.
+const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
+/// What these can take at a stop, and a little more.
+const STOP_MARGIN: Duration = Duration::from_millis(2500);
 
 /// One partition of this worker.
 pub(crate) struct Partition {
@@ -65,6 +70,7 @@ pub(crate) struct Partition {
     pub(crate) instruments: Instruments,
     pub(crate) consumption: Consumption,
     pub(crate) applying: Applying,
+    pub(crate) progress: Progress,
     pub(crate) holdings: Holdings,
     pub(crate) shutdown: Shutdown,
 }
@@ -189,11 +195,20 @@ impl Partition {
         if matches!(end, Err(Interrupted::Stalled(_))) {
             self.stalled(connection).await;
         }
-        close(&channel).await;
+        tokio::join!(close(&channel), self.withdraw());
         // Not before: a consumer that is dropped on an open channel sends `basic.cancel`.
         drop(consumer);
         self.consumption.ended(self.number);
         end
+    }
+
+    /// Takes off the try that was cut off, if one was: it ended for no fault of its command.
+    async fn withdraw(&self) {
+        match tokio::time::timeout(WITHDRAW_DEADLINE, self.suspects.withdraw()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(partition = self.number, reason = chain(&error), "a try is taken off later"),
+            Err(_) => warn!(partition = self.number, "a try could not be taken off within {WITHDRAW_DEADLINE:?}"),
+        }
     }
 
     /// A consumer that receives nothing looks healthy to every probe. So the channel is replaced, which the caller does
@@ -263,15 +278,23 @@ impl Partition {
         consumer: &mut Consumer,
         mut lost: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<End, Interrupted> {
+        let mut ticks = self.progress.ticks();
+        let mut queue = QueueWatch::new(self.progress.clone(), self.number, self.batch);
+        let mut stalls_at = Instant::now() + self.stall;
         loop {
             let first = tokio::select! {
                 // A batch that was begun is finished; only waiting is interrupted.
                 biased;
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(End::Stopping),
                 () = &mut lost => return Ok(End::LetGo),
+                Some(tick) = Tick::next(&mut ticks) => match self.look(channel, consumer, &mut queue, tick).await? {
+                    Some(delivery) => delivery,
+                    None => continue,
+                },
                 delivery = consumer.next() => delivery.ok_or(Interrupted::ConsumerEnded)??,
-                () = tokio::time::sleep(self.stall) => {
+                () = tokio::time::sleep_until(stalls_at) => {
                     self.look_for_waiting(channel).await?;
+                    stalls_at = Instant::now() + self.stall;
                     continue;
                 }
             };
@@ -301,20 +324,9 @@ impl Partition {
                     processed = self.process(deliveries.by_ref().take(size).collect()) => processed?,
                     () = stopping.finish_is_near(STOP_MARGIN) => return Ok(End::Stopping),
                 }
+                queue.settled(size);
             }
-        }
-    }
-
-    /// Asks the queue, after a while without a delivery, whether there really is nothing.
-    async fn look_for_waiting(&self, channel: &Channel) -> Result<(), Interrupted> {
-        // Passive: only asks. It counts what is ready, not what was delivered to a consumer.
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let queue = self.topology.partition_queue(self.number);
-        let asking = channel.queue_declare(queue.into(), options, FieldTable::default());
-        let asked = tokio::time::timeout(OPEN_DEADLINE, asking).await.map_err(|_| Interrupted::OpenDeadline)??;
-        match asked.message_count() {
-            0 => Ok(()),
-            waiting => Err(Interrupted::Stalled(waiting)),
+            stalls_at = Instant::now() + self.stall;
         }
     }
 }

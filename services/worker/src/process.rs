@@ -18,6 +18,7 @@ use crate::dead_letters::{Collector, observe_open};
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::partition::Partition;
+use crate::progress::ProgressWriter;
 use crate::pruning::Pruning;
 use crate::reach;
 use crate::relay::Relay;
@@ -65,6 +66,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
         instance: holdings.instance,
         exchange: topology.events_exchange(),
         source: settings.event_source,
+        patience: settings.event_retry,
         pool: pool.clone(),
         database: database.clone(),
         publishers: PublisherPool::start(shutdown, &publishing, EVENT_PUBLISHERS),
@@ -84,12 +86,22 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let instruments = Instruments::new(&pool);
     let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
     observe_open(shutdown, pool.clone(), database.clone());
+    let progress = ProgressWriter {
+        instance: holdings.instance,
+        margin: settings.unknown_after,
+        pool: pool.clone(),
+        database: database.clone(),
+        health: health.clone(),
+        shutdown: shutdown.clone(),
+    }
+    .start();
     let collector = Collector {
         topology: topology.clone(),
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
         retention: service.retention,
+        progress: progress.clone(),
         shutdown: shutdown.clone(),
     };
     collector.start();
@@ -110,6 +122,7 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             committed: Arc::clone(&committed),
             instruments: instruments.clone(),
             applying: applying.clone(),
+            progress: progress.clone(),
             consumption: consumption.clone(),
             holdings: holdings.clone(),
             shutdown: shutdown.clone(),

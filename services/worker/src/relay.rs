@@ -4,11 +4,19 @@
 //! A broker can refuse one message of a batch and take the next. So the next event of a user is not sent before the one
 //! before was confirmed: whatever is repeated, each event's first message comes after those of the user's earlier events.
 //!
+//! # What if a subscriber's queue refuses?
+//! A queue that is full and has `x-overflow=reject-publish` makes the broker refuse an event that other queues have stored. So
+//! only the events of that user wait, with exponential backoff, and those of others go on. After `EVENT_RETRY_SECONDS` the
+//! event counts as published: it is stored wherever it could be, and a subscriber that refuses for longer holds up
+//! neither the user nor the others. See `refusals`.
+//!
 //! # Why is the ownership read with the events?
 //! The rows are the truth, so no lease has to be watched here. When a partition changes hands in the middle, both owners
 //! may publish the same events, each in order: repetitions, which subscribers tell by their ids.
 
-use std::collections::HashMap;
+mod refusals;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +33,8 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 use uuid::Uuid;
+
+use self::refusals::Refusals;
 
 /// Events that are handed to the publishers at once: fewer than the places of one.
 const AT_ONCE: usize = 1000;
@@ -46,6 +56,8 @@ pub(crate) struct Relay {
     pub(crate) instance: Uuid,
     pub(crate) exchange: String,
     pub(crate) source: String,
+    /// How long an event is tried that a subscriber's queue refuses.
+    pub(crate) patience: Duration,
     pub(crate) pool: Pool,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) publishers: PublisherPool,
@@ -76,6 +88,8 @@ struct Event {
 
 struct Instruments {
     published: Counter<u64>,
+    refused: Counter<u64>,
+    let_go: Counter<u64>,
     oldest_age: Gauge<f64>,
 }
 
@@ -90,6 +104,7 @@ impl Relay {
         let stopping = self.shutdown.clone();
         let instruments = Instruments::new();
         let mut pause = FIRST_PAUSE;
+        let mut refusals = Refusals::new(self.patience);
         loop {
             tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
@@ -97,7 +112,7 @@ impl Relay {
                 _ = self.database.wait_for(|state| *state == DatabaseState::Up) => {}
             }
             let published = tokio::select! {
-                published = self.publish_some(&instruments) => published,
+                published = self.publish_some(&instruments, &mut refusals) => published,
                 // What was confirmed and is not marked yet is published again.
                 () = stopping.finish_is_near(STOP_MARGIN) => return Ok(()),
             };
@@ -122,25 +137,41 @@ impl Relay {
     }
 
     /// Publishes what is waiting, up to a batch; says whether there may be more.
-    async fn publish_some(&self, instruments: &Instruments) -> Result<bool, Failure> {
-        let events = self.pending().await?;
-        let oldest = events.iter().map(|event| event.occurred_at).min();
+    async fn publish_some(&self, instruments: &Instruments, refusals: &mut Refusals) -> Result<bool, Failure> {
+        let events = self.pending(&refusals.waiting()).await?;
+        let oldest = events.iter().map(|event| event.occurred_at).chain(refusals.oldest()).min();
         instruments.oldest_age.record(oldest.map_or(0.0, |at| (OffsetDateTime::now_utc() - at).as_seconds_f64()), &[]);
         let full = i64::try_from(events.len()).is_ok_and(|number| number >= BATCH);
         #[cfg(feature = "mutants")]
         let events = crate::mutants::relayed(events);
-        let mut failure = None;
-        for wave in waves(events).into_iter().flat_map(|wave| parts(wave, AT_ONCE)) {
+        let (mut refused, mut let_go) = (HashSet::new(), 0_u32);
+        for mut wave in waves(events).into_iter().flat_map(|wave| parts(wave, AT_ONCE)) {
+            // What a user's refused event is followed by waits behind it.
+            wave.retain(|event| !refused.contains(&event.user_id));
             let answers = join_all(wave.iter().map(|event| self.publish(event))).await;
-            let mut confirmed = Vec::with_capacity(wave.len());
+            let mut settled = Vec::with_capacity(wave.len());
+            let mut failure = None;
             for (event, answer) in wave.into_iter().zip(answers) {
                 match answer {
-                    Ok(()) => confirmed.push(event.position),
+                    Ok(()) => {
+                        refusals.accepted(event.user_id);
+                        settled.push(event.position);
+                    }
+                    Err(PublishError::Refused) => {
+                        instruments.refused.add(1, &[]);
+                        if refusals.refused(event.user_id, event.occurred_at) {
+                            instruments.let_go.add(1, &[]);
+                            let_go += 1;
+                            settled.push(event.position);
+                        } else {
+                            refused.insert(event.user_id);
+                        }
+                    }
                     Err(error) => failure = Some(error),
                 }
             }
-            instruments.published.add(u64::try_from(confirmed.len()).unwrap_or_default(), &[]);
-            self.mark(&confirmed).await?;
+            instruments.published.add(u64::try_from(settled.len()).unwrap_or_default(), &[]);
+            self.mark(&settled).await?;
             if let Some(error) = failure {
                 return Err(error.into());
             }
@@ -148,10 +179,17 @@ impl Relay {
                 return Ok(false);
             }
         }
+        if !refused.is_empty() {
+            warn!(users = refused.len(), "a subscriber's queue refuses events of these users, which are tried again");
+        }
+        if let_go > 0 {
+            warn!(events = let_go, "events count as published that a subscriber's queue refused");
+        }
         Ok(full)
     }
 
-    async fn pending(&self) -> Result<Vec<Event>, DbError> {
+    /// The next events of the partitions that this instance owns, without those of users that wait.
+    async fn pending(&self, waiting: &[Uuid]) -> Result<Vec<Event>, DbError> {
         let mut lease = self.pool.acquire(PATIENCE).await?;
         let reading = sqlx::query_as!(
             Event,
@@ -162,7 +200,7 @@ impl Relay {
             CROSS JOIN LATERAL (
                 SELECT position, id, partition, type, user_id, data, occurred_at, traceparent, tracestate
                 FROM events
-                WHERE events.partition = partitions.number AND published_at IS NULL
+                WHERE events.partition = partitions.number AND published_at IS NULL AND user_id <> ALL($3)
                 ORDER BY position
                 LIMIT $2
             ) AS pending
@@ -171,6 +209,7 @@ impl Relay {
             "#,
             self.instance,
             BATCH,
+            waiting,
         );
         let events = within(PATIENCE, reading.fetch_all(&mut *lease)).await?;
         lease.release().await?;
@@ -258,7 +297,17 @@ impl Instruments {
         Self {
             published: meter
                 .u64_counter("rollcall.worker.events.published")
-                .with_description("Change events that the broker confirmed")
+                .with_description("Change events that count as published")
+                .build(),
+            refused: meter
+                .u64_counter("rollcall.worker.events.refused")
+                .with_description("Change events that a subscriber's queue refused, each try counted")
+                .build(),
+            let_go: meter
+                .u64_counter("rollcall.worker.events.undelivered")
+                .with_description(
+                    "Change events that count as published although a subscriber's queue refused them to the end",
+                )
                 .build(),
             oldest_age: meter
                 .f64_gauge("rollcall.worker.events.oldest.age")

@@ -5,12 +5,13 @@
 //! row in `suspects`, its end is counted against no other command.
 //!
 //! # Why is a try counted before it is made?
-//! Nothing can be counted after a kill -9. A try that comes back, whatever its end, is taken off again, so that only
-//! tries that ended with their worker add up, or with its partition. What else ended them is counted too: hence several
-//! attempts.
+//! Nothing can be counted after a kill -9. A try that comes back, whatever its end, is taken off again. So is one that is
+//! dropped in good order, at a stop or because the partition was lost: its row is noted by [`Try`] and withdrawn by the
+//! partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
+//! too: hence several attempts.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::command::{CommandId, Envelope};
@@ -34,12 +35,39 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Suspects {
     pool: Pool,
     turn: Arc<Mutex<()>>,
+    dropped: Dropped,
+}
+
+/// The commands of tries that neither came back nor ended their worker.
+#[derive(Debug, Clone, Default)]
+struct Dropped(Arc<StdMutex<Vec<CommandId>>>);
+
+impl Dropped {
+    /// Never held over an await.
+    fn lock(&self) -> MutexGuard<'_, Vec<CommandId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A try under way: dropped before it was taken off, it is noted.
+struct Try {
+    id: CommandId,
+    dropped: Dropped,
+    taken_off: bool,
+}
+
+impl Drop for Try {
+    fn drop(&mut self) {
+        if !self.taken_off {
+            self.dropped.lock().push(self.id);
+        }
+    }
 }
 
 impl Suspects {
     /// None is being tried.
     pub fn new(pool: Pool) -> Self {
-        Self { pool, turn: Arc::default() }
+        Self { pool, turn: Arc::default(), dropped: Dropped::default() }
     }
 
     /// Applies one command alone, or makes it a dead letter when it has ended enough workers.
@@ -53,6 +81,8 @@ impl Suspects {
         traces: &Traces,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let _turn = self.turn.lock().await;
+        self.withdraw().await?;
+        let mut attempt = Try { id: envelope.id, dropped: self.dropped.clone(), taken_off: false };
         let attempts = self.begin(envelope.id).await?;
         let end = if attempts > MOST_ATTEMPTS {
             warn!(command.id = %envelope.id, attempts, "a command ended its worker again and again: a dead letter");
@@ -60,14 +90,59 @@ impl Suspects {
         } else {
             applier.apply_traced(std::slice::from_ref(envelope), traces).await
         };
-        // One that is not applied for another's fault comes again, and its earlier ends still count.
-        let gone_back = attempts > MOST_ATTEMPTS && end.is_err();
-        if !gone_back && let Err(error) = self.finish(envelope.id).await {
-            // The try counts as one that ended its worker, which the next one takes off again: so there has to be one.
-            warn!(command.id = %envelope.id, error = chain(&error), "failed to take a try off again");
-            return end.and(Err(error));
+        if attempts > MOST_ATTEMPTS && end.is_err() {
+            // It was not applied for another's fault: it comes again, and its earlier ends still count.
+            return end;
+        }
+        match self.finish(envelope.id).await {
+            Ok(()) => attempt.taken_off = true,
+            Err(error) => {
+                warn!(command.id = %envelope.id, error = chain(&error), "a try is taken off later");
+                return end.and(Err(error));
+            }
         }
         end
+    }
+
+    /// Takes off the tries that were dropped in good order.
+    ///
+    /// # Errors
+    /// As the statement gives them; then they are taken off the next time.
+    pub async fn withdraw(&self) -> Result<(), ApplyError> {
+        let dropped = std::mem::take(&mut *self.dropped.lock());
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        // Put back when this fails or is dropped itself.
+        let mut tries: Vec<Try> =
+            dropped.into_iter().map(|id| Try { id, dropped: self.dropped.clone(), taken_off: false }).collect();
+        let ids: Vec<Uuid> = tries.iter().map(|attempt| attempt.id.into()).collect();
+        let mut lease = self.pool.acquire(PATIENCE).await?;
+        let withdrawing = sqlx::query!(
+            "
+            WITH dropped AS (
+                SELECT command_id, count(*)::integer AS tries
+                FROM unnest($1::uuid[]) AS dropped (command_id)
+                GROUP BY command_id
+            ),
+            without_others AS (
+                DELETE FROM suspects
+                USING dropped
+                WHERE suspects.command_id = dropped.command_id AND attempts <= tries
+            )
+            UPDATE suspects
+            SET attempts = attempts - tries
+            FROM dropped
+            WHERE suspects.command_id = dropped.command_id AND attempts > tries
+            ",
+            &ids,
+        );
+        within(PATIENCE, withdrawing.execute(&mut *lease)).await?;
+        lease.release().await?;
+        for attempt in &mut tries {
+            attempt.taken_off = true;
+        }
+        Ok(())
     }
 
     async fn begin(&self, id: CommandId) -> Result<i32, ApplyError> {

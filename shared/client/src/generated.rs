@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 40182381facb5359161b43a7019c32c85529d8a07fe07461a55416411c845abb.
+// Written by `cargo run -- generate` from the contract with the SHA-256 b104a6b83980a79f808f1236736c374bd88a9631722d4346aaa2ca280a6c2e18.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -24,10 +24,10 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub reason: ::std::option::Option<::std::string::String>,
         pub status: CommandStatus,
-        ///What was asked for, like `users.create`. Absent when a pending command is looked up.
+        ///What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
         #[serde(rename = "type", skip_serializing_if = "::std::option::Option::is_none")]
         pub type_: ::std::option::Option<::std::string::String>,
-        ///The user concerned. Absent when a pending command is looked up.
+        ///The user concerned. Absent when a pending or unknown command is looked up.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub user_id: ::std::option::Option<::uuid::Uuid>,
         ///The user's version after it.
@@ -76,6 +76,8 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
         Rejected,
         #[serde(rename = "parked")]
         Parked,
+        #[serde(rename = "unknown")]
+        Unknown,
     }
     impl ::std::fmt::Display for CommandStatus {
         fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
@@ -84,6 +86,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 Self::Succeeded => f.write_str("succeeded"),
                 Self::Rejected => f.write_str("rejected"),
                 Self::Parked => f.write_str("parked"),
+                Self::Unknown => f.write_str("unknown"),
             }
         }
     }
@@ -97,6 +100,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
                 "succeeded" => Ok(Self::Succeeded),
                 "rejected" => Ok(Self::Rejected),
                 "parked" => Ok(Self::Parked),
+                "unknown" => Ok(Self::Unknown),
                 _ => Err("invalid value".into()),
             }
         }
@@ -1505,6 +1509,10 @@ impl Client {
 
 `pending` until a worker applied it, then `succeeded`, `rejected` or `parked`. With `Prefer: wait=N` the answer
 comes as soon as the command is decided, at the latest after N seconds.
+
+`unknown` is final, too: minutes after its acceptance the command is neither applied nor waiting, although every
+other one of that time is decided. It was lost outside of the service, or after a 504 it never reached the broker.
+Look at the user, then send the request again, under its `Idempotency-Key` if it had one.
 
 Needs the scope `users:read` or `users:write`.
 

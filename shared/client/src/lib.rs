@@ -129,7 +129,8 @@ impl<T> Written<T> {
 pub struct Timestamp(#[serde(with = "time::serde::rfc3339")] pub OffsetDateTime);
 
 impl Client {
-    /// Waits until a command is decided: succeeded, rejected or parked.
+    /// Waits until a command is decided: succeeded, rejected or parked; or unknown, when it was lost: then look at the user and
+    /// send the request again, under its idempotency key if it had one.
     pub async fn outcome(&self, command_id: Uuid) -> Result<types::Command, Error> {
         loop {
             let command = self.get_command().command_id(command_id).prefer(LONGEST_WAIT).send().await?.into_inner();

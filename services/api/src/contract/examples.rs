@@ -92,7 +92,7 @@ impl Answer<'_> {
     }
 }
 
-/// A command that is looked up, before and after it is applied.
+/// A command that is looked up: before and after it is applied, and lost.
 pub(super) fn looked_up() -> Value {
     let mut pending = CommandResource::example().to_json().unwrap_or_default();
     // Until it is decided, its id is all that is known.
@@ -100,8 +100,11 @@ pub(super) fn looked_up() -> Value {
         pending.as_object_mut().map(|members| members.remove(member));
     }
     pending.pointer_mut("/links").and_then(Value::as_object_mut).map(|links| links.remove("user"));
+    let mut unknown = pending.clone();
+    unknown["status"] = "unknown".into();
     json!({
         "pending": { "summary": "Not applied yet", "value": pending },
         "succeeded": { "summary": "Applied", "value": decided_example().to_json() },
+        "unknown": { "summary": "Lost, and final", "value": unknown },
     })
 }

@@ -162,7 +162,8 @@ pub(crate) enum CreateUserAnswer {
         #[oai(header = "ETag")] String,
         #[oai(header = "Preference-Applied")] Option<String>,
     ),
-    /// Accepted: the broker has the command for good.
+    /// Accepted: the broker has the command for good. Also when the outcome was waited for and the command is `parked` behind
+    /// an earlier one of its user: it is applied after that.
     #[oai(status = 202)]
     Accepted(
         Json<CommandResource>,
@@ -177,7 +178,8 @@ pub(crate) enum ChangeUserAnswer {
     /// Changed: the outcome came within the wait.
     #[oai(status = 200)]
     Changed(Json<User>, #[oai(header = "ETag")] String, #[oai(header = "Preference-Applied")] Option<String>),
-    /// Accepted: the broker has the command for good.
+    /// Accepted: the broker has the command for good. Also when the outcome was waited for and the command is `parked` behind
+    /// an earlier one of its user: it is applied after that.
     #[oai(status = 202)]
     Accepted(
         Json<CommandResource>,
@@ -193,7 +195,8 @@ pub(crate) enum DeleteUserAnswer {
     /// Deleted: the outcome came within the wait.
     #[oai(status = 204)]
     Deleted(#[oai(header = "Preference-Applied")] Option<String>),
-    /// Accepted: the broker has the command for good.
+    /// Accepted: the broker has the command for good. Also when the outcome was waited for and the command is `parked` behind
+    /// an earlier one of its user: it is applied after that.
     #[oai(status = 202)]
     Accepted(
         Json<CommandResource>,

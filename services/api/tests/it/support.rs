@@ -71,7 +71,8 @@ impl App {
         let pool = pool.expect("a pool");
         let broker = BrokerSettings { url: "amqp://127.0.0.1:1".into(), prefix: String::new(), partitions: 16 };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
-        let api = Api::over(&shutdown, pool.clone(), &broker, link, Retention(RETENTION), &Limits::default());
+        let health = Health::new(ReadyWhen::All, shutdown.clone());
+        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, Retention(RETENTION), &Limits::default());
         Self::of(api, &pool, shutdown, auth, Limits::default())
     }
 

@@ -67,6 +67,18 @@ fn key(import: &str, row: &Row) -> String {
     format!("import-{}", hex(&Sha256::digest(parts)))
 }
 
+/// What to do about a command that was accepted and lost. Imported again, the row is sent under the same key: applied after
+/// all, it takes effect once.
+fn lost(command: Uuid) -> Flaw {
+    Flaw::new(
+        "row",
+        &format!(
+            "was accepted and then lost: command {command} is neither applied nor waiting; have an operator look for the \
+             cause (README, Lost commands), then import the row again"
+        ),
+    )
+}
+
 /// Follows a command to its end. `same` is the rejection that says that it is so already.
 async fn end<E>(client: &Client, answer: Result<Written<types::User>, E>, same: &str) -> anyhow::Result<End>
 where
@@ -76,6 +88,9 @@ where
         Ok(Written::Applied(user)) => return Ok(End::Done(user.id)),
         Ok(Written::Accepted(command)) => {
             let command = client.outcome(command.id).await?;
+            if command.status == CommandStatus::Unknown {
+                return Ok(End::Rejected(lost(command.id)));
+            }
             let user = command.user_id.context("a command without its user")?;
             if command.status == CommandStatus::Succeeded {
                 return Ok(End::Done(user));

@@ -64,7 +64,13 @@ async fn a_dead_letter_holds_its_user_until_an_operator_replays_it() {
     execute(&system, TRIGGER).await;
 
     let guilty = accepted(&system, &api, reqwest::Method::PATCH, &path, json!({"name": "Poison"})).await;
-    let follower = accepted(&system, &api, reqwest::Method::POST, &format!("{path}/suspend"), json!({})).await;
+    // A client that waits is answered that it will be applied, and not that it failed.
+    let follower = system.post(&api, &format!("{path}/suspend"), "wait=20", &json!({})).await;
+    assert_eq!(follower.status(), StatusCode::ACCEPTED);
+    assert_eq!(follower.headers()["preference-applied"], "wait=20");
+    let follower: Value = follower.json().await.unwrap();
+    assert_eq!((&follower["status"], &follower["reason"]), (&json!("parked"), &json!("behind-another")));
+    assert_eq!((&follower["blocked_by"], &follower["user_id"]), (&guilty["id"], &user["id"]));
     let (guilty, follower) = (guilty["id"].as_str().unwrap(), follower["id"].as_str().unwrap());
     let command = system.outcome(&api, guilty).await;
     assert_eq!((&command["status"], &command["reason"]), (&json!("parked"), &json!("22023")));
@@ -186,6 +192,35 @@ async fn a_command_that_every_worker_dies_of_becomes_a_dead_letter() {
     assert_eq!((&outcome["status"], &outcome["reason"]), (&json!("parked"), &json!("worker-ended")));
     told(&system, &["replay", id]).await;
     assert_eq!(system.outcome(&api, id).await["status"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_in_good_order_counts_against_no_command() {
+    let mut system = System::prepare().await;
+    system.set("PARTITIONS", "1");
+    // The stop cuts the try off before the lock's own deadline does.
+    system.set("STOP_DEADLINE_MS", "3000");
+    let api = system.api().await;
+    execute(&system, AT_THE_LOCK).await;
+    let mut lock = system.database().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();
+    let body = json!({"email": "ada@example.org", "name": "Ada"});
+    let command = accepted(&system, &api, reqwest::Method::POST, "/v1/users", body).await;
+    // Twice it ends with its batch; from then on it is tried alone.
+    for stop in 0..8 {
+        let worker = system.worker_unready();
+        eventually("the worker is at the lock", async || {
+            let alone = system.count("SELECT count(*) FROM suspects").await == 1;
+            ((alone || stop < 2) && system.count("SELECT count(*) FROM at_the_lock").await == 1).then_some(())
+        })
+        .await;
+        assert!(worker.terminate().await.success());
+        execute(&system, "SELECT pg_terminate_backend(pid) FROM at_the_lock").await;
+    }
+    assert_eq!(system.count("SELECT count(*) FROM dead_letters").await, 0);
+    sqlx::raw_sql("COMMIT").execute(&mut lock).await.unwrap();
+    let _worker = system.worker().await;
+    assert_eq!(system.outcome(&api, command["id"].as_str().unwrap()).await["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use common::event::{CONTENT_TYPE, CloudEvent};
+use futures_util::future::join_all;
 use lapin::message::Delivery;
-use lapin::options::{BasicGetOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
 use reqwest::{Method, StatusCode};
@@ -26,11 +27,15 @@ struct Subscriber {
 impl Subscriber {
     /// Binds a queue to the exchange, which exists once a service runs.
     async fn bind(system: &System, pattern: &str) -> Self {
+        Self::bind_as(system, "subscriber", pattern, FieldTable::default()).await
+    }
+
+    async fn bind_as(system: &System, name: &str, pattern: &str, arguments: FieldTable) -> Self {
         let connection = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        let (queue, exchange) = (format!("{}subscriber", system.prefix), format!("{}events", system.prefix));
+        let (queue, exchange) = (format!("{}{name}", system.prefix), format!("{}events", system.prefix));
         let declared = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(queue.as_str().into(), declared, FieldTable::default()).await.unwrap();
+        channel.queue_declare(queue.as_str().into(), declared, arguments).await.unwrap();
         let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
         channel.queue_bind(queue.as_str().into(), exchange.into(), pattern.into(), bind, none).await.unwrap();
         Self { _connection: connection, channel, queue }
@@ -149,4 +154,81 @@ async fn workers_that_are_killed_neither_lose_nor_reorder_events() {
     let succeeded: Vec<Uuid> = sqlx::query_scalar(succeeded).fetch_all(&mut database).await.unwrap();
     assert_eq!(ids, succeeded.into_iter().collect::<HashSet<_>>());
     drop((first, second));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_refuses_delays_only_the_users_of_what_it_refuses() {
+    const REFUSED: usize = 120;
+    let mut system = System::prepare().await;
+    system.set("PARTITIONS", "1");
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let healthy = Subscriber::bind(&system, "users.#").await;
+    let mut full = FieldTable::default();
+    full.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let refusing = Subscriber::bind_as(&system, "refusing", "users.suspended", full).await;
+    let filling = refusing.channel.basic_publish(
+        "".into(),
+        refusing.queue.as_str().into(),
+        BasicPublishOptions::default(),
+        b"full",
+        lapin::BasicProperties::default(),
+    );
+    filling.await.unwrap();
+    let send = async |path: &str, body: Value| {
+        let answer = system.post(&api, path, "respond-async", &body).await;
+        assert_eq!(answer.status(), StatusCode::ACCEPTED);
+        answer.json::<Value>().await.unwrap()["user_id"].as_str().unwrap().to_owned()
+    };
+    let create = async |number: usize| {
+        send("/v1/users", json!({"email": format!("u{number}@example.org"), "name": "Test"})).await
+    };
+    let succeeded = async |commands: usize| {
+        eventually("so many succeeded", async || {
+            let succeeded = system.count("SELECT count(*) FROM commands WHERE status = 'succeeded'").await;
+            (succeeded == i64::try_from(commands).unwrap()).then_some(())
+        })
+        .await;
+    };
+    // More than the relay reads at once: each suspension is refused, and each later change waits behind it.
+    let users = join_all((0..REFUSED).map(create)).await;
+    let change = async |user: &str, verb: &str| send(&format!("/v1/users/{user}/{verb}"), json!({})).await;
+    join_all(users.iter().map(|user| change(user, "suspend"))).await;
+    succeeded(2 * REFUSED).await;
+    join_all(users.iter().map(|user| change(user, "reactivate"))).await;
+    let others = join_all((0..5).map(|number| create(REFUSED + number))).await;
+    succeeded(3 * REFUSED + others.len()).await;
+    eventually("the events of the others are published", async || {
+        let waiting = "SELECT count(*) FROM events WHERE published_at IS NULL AND type = 'users.created'";
+        (system.count(waiting).await == 0).then_some(())
+    })
+    .await;
+    let waiting = "SELECT count(*) FROM events WHERE published_at IS NULL";
+    assert_eq!(system.count(waiting).await, i64::try_from(2 * REFUSED).unwrap());
+    let metrics = system.get(&worker, "/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("rollcall_worker_events_refused_total"), "{metrics}");
+
+    // In the end they count as published: stored wherever they could be.
+    assert!(worker.terminate().await.success());
+    system.set("EVENT_RETRY_SECONDS", "3");
+    let worker = system.worker().await;
+    eventually("all are published", async || (system.count(waiting).await == 0).then_some(())).await;
+    let metrics = system.get(&worker, "/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("rollcall_worker_events_undelivered_total"), "{metrics}");
+
+    let (mut versions, mut messages) = (BTreeMap::<Uuid, i64>::new(), 0);
+    let mut ids = HashSet::new();
+    while let Some(delivery) = healthy.waiting().await {
+        let event: CloudEvent = serde_json::from_slice(&delivery.data).unwrap();
+        messages += 1;
+        if ids.insert(event.id) {
+            let last = versions.entry(event.subject).or_default();
+            *last += 1;
+            assert_eq!(event.data["version"], *last, "in order: {event:?}");
+        }
+    }
+    let all = 3 * REFUSED + others.len();
+    assert_eq!(ids.len(), all);
+    // A dozen tries at most over both workers' time.
+    assert!(messages < all + 12 * REFUSED, "{messages} messages of {all} events");
 }

@@ -23,6 +23,7 @@ mod import;
 mod kills;
 mod lifecycle;
 mod limits;
+mod lost;
 mod membership;
 mod outages;
 mod output;

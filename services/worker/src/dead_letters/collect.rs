@@ -13,7 +13,7 @@ use common::db::{DatabaseState, Pool, within};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::{TraceHeaders, amqp_trace_headers, meter};
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use sqlx::PgConnection;
@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use super::{DELIVERY_LIMIT, RawMessage, open_letters, record_raw, record_undelivered};
 use crate::delivery::{acknowledge, kept};
+use crate::progress::{Progress, Tick};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
@@ -40,6 +41,7 @@ pub(crate) struct Collector {
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) pool: Pool,
     pub(crate) retention: Retention,
+    pub(crate) progress: Progress,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -64,7 +66,7 @@ impl Collector {
                 Err(failure) => failure,
                 Ok((channel, mut consumer)) => {
                     let end = tokio::select! {
-                        end = self.consume(&mut consumer, &mut pause) => end,
+                        end = self.consume(&channel, &mut consumer, &mut pause) => end,
                         () = stopping.finish_is_near(STOP_MARGIN) => Ok(()),
                     };
                     let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
@@ -98,10 +100,15 @@ impl Collector {
         Ok(tokio::time::timeout(OPEN_DEADLINE, opening).await??)
     }
 
-    async fn consume(&self, consumer: &mut Consumer, pause: &mut Duration) -> Result<(), Failure> {
+    async fn consume(&self, channel: &Channel, consumer: &mut Consumer, pause: &mut Duration) -> Result<(), Failure> {
+        let mut ticks = self.progress.ticks();
         loop {
             let delivery = tokio::select! {
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
+                Some(tick) = Tick::next(&mut ticks) => {
+                    self.look(channel, tick).await?;
+                    continue;
+                }
                 delivery = consumer.next() => delivery.ok_or("the broker ended the consumer")??,
             };
             let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
@@ -114,6 +121,21 @@ impl Collector {
             info!("recorded a message that the broker had given up");
             *pause = FIRST_PAUSE;
         }
+    }
+}
+
+impl Collector {
+    /// Reports a queue in which nothing waits: then every dead letter of the broker is recorded. Each worker's collector asks,
+    /// whether or not it is the one that is given the messages.
+    async fn look(&self, channel: &Channel, tick: Tick) -> Result<(), Failure> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asking = channel.queue_declare(self.topology.dead_letters().into(), options, FieldTable::default());
+        // A broker that is busy answers later, and the marks move later.
+        let Ok(asked) = tokio::time::timeout(OPEN_DEADLINE, asking).await else { return Ok(()) };
+        if asked?.message_count() == 0 {
+            self.progress.nothing_collected(tick);
+        }
+        Ok(())
     }
 }
 

@@ -41,6 +41,38 @@ async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() 
 }
 
 #[tokio::test]
+async fn a_try_that_is_dropped_in_good_order_is_not_counted() {
+    let mut fixture = Fixture::start().await;
+    let innocent = create(UserId::mint(), "ada@example.org", "Ada");
+    let traces = Traces::new();
+    // One end of a worker that counts.
+    let earlier = format!("INSERT INTO suspects (command_id, attempts) VALUES ('{}', 1)", innocent.id);
+    fixture.database.execute(&earlier).await;
+    fixture.database.execute("BEGIN; LOCK TABLE users").await;
+    for stop in 0..=MOST_ATTEMPTS {
+        let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
+        let attempt = suspects.apply(&mut applier, &innocent, &traces);
+        let hangs = async { while fixture.database.count(AT_THE_LOCK).await == 0 {} };
+        tokio::select! {
+            _ = attempt => panic!("stop {stop}"),
+            () = soon("the try hangs", hangs) => {}
+        }
+        assert_eq!(fixture.database.count("suspects WHERE attempts = 2").await, 1);
+        suspects.withdraw().await.expect("the try is taken off");
+        assert_eq!(fixture.database.count("suspects WHERE attempts = 1").await, 1);
+        let hang = format!("SELECT pg_terminate_backend(pid) FROM {AT_THE_LOCK}");
+        fixture.database.execute(&hang).await;
+        soon("its session ends", async { while fixture.database.count(AT_THE_LOCK).await > 0 {} }).await;
+    }
+    fixture.database.execute("COMMIT").await;
+    let suspects = Suspects::new(fixture.pool.clone());
+    let mut outcomes = suspects.apply(&mut fixture.applier(), &innocent, &traces).await.expect("outcomes");
+    assert_eq!(in_order(std::slice::from_ref(&innocent), &mut outcomes), [Some(done(1))]);
+    assert_eq!(fixture.database.count("suspects").await, 0);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_try_that_comes_back_is_not_counted() {
     let mut fixture = Fixture::start().await;
     let suspects = Suspects::new(fixture.pool.clone());

@@ -22,9 +22,10 @@ pub const TABLES: &[(&str, &[Grant])] = &[
     (
         "partitions",
         &[
-            // The fence locks a row, and for that the server demands UPDATE of a column: an heir who is nobody is
-            // corrected by the next redistribution.
-            (Worker, &["SELECT", "UPDATE (heir)"]),
+            // For the status of a command that was lost.
+            (Api, &["SELECT"]),
+            // The fence locks a row, and for that the server demands UPDATE of a column.
+            (Worker, &["SELECT", "UPDATE (decided_through)"]),
             (Control, &["SELECT"]),
             (Monitor, &["SELECT"]),
         ],

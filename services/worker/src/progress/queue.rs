@@ -1,0 +1,165 @@
+//! What one partition sees of its queue over one channel, and what follows from it. The rules are in [`super`].
+
+use lapin::Queue;
+
+use super::{Progress, Tick};
+
+/// The looks at one queue since its channel was opened.
+#[derive(Debug)]
+pub(crate) struct QueueWatch {
+    progress: Progress,
+    partition: u16,
+    prefetch: u64,
+    /// Deliveries of this channel that were settled.
+    settled: u64,
+    pending: Option<Look>,
+}
+
+/// A look whose time may become the partition's mark.
+#[derive(Debug)]
+struct Look {
+    tick: Tick,
+    /// The latest tick when it had ended.
+    ended: Tick,
+    /// How many deliveries must be settled until all is decided that was in the queue.
+    settled: u64,
+    /// Nothing was ready at this look or a later one.
+    emptied: bool,
+}
+
+/// What the broker said of the queue after a tick.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Depth {
+    pub(crate) ready: u32,
+    pub(crate) consumers: u32,
+}
+
+impl Depth {
+    /// What a look without an answer shows.
+    pub(crate) const UNKNOWN: Self = Self { ready: 0, consumers: 0 };
+}
+
+impl From<&Queue> for Depth {
+    fn from(queue: &Queue) -> Self {
+        Self { ready: queue.message_count(), consumers: queue.consumer_count() }
+    }
+}
+
+impl QueueWatch {
+    pub(crate) fn new(progress: Progress, partition: u16, prefetch: u16) -> Self {
+        Self { progress, partition, prefetch: prefetch.into(), settled: 0, pending: None }
+    }
+
+    /// Counts deliveries that were acknowledged, and so are decided.
+    pub(crate) fn settled(&mut self, deliveries: usize) {
+        self.settled += u64::try_from(deliveries).unwrap_or_default();
+    }
+
+    /// Takes note of a look: begun after the tick, ended at the other one. `unsettled`: whether a delivery had arrived by its
+    /// end that is not settled.
+    pub(crate) fn looked(&mut self, (tick, ended): (Tick, Tick), depth: Depth, unsettled: bool) {
+        if depth.consumers != 1 {
+            self.pending = None;
+            return;
+        }
+        if let Some(look) = &mut self.pending {
+            let decided = (look.emptied && !unsettled) || self.settled >= look.settled;
+            if decided && self.progress.nothing_collected_since(look.ended) {
+                self.progress.decided(self.partition, look.tick.at);
+                self.pending = None;
+            } else {
+                look.emptied |= depth.ready == 0;
+            }
+        }
+        let settled = self.settled + u64::from(depth.ready) + self.prefetch;
+        self.pending.get_or_insert(Look { tick, ended, settled, emptied: depth.ready == 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use time::OffsetDateTime;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    const PREFETCH: u16 = 10;
+
+    fn tick(number: u64) -> Tick {
+        let at = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(i64::try_from(number).expect("a small number"));
+        Tick { number, at }
+    }
+
+    struct Looks {
+        progress: Progress,
+        queue: QueueWatch,
+        number: u64,
+    }
+
+    impl Looks {
+        fn new() -> Self {
+            let (_, ticks) = watch::channel(None);
+            let progress = Progress { ticks, seen: Arc::default() };
+            Self { queue: QueueWatch::new(progress.clone(), 7, PREFETCH), progress, number: 0 }
+        }
+
+        /// One more look; gives the tick that became the mark.
+        fn look(&mut self, ready: u32, consumers: u32, unsettled: bool) -> Option<u64> {
+            self.number += 1;
+            self.progress.nothing_collected(tick(self.number));
+            self.look_uncollected(ready, consumers, unsettled)
+        }
+
+        fn look_uncollected(&mut self, ready: u32, consumers: u32, unsettled: bool) -> Option<u64> {
+            let now = tick(self.number);
+            self.queue.looked((now, now), Depth { ready, consumers }, unsettled);
+            let at = self.progress.take().remove(&7)?;
+            Some(u64::try_from(at.unix_timestamp()).expect("after the epoch"))
+        }
+    }
+
+    #[test]
+    fn a_queue_that_stays_empty_is_decided_through_the_look_before() {
+        let mut looks = Looks::new();
+        assert_eq!([(); 4].map(|()| looks.look(0, 1, false)), [None, Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn what_is_unsettled_or_waits_holds_the_mark() {
+        let mut looks = Looks::new();
+        assert_eq!(looks.look(3, 1, true), None);
+        assert_eq!(looks.look(0, 1, true), None, "taken out of the queue, and not settled");
+        assert_eq!(looks.look(0, 1, false), Some(1));
+        assert_eq!(looks.look(5, 1, false), Some(3), "what is ready now came later");
+    }
+
+    #[test]
+    fn a_queue_that_is_never_empty_is_decided_by_the_number_of_settled_deliveries() {
+        let mut looks = Looks::new();
+        assert_eq!(looks.look(100, 1, true), None);
+        looks.queue.settled(109);
+        assert_eq!(looks.look(100, 1, true), None);
+        looks.queue.settled(1);
+        assert_eq!(looks.look(100, 1, true), Some(1));
+    }
+
+    #[test]
+    fn another_consumer_may_hold_what_no_count_shows() {
+        let mut looks = Looks::new();
+        assert_eq!([(); 3].map(|()| looks.look(0, 2, false)), [None; 3]);
+        assert_eq!(looks.look(0, 1, false), None);
+        assert_eq!(looks.look(0, 2, false), None);
+        assert_eq!([(); 2].map(|()| looks.look(0, 1, false)), [None, Some(6)]);
+    }
+
+    #[test]
+    fn what_the_broker_dead_lettered_waits_too() {
+        let mut looks = Looks::new();
+        assert_eq!(looks.look(0, 1, false), None);
+        looks.number += 1;
+        assert_eq!(looks.look_uncollected(0, 1, false), None);
+        assert_eq!(looks.look(0, 1, false), Some(1));
+    }
+}
