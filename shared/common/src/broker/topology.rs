@@ -76,7 +76,7 @@ impl Topology {
     /// A pattern for all names of the deployment: the rights to configure, write and read that a user of the broker needs.
     pub(super) fn pattern(&self) -> String {
         if self.prefix.is_empty() {
-            "^(commands|events|dead-letters|arrivals|replies)".to_owned()
+            "^(commands|events|dead-letters|arrivals|replies|deployment)".to_owned()
         } else {
             format!("^{}", self.prefix.replace('.', "\\."))
         }
