@@ -56,7 +56,7 @@ async fn rights_that_are_limited_to_the_prefix_are_enough() {
 async fn a_refused_reply_queue_costs_the_hints_and_nothing_else() {
     let mut system = System::prepare().await;
     let (user, all) = (system.prefix.trim_end_matches('.').to_owned(), pattern(&system));
-    let configure = format!("{all}(commands|events|dead-letters|arrivals)");
+    let configure = format!("{all}(commands|events|dead-letters|arrivals|deployment)");
     limit(&mut system, &user, [&configure, ".*", ".*"]).await;
     let (api, worker) = tokio::join!(system.api(), system.worker());
     let shown = eventually("the report says so", async || {
