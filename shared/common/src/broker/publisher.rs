@@ -22,14 +22,14 @@
 
 mod batch;
 mod instruments;
+mod question;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::options::ConfirmSelectOptions;
 use lapin::{BasicProperties, Channel};
 use opentelemetry::KeyValue;
 use tokio::sync::{mpsc, oneshot};
@@ -38,6 +38,7 @@ use tracing::warn;
 
 use self::batch::{judge, returned_id, send};
 use self::instruments::Instruments;
+use self::question::{ask, partitions};
 use super::reports::Cause;
 use super::{CONFIRM_DEADLINE, Link, LinkReports, LinkState, open_channel};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -51,8 +52,6 @@ const BLOCKED_PATIENCE: Duration = Duration::from_millis(500);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a channel may be replaced because of refusals: a full queue refuses everything, whatever the channel.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
-/// For the question whether messages wait in the queues that refused.
-const QUESTION_DEADLINE: Duration = Duration::from_millis(500);
 
 /// A message to publish.
 #[derive(Debug)]
@@ -278,13 +277,17 @@ impl Owner {
             let requests = outcomes.iter().filter(|(_, outcome)| *outcome == wanted).map(|(request, _)| request);
             partitions(reports, requests)
         };
-        let (refused, accepted) = (of(Err(PublishError::Refused)), of(Ok(())));
+        let refused = of(Err(PublishError::Refused));
+        let (closed, accepted) = (of(Err(PublishError::Unknown)), of(Ok(())));
         let causes = ask(channel, reports, &refused).await;
-        for (partition, cause) in &causes {
-            reports.unconfirmed(*partition, started, *cause);
+        let closed = closed.keys().map(|partition| (*partition, Cause::Closed));
+        for (partition, cause) in causes.clone().into_iter().chain(closed) {
+            reports.unconfirmed(partition, started, cause);
         }
-        // A partition that does both was full for a moment.
-        accepted.keys().for_each(|partition| reports.confirmed(*partition));
+        // One that does both was full for a moment.
+        for partition in accepted.keys() {
+            reports.confirmed(*partition);
+        }
         let mut nacked = false;
         for (request, outcome) in outcomes {
             if *outcome == Err(PublishError::Refused) {
@@ -338,32 +341,4 @@ async fn blocked(mut link: Link) {
             return;
         }
     }
-}
-
-/// The partitions that messages were published to, with their queues.
-fn partitions<'r>(reports: &LinkReports, requests: impl Iterator<Item = &'r Request>) -> BTreeMap<u16, String> {
-    let of =
-        |request: &Request| reports.topology().partition_of(&request.message.exchange, &request.message.routing_key);
-    requests.filter_map(of).collect()
-}
-
-/// Asks the broker how many messages wait in the queues that refused; without an answer they are not taken for full.
-async fn ask(channel: &Channel, reports: &LinkReports, refused: &BTreeMap<u16, String>) -> BTreeMap<u16, Cause> {
-    let mut causes: BTreeMap<u16, Cause> = refused.keys().map(|partition| (*partition, Cause::Refused)).collect();
-    let asking = async {
-        for (partition, queue) in refused {
-            let cause = match reports.refused_lately(*partition) {
-                Some(cause) => cause,
-                None => {
-                    // Passive: only asks.
-                    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-                    let asked = channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await;
-                    if asked.is_ok_and(|queue| queue.message_count() > 0) { Cause::Full } else { Cause::Refused }
-                }
-            };
-            causes.insert(*partition, cause);
-        }
-    };
-    let _ = tokio::time::timeout(QUESTION_DEADLINE, asking).await;
-    causes
 }

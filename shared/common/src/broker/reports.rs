@@ -39,6 +39,8 @@ pub struct LinkReports {
 struct Silence {
     since: Instant,
     last: Instant,
+    /// When the broker was asked for the cause.
+    asked: Instant,
     cause: Cause,
 }
 
@@ -51,6 +53,8 @@ pub(super) enum Cause {
     Refused,
     /// Left without an answer.
     Unanswered,
+    /// The broker closed the channel instead.
+    Closed,
 }
 
 impl LinkReports {
@@ -81,14 +85,16 @@ impl LinkReports {
     pub(super) fn unconfirmed(&self, partition: u16, published: Instant, cause: Cause) {
         let last = Instant::now();
         let mut silent = lock(&self.silent);
-        let silence = silent.entry(partition).or_insert(Silence { since: published, last, cause });
-        *silence = Silence { since: silence.since.min(published), last, cause };
+        let silence = silent.entry(partition).or_insert(Silence { since: published, last, asked: last, cause });
+        let asked = if silence.asked.elapsed() < ANSWER_AGE { silence.asked } else { last };
+        *silence = Silence { since: silence.since.min(published), last, asked, cause };
     }
 
-    /// Why this partition refused a moment ago, if it did.
+    /// Why this partition refused, if the broker was asked a moment ago.
     pub(super) fn refused_lately(&self, partition: u16) -> Option<Cause> {
         let silence = lock(&self.silent).get(&partition).copied()?;
-        (silence.cause != Cause::Unanswered && silence.last.elapsed() < ANSWER_AGE).then_some(silence.cause)
+        let refused = matches!(silence.cause, Cause::Full | Cause::Refused);
+        (refused && silence.asked.elapsed() < ANSWER_AGE).then_some(silence.cause)
     }
 
     /// The line of the readiness check while the link is up.
@@ -108,6 +114,7 @@ impl LinkReports {
             Cause::Unanswered => {
                 "the broker does not answer: the queue has no leader that a majority of its nodes follows"
             }
+            Cause::Closed => "the broker closes the channel; its log says why",
         };
         let seconds = silence.last.duration_since(silence.since).as_secs();
         Err(format!("{} partition(s) confirm nothing; partition {partition} for {seconds} s: {cause}", failing.len()))

@@ -298,7 +298,7 @@ async fn a_partition_whose_queue_has_lost_its_leader_fails_the_check_until_it_is
     let server = format!("{{'%2F_{}', node()}}", fixture.deployment.topology.partition_queue(0));
     ctl(&["eval", &format!("ra:stop_server(quorum_queues, {server}).")]).await;
     let answers = fixture.publish_until(&publisher, "failed: 1 partition(s) confirm nothing; partition 0 for ").await;
-    assert!(answers.iter().all(|answer| answer.is_err()), "{answers:?}");
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
     assert!(!answers.contains(&Err(PublishError::Refused)), "not full: {answers:?}");
     assert!(fixture.line().contains("no leader"), "{}", fixture.line());
     ctl(&["eval", &format!("ra:restart_server(quorum_queues, {server}).")]).await;

@@ -39,7 +39,7 @@ async fn a_right_that_is_missing_is_named_with_the_command_that_grants_it() {
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let mut link = supervise(&shutdown, &health, "broker", &settings);
-    let line = format!("`rabbitmqctl set_permissions -p / {user} '{all}' '{all}' '{all}'`");
+    let remedy = format!("`rabbitmqctl set_permissions -p / {user} '{all}' '{all}' '{all}'`");
     let but_events = format!("{all}(commands|dead-letters)");
     let but_commands = format!("{all}(events|commands\\.|dead-letters)");
     // What is granted from here on, and what is missing then.
@@ -52,7 +52,7 @@ async fn a_right_that_is_missing_is_named_with_the_command_that_grants_it() {
     for (rights, missing) in steps {
         grant(user, rights.map(String::as_str)).await;
         let state = soon(&missing, link.wait_for(|state| down(state, &missing))).await.expect("a link").clone();
-        assert!(down(&state, &format!("the broker's user {user:?} ")) && down(&state, &line), "{state:?}");
+        assert!(down(&state, &format!("the broker's user {user:?} ")) && down(&state, &remedy), "{state:?}");
         assert!(!health.report().ready);
     }
     // Waiting is enough: what an operator grants is used with the next attempt.
