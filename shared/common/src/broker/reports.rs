@@ -22,7 +22,9 @@ use super::Topology;
 /// How long a partition may confirm nothing before the link's check fails: longer than a leader election.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long after the last attempt a silent partition counts.
-const RECENT: Duration = Duration::from_secs(10);
+const RECENT: Duration = Duration::from_secs(30);
+/// The same for one whose queue is full: workers empty it, and its instance may accept everything else.
+const RECENTLY_FULL: Duration = Duration::from_secs(10);
 /// How long the answer whether a queue is full may be used again.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
 
@@ -78,7 +80,11 @@ impl LinkReports {
     }
 
     pub(super) fn confirmed(&self, partition: u16) {
-        lock(&self.silent).remove(&partition);
+        let mut silent = lock(&self.silent);
+        // What made one fail may be over for all; the others show by themselves when it is not.
+        if silent.remove(&partition).is_some_and(|silence| silence.fails()) {
+            silent.clear();
+        }
     }
 
     /// Reports a message to this partition that was published at an instant and not confirmed.
@@ -123,7 +129,8 @@ impl LinkReports {
 
 impl Silence {
     fn fails(&self) -> bool {
-        self.last.duration_since(self.since) >= PATIENCE && self.last.elapsed() < RECENT
+        let recent = if self.cause == Cause::Full { RECENTLY_FULL } else { RECENT };
+        self.last.duration_since(self.since) >= PATIENCE && self.last.elapsed() < recent
     }
 }
 
@@ -168,6 +175,17 @@ mod tests {
         assert!(reports.line().is_ok());
         reports.unconfirmed(0, Instant::now(), Cause::Unanswered);
         assert!(reports.line().is_err(), "at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_one_silent_partition_confirms_all_are_tried_again() {
+        let reports = reports();
+        for partition in 0..4 {
+            reports.unconfirmed(partition, Instant::now() - PATIENCE, Cause::Unanswered);
+        }
+        assert!(reports.line().expect_err("silent").starts_with("4 partition(s)"));
+        reports.confirmed(2);
+        assert!(reports.line().is_ok());
     }
 
     #[test]
