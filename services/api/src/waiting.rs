@@ -1,24 +1,29 @@
 //! Who waits for which outcome, and the queue on which the worker says "look now".
 //!
-//! A hint may be lost, so whoever waits also looks by itself from time to time.
+//! A hint may be lost, so whoever waits also looks by itself from time to time. So nothing else depends on that queue: where
+//! the broker refuses it, commands are accepted and waited for without hints, and the readiness report says why.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use common::broker::{Link, LinkState};
+use common::broker::{ChannelError, Link, LinkReports, LinkState, declare_exchange, open_channel};
 use common::command::CommandId;
-use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::meter;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, Consumer};
+use lapin::{Connection, Consumer, ExchangeKind};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::warn;
+use uuid::Uuid;
 
-const PAUSE: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The name in the readiness report.
+const HINTS: &str = "reply hints";
 /// A broker that has just started can leave a request unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -66,6 +71,14 @@ impl Waiting {
                 observer.observe((most - free.available_permits()).try_into().unwrap_or(u64::MAX), &[]);
             })
             .build();
+        let listening = reply_to.clone();
+        meter()
+            .u64_observable_gauge("rollcall.api.reply.hints")
+            .with_description(
+                "1 while the worker can say that a command is decided; without it, waiting clients learn it later",
+            )
+            .with_callback(move |observer| observer.observe(u64::from(listening.borrow().is_some()), &[]))
+            .build();
         Self { waiters, places, reply_to }
     }
 
@@ -100,45 +113,63 @@ impl Drop for Waiter {
     }
 }
 
+/// Receives hints, over one connection of the link after the other.
 async fn receive(
     shutdown: Shutdown,
     mut link: Link,
     waiters: Waiters,
     reply_to: watch::Sender<Option<ShortString>>,
 ) -> TaskResult {
+    let mut pause = FIRST_PAUSE;
     loop {
         let session = async {
             // The sender lives as long as the process: the wait cannot fail.
             let state = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.map(|state| state.clone());
-            let Ok(LinkState::Up { connection, .. }) = state else { return };
-            match tokio::time::timeout(OPEN_DEADLINE, open(&connection)).await {
+            let Ok(LinkState::Up { connection, reports, .. }) = state else { return };
+            let problem = match tokio::time::timeout(OPEN_DEADLINE, open(&connection, &reports)).await {
                 Ok(Ok((queue, mut consumer))) => {
+                    reports.auxiliary(HINTS, None);
                     reply_to.send_replace(Some(queue));
+                    pause = FIRST_PAUSE;
                     while let Some(Ok(delivery)) = consumer.next().await {
                         wake(&waiters, &delivery);
                     }
+                    reply_to.send_replace(None);
+                    return;
                 }
-                Ok(Err(error)) => warn!(%error, "failed to listen for reply hints"),
-                Err(_) => warn!("the broker opened no queue for reply hints in time"),
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}"),
+            };
+            // One line for each problem, and not for each attempt.
+            if reports.auxiliary(HINTS, Some(problem.clone())) {
+                warn!(reason = problem, "no reply hints: clients that wait for an outcome learn it later");
             }
-            reply_to.send_replace(None);
         };
         tokio::select! {
             () = shutdown.reached(Phase::Closing) => return Ok(()),
             () = session => {}
         }
+        let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
         tokio::select! {
             () = shutdown.reached(Phase::Closing) => return Ok(()),
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
         }
     }
 }
 
-async fn open(connection: &Connection) -> lapin::Result<(ShortString, Consumer)> {
-    let channel = connection.create_channel().await?;
-    // Exclusive to this connection and gone with it; the broker names it anew each time.
+/// Opens the queue of this instance. Its name, and that of the exchange in front of it, begin as all names of the deployment
+/// do, so that rights which are limited to these are enough.
+async fn open(connection: &Connection, reports: &LinkReports) -> Result<(ShortString, Consumer), ChannelError> {
+    let channel = open_channel(connection).await?;
+    let exchange = reports.topology().replies_exchange();
+    declare_exchange(&channel, &exchange, ExchangeKind::Direct).await?;
+    // Exclusive to this connection and gone with it; another name each time, because the broker may take a while to notice
+    // the end of the last connection.
+    let queue = ShortString::from(format!("{exchange}.{}", Uuid::now_v7()));
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?.name().clone();
+    channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
+    let (key, binding) = (queue.clone(), QueueBindOptions::default());
+    channel.queue_bind(queue.clone(), exchange.into(), key, binding, FieldTable::default()).await?;
     // Hints need no acknowledgement: the row is the truth.
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await?;

@@ -14,44 +14,66 @@ const APPLYING: &str = "applying";
 /// The partitions that are consumed now. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Consumption {
-    consumed: Arc<watch::Sender<BTreeSet<u16>>>,
+    progress: Arc<watch::Sender<Progress>>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    consumed: BTreeSet<u16>,
+    /// Why the others are not, as far as it was tried.
+    interrupted: BTreeMap<u16, String>,
 }
 
 impl Consumption {
     /// Starts the task that reports; it ends when the process closes.
     pub(crate) fn start(shutdown: &Shutdown, health: &Health, mut owned: watch::Receiver<Ownership>) -> Self {
         health.register(CHECK, Ability::Write);
-        let (sender, mut consumed) = watch::channel(BTreeSet::new());
+        let (sender, mut progress) = watch::channel(Progress::default());
         let (health, closing) = (health.clone(), shutdown.clone());
         shutdown.supervise("consumption", Tier::Back, async move {
             loop {
-                health.set(CHECK, state(&owned.borrow_and_update(), &consumed.borrow_and_update()));
+                health.set(CHECK, state(&owned.borrow_and_update(), &progress.borrow_and_update()));
                 tokio::select! {
                     () = closing.reached(Phase::Closing) => return Ok(()),
                     Ok(()) = owned.changed() => {}
-                    Ok(()) = consumed.changed() => {}
+                    Ok(()) = progress.changed() => {}
                 }
             }
         });
-        Self { consumed: Arc::new(sender) }
+        Self { progress: Arc::new(sender) }
     }
 
     pub(crate) fn began(&self, partition: u16) {
-        self.consumed.send_modify(|consumed| {
-            consumed.insert(partition);
+        self.progress.send_modify(|progress| {
+            progress.consumed.insert(partition);
+            progress.interrupted.remove(&partition);
         });
     }
 
     pub(crate) fn ended(&self, partition: u16) {
-        self.consumed.send_modify(|consumed| {
-            consumed.remove(&partition);
+        self.progress.send_modify(|progress| {
+            progress.consumed.remove(&partition);
+        });
+    }
+
+    /// Says why a partition is not consumed; until it is.
+    pub(crate) fn interrupted(&self, partition: u16, reason: String) {
+        self.progress.send_modify(|progress| {
+            progress.interrupted.insert(partition, reason);
         });
     }
 }
 
-fn state(owned: &Ownership, consumed: &BTreeSet<u16>) -> Result<String, String> {
-    let line = format!("consuming {} of {} owned", consumed.len(), owned.len());
-    if owned.keys().all(|partition| consumed.contains(partition)) { Ok(line) } else { Err(line) }
+fn state(owned: &Ownership, progress: &Progress) -> Result<String, String> {
+    let line = format!("consuming {} of {} owned", progress.consumed.len(), owned.len());
+    let mut missing = owned.keys().filter(|partition| !progress.consumed.contains(partition)).peekable();
+    if missing.peek().is_none() {
+        return Ok(line);
+    }
+    match missing.find_map(|partition| Some((partition, progress.interrupted.get(partition)?))) {
+        Some((partition, reason)) => Err(format!("{line}; partition {partition}: {reason}")),
+        None => Err(line),
+    }
 }
 
 /// The partitions whose last batch did not go through, and why. Cheap to clone; all clones are one.

@@ -14,7 +14,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::broker::{Link, LinkState, Topology};
+use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
 use common::db::{DatabaseState, Pool};
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -87,6 +87,8 @@ enum End {
 enum Interrupted {
     #[error("the broker's channel failed")]
     Broker(#[from] lapin::Error),
+    #[error("no channel for the partition")]
+    Channel(#[from] ChannelError),
     #[error("the broker ended the consumer")]
     ConsumerEnded,
     #[error("the broker did not open a consumer within {OPEN_DEADLINE:?}")]
@@ -124,7 +126,11 @@ impl Partition {
                     pause = FIRST_PAUSE;
                     continue;
                 }
-                Err(interrupted) => warn!(partition = self.number, reason = chain(&interrupted), "paused"),
+                Err(interrupted) => {
+                    let reason = chain(&interrupted);
+                    warn!(partition = self.number, reason, "paused");
+                    self.consumption.interrupted(self.number, reason);
+                }
             }
             if lasted > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
@@ -247,7 +253,7 @@ impl Partition {
     /// must not end before its channel.
     async fn open(&self, connection: &Connection) -> Result<(Channel, Consumer), Interrupted> {
         // A new channel each time: taking a consumer up again on an old one can lose deliveries in flight on 3.10.
-        let creating = tokio::time::timeout(OPEN_DEADLINE, connection.create_channel());
+        let creating = tokio::time::timeout(OPEN_DEADLINE, open_channel(connection));
         let channel = creating.await.map_err(|_| Interrupted::OpenDeadline)??;
         let mut consuming = pin!(self.consume_on(&channel));
         let opened = tokio::time::timeout(OPEN_DEADLINE, &mut consuming).await;

@@ -1,15 +1,23 @@
 //! RabbitMQ: the supervised connection, the topology, the confirmed publisher.
 
+mod channel;
+mod dial;
 mod link;
 mod publisher;
+mod refusal;
+mod reports;
 mod topology;
 
 use std::time::Duration;
 
-pub(crate) use link::dial;
+pub use channel::{ChannelError, open_channel};
+pub(crate) use dial::dial;
 pub use link::{Link, LinkState, supervise};
 pub use publisher::{Message, PublishError, Publisher, PublisherPool};
-pub use topology::{Topology, TopologyError};
+pub use refusal::TopologyError;
+use refusal::missing;
+pub use reports::LinkReports;
+pub use topology::{Topology, declare_exchange};
 
 /// A silent peer is noticed after at most two of these.
 pub(crate) const HEARTBEAT_SECONDS: u16 = 5;

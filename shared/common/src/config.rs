@@ -3,7 +3,9 @@
 //! A [`Reader`] collects every fault before it gives up, so that one failed start shows them all. A fault names the
 //! variable, what is wrong with the value and an example; the value of a secret never appears in it.
 
+mod amqp_url;
 mod database;
+mod reserved;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -12,11 +14,12 @@ use std::fmt::Write as _;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use amqp_url::amqp_url;
 pub use database::{DatabaseUrl, database_url};
 pub(crate) use database::{Reached, Server, Tls};
 pub use shared::{
     BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
-    amqp_url, given_amqp_url, given_database_url, given_direct_url,
+    given_amqp_url, given_database_url, given_direct_url,
 };
 
 /// One environment variable, as `--help` and the sample file document it.

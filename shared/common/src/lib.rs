@@ -9,7 +9,8 @@
 //! 5. [`http`]: the HTTP loop around a poem endpoint, and the probes.
 //! 6. [`db`]: URL, pool, migrations, and the monitor behind readiness.
 //! 7. [`membership`]: how many connections an instance may open and which partitions it owns, and for how long.
-//! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher.
+//! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher. `net`: connecting to a name with several
+//!    addresses, for the broker and the database.
 //! 9. [`telemetry`]: logs, traces, metrics.
 //! 10. [`process`]: the order in which a service begins and ends.
 //!
@@ -24,6 +25,7 @@ pub mod event;
 pub mod health;
 pub mod http;
 pub mod membership;
+mod net;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;

@@ -12,6 +12,7 @@ mod harness;
 mod proxy;
 
 mod auth;
+mod broker;
 mod budget;
 mod cli;
 mod contract;

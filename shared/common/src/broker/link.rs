@@ -9,19 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ConnectionProperties, Event};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use lapin::{Connection, Event};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{Topology, TopologyError};
+use super::dial::{DialError, dial};
+use super::{LinkReports, Topology, TopologyError, missing};
 use crate::config::BrokerSettings;
 use crate::health::{Ability, Health};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// For the topology, once there is a connection: a broker that has just started can leave a request unanswered for good.
+const DECLARE_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// An error event can be missed only if the library has a fault; looking costs nothing.
@@ -40,6 +39,8 @@ pub enum LinkState {
         connection: Arc<Connection>,
         /// Counts connections of this process; a channel belongs to one generation.
         generation: u64,
+        /// What the users of the connection report about it.
+        reports: Arc<LinkReports>,
     },
 }
 
@@ -51,8 +52,9 @@ pub type Link = watch::Receiver<LinkState>;
 pub fn supervise(shutdown: &Shutdown, health: &Health, name: &'static str, settings: &BrokerSettings) -> Link {
     health.register(name, Ability::Write);
     let (sender, receiver) = watch::channel(LinkState::Down("not connected yet".to_owned()));
-    let keeper =
-        Keeper { name, settings: settings.clone(), health: health.clone(), shutdown: shutdown.clone(), sender };
+    let reports = Arc::new(LinkReports::new(Topology::new(settings)));
+    let (health, settings) = (health.clone(), settings.clone());
+    let keeper = Keeper { name, settings, health, reports, shutdown: shutdown.clone(), sender };
     shutdown.supervise(name, Tier::Links, keeper.keep());
     receiver
 }
@@ -61,6 +63,7 @@ struct Keeper {
     name: &'static str,
     settings: BrokerSettings,
     health: Health,
+    reports: Arc<LinkReports>,
     shutdown: Shutdown,
     sender: watch::Sender<LinkState>,
 }
@@ -69,26 +72,21 @@ impl Keeper {
     async fn keep(self) -> TaskResult {
         let mut pause = FIRST_PAUSE;
         let mut generation = 0;
-        let mut failed = false;
         loop {
             let ended = tokio::select! {
                 () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
-                connected = self.connect(failed) => match connected {
+                connected = self.connect() => match connected {
                     Ok(connection) => {
                         generation += 1;
                         pause = FIRST_PAUSE;
-                        failed = false;
                         info!(link = self.name, generation, "connected to the broker");
-                        if self.hold(connection, generation).await.is_none() {
-                            return Ok(());
+                        match self.hold(connection, generation).await {
+                            None => return Ok(()),
+                            Some(reason) => format!("the connection ended: {reason}"),
                         }
-                        "the connection ended".to_owned()
                     }
                     Err(LinkError::Topology(fault @ TopologyError::Mismatch { .. })) => return Err(fault.into()),
-                    Err(error) => {
-                        failed = true;
-                        chain(&error)
-                    }
+                    Err(error) => chain(&error),
                 },
             };
             warn!(link = self.name, reason = ended, "no connection to the broker");
@@ -102,20 +100,21 @@ impl Keeper {
     }
 
     /// Connects and declares the topology.
-    async fn connect(&self, failed_before: bool) -> Result<Connection, LinkError> {
-        let attempt = async {
-            let connection = dial(&self.settings, self.name, failed_before).await?;
-            Topology::new(&self.settings).declare(&connection).await?;
-            Ok(connection)
-        };
-        tokio::time::timeout(CONNECT_DEADLINE, attempt).await.map_err(|_| LinkError::Deadline)?
+    async fn connect(&self) -> Result<Connection, LinkError> {
+        let connection = dial(&self.settings, self.name).await?;
+        let declaring = self.reports.topology().declare(&connection);
+        tokio::time::timeout(DECLARE_DEADLINE, declaring).await.map_err(|_| LinkError::Deadline)??;
+        Ok(connection)
     }
 
-    /// Watches one connection; `None` when the process closes, else `Some` when the connection ended.
-    async fn hold(&self, connection: Connection, generation: u64) -> Option<()> {
+    /// Watches one connection; `None` when the process closes, else why the connection ended.
+    async fn hold(&self, connection: Connection, generation: u64) -> Option<String> {
         let mut events = Box::pin(connection.events_listener());
         let connection = Arc::new(connection);
-        let up = || LinkState::Up { connection: Arc::clone(&connection), generation };
+        let up = || {
+            let (connection, reports) = (Arc::clone(&connection), Arc::clone(&self.reports));
+            LinkState::Up { connection, generation, reports }
+        };
         self.tell(if connection.status().blocked() { blocked("already") } else { up() });
         loop {
             tokio::select! {
@@ -126,19 +125,32 @@ impl Keeper {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => self.tell(blocked(&reason)),
                     Some(Event::ConnectionUnblocked) => self.tell(up()),
-                    Some(Event::Error(_)) | None => return Some(()),
+                    // Also the error of a channel, which is for the user of that channel, and ends nothing else. Only what
+                    // is missing is declared again, with the next connection.
+                    Some(Event::Error(error)) => {
+                        let missing = missing(&error).is_some_and(|name| self.reports.topology().declares(&name));
+                        if missing || !connection.status().connected() {
+                            return Some(error.to_string());
+                        }
+                    }
+                    None => return Some("the client library ended".to_owned()),
                     Some(_) => {}
                 },
-                () = tokio::time::sleep(STATUS_POLL) => if !connection.status().connected() {
-                    return Some(());
-                },
+                () = tokio::time::sleep(STATUS_POLL) => {
+                    if !connection.status().connected() {
+                        return Some("it is not connected any more".to_owned());
+                    }
+                    if matches!(*self.sender.borrow(), LinkState::Up { .. }) {
+                        self.health.set(self.name, self.reports.line());
+                    }
+                }
             }
         }
     }
 
     fn tell(&self, state: LinkState) {
         let check = match &state {
-            LinkState::Up { .. } => Ok("connected".to_owned()),
+            LinkState::Up { reports, .. } => reports.line(),
             LinkState::Blocked(reason) | LinkState::Down(reason) => Err(reason.clone()),
         };
         self.health.set(self.name, check);
@@ -146,47 +158,15 @@ impl Keeper {
     }
 }
 
-/// Connects; without a deadline of its own. A careful attempt makes sure first that somebody speaks AMQP there: one of the
-/// library that is given up leaves its thread and its socket behind for as long as the peer stays silent.
-pub(crate) async fn dial(settings: &BrokerSettings, name: &str, careful: bool) -> Result<Connection, LinkError> {
-    let uri = settings.uri().map_err(LinkError::Uri)?;
-    if careful {
-        greet(&uri).await?;
-    }
-    let properties = ConnectionProperties::default().with_connection_name(format!("rollcall {name}").into());
-    let address = address_of(&uri);
-    Connection::connect_uri(uri, properties).await.map_err(|source| LinkError::Connect(address, source))
-}
-
-/// Sends the protocol header and waits for the first byte of the answer. TLS begins with the client's turn, so there a
-/// connection alone must do.
-async fn greet(uri: &AMQPUri) -> Result<(), LinkError> {
-    const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
-    let address = (uri.authority.host.as_str(), uri.authority.port);
-    let io = |error: std::io::Error| LinkError::Connect(address_of(uri), lapin::Error::from(error));
-    let mut stream = TcpStream::connect(address).await.map_err(io)?;
-    if uri.scheme == AMQPScheme::AMQP {
-        stream.write_all(PROTOCOL_HEADER).await.map_err(io)?;
-        stream.read_u8().await.map_err(io)?;
-    }
-    Ok(())
-}
-
-fn address_of(uri: &AMQPUri) -> String {
-    format!("{}:{}", uri.authority.host, uri.authority.port)
-}
-
 fn blocked(reason: &str) -> LinkState {
     LinkState::Blocked(format!("the broker takes no messages for now ({reason})"))
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    #[error("AMQP_URL cannot be read: {0}")]
-    Uri(String),
-    #[error("failed to connect to the broker at {0}")]
-    Connect(String, #[source] lapin::Error),
-    #[error("the broker did not answer within {CONNECT_DEADLINE:?}")]
+enum LinkError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("the broker did not answer within {DECLARE_DEADLINE:?}")]
     Deadline,
     #[error(transparent)]
     Topology(#[from] TopologyError),

@@ -12,22 +12,36 @@
 //! # Why is a lost confirm not an error like others?
 //! The broker may have stored the message. Only the deadline or the loss of the channel leaves that open, and the caller
 //! must say so ([`PublishError::Unknown`]); the channel and its whole batch are given up.
+//!
+//! # Why is a channel replaced after a refusal?
+//! The broker's client of a quorum queue lives in the channel. In RabbitMQ 3.10 one whose first call to the queue's leader
+//! failed, because that node had just died, refuses every later message too; a new channel asks for the leader again.
+//!
+//! # What does a refusal mean?
+//! The queue is full, or it has no leader. The broker does not say which, so it is asked whether messages wait there.
+
+mod batch;
+mod instruments;
+mod question;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, PublisherConfirm};
+use lapin::options::ConfirmSelectOptions;
+use lapin::{BasicProperties, Channel};
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{CONFIRM_DEADLINE, Link, LinkState};
-use crate::shutdown::{Phase, Shutdown, TaskResult, Tier};
+use self::batch::{judge, returned_id, send};
+use self::instruments::Instruments;
+use self::question::{ask, partitions};
+use super::reports::Cause;
+use super::{CONFIRM_DEADLINE, Link, LinkReports, LinkState, open_channel};
+use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 /// Requests that wait for one channel; beyond, publishing is refused at once.
 const QUEUE_LENGTH: usize = 1024;
@@ -36,6 +50,8 @@ const LARGEST_BATCH: usize = 32;
 /// How long messages that were sent may stay unread by a broker that blocks the connection.
 const BLOCKED_PATIENCE: Duration = Duration::from_millis(500);
 const CHANNEL_DEADLINE: Duration = Duration::from_secs(1);
+/// How often a channel may be replaced because of refusals: a full queue refuses everything, whatever the channel.
+const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A message to publish.
 #[derive(Debug)]
@@ -57,7 +73,8 @@ pub struct Message {
 /// Why a message was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// Nothing was sent: there is no connection, or the broker blocks it.
+    /// Nothing was stored: there is no connection, the broker blocks it, or it refused a command for another reason than a
+    /// full queue.
     #[error("the broker is not available: {0}")]
     Unavailable(String),
     /// Nothing was sent: too many messages wait already.
@@ -66,8 +83,8 @@ pub enum PublishError {
     /// No queue took it.
     #[error("no queue took the message")]
     Unroutable,
-    /// The queue refused it; it is full.
-    #[error("the queue is full")]
+    /// A queue refused it. A partition queue that does is full; of others it is not known.
+    #[error("the broker refused the message: a queue is full, or has no leader")]
     Refused,
     /// The broker may or may not have it.
     #[error("the broker did not confirm in time")]
@@ -109,7 +126,7 @@ impl Publisher {
     /// Starts the owning task; it ends when the process closes.
     pub fn start(shutdown: &Shutdown, link: Link) -> Self {
         let (requests, receiver) = mpsc::channel(QUEUE_LENGTH);
-        let owner = Owner { link, channel: None, instruments: Instruments::new() };
+        let owner = Owner { link, channel: None, replaced_at: None, instruments: Instruments::new() };
         shutdown.supervise("publisher", Tier::Back, owner.run(receiver, shutdown.clone()));
         Self { requests }
     }
@@ -132,12 +149,16 @@ impl Publisher {
 struct Owner {
     link: Link,
     channel: Option<Confirming>,
+    /// When the last channel was replaced because of a refusal.
+    replaced_at: Option<Instant>,
     instruments: Instruments,
 }
 
+#[derive(Clone)]
 struct Confirming {
     channel: Channel,
     generation: u64,
+    reports: Arc<LinkReports>,
 }
 
 impl Owner {
@@ -165,9 +186,11 @@ impl Owner {
     }
 
     /// The channel of the current connection, opened when there is none.
-    async fn channel(&mut self) -> Result<Channel, PublishError> {
-        let (connection, generation) = match &*self.link.borrow() {
-            LinkState::Up { connection, generation } => (Arc::clone(connection), *generation),
+    async fn channel(&mut self) -> Result<Confirming, PublishError> {
+        let (connection, generation, reports) = match &*self.link.borrow() {
+            LinkState::Up { connection, generation, reports } => {
+                (Arc::clone(connection), *generation, Arc::clone(reports))
+            }
             LinkState::Down(reason) | LinkState::Blocked(reason) => {
                 return Err(PublishError::Unavailable(reason.clone()));
             }
@@ -176,12 +199,12 @@ impl Owner {
             && open.generation == generation
             && open.channel.status().connected()
         {
-            return Ok(open.channel.clone());
+            return Ok(open.clone());
         }
         let opening = async {
-            let channel = connection.create_channel().await?;
+            let channel = open_channel(&connection).await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>(channel)
+            Ok::<_, super::ChannelError>(channel)
         };
         let opened = tokio::select! {
             opened = tokio::time::timeout(CHANNEL_DEADLINE, opening) => opened,
@@ -190,11 +213,8 @@ impl Owner {
             }
         };
         match opened {
-            Ok(Ok(channel)) => {
-                self.channel = Some(Confirming { channel: channel.clone(), generation });
-                Ok(channel)
-            }
-            Ok(Err(error)) => Err(PublishError::Unavailable(error.to_string())),
+            Ok(Ok(channel)) => Ok(self.channel.insert(Confirming { channel, generation, reports }).clone()),
+            Ok(Err(error)) => Err(PublishError::Unavailable(chain(&error))),
             Err(_) => Err(PublishError::Unavailable("no channel could be opened in time".into())),
         }
     }
@@ -205,13 +225,14 @@ impl Owner {
         }
     }
 
-    async fn publish(&mut self, channel: Channel, batch: Vec<Request>) {
+    async fn publish(&mut self, confirming: Confirming, batch: Vec<Request>) {
         // Requests wait at most a batch before theirs, so the first one's deadline is the strictest and holds for all.
         let Some(deadline) = batch.first().map(|first| first.deadline) else { return };
+        let Confirming { channel, reports, .. } = confirming;
         let started = Instant::now();
         let work = async {
             let sends = send(&channel, &batch).await;
-            join_all(sends.into_iter().map(Sent::confirmed)).await
+            join_all(sends.into_iter().map(batch::Sent::confirmed)).await
         };
         let confirmed = tokio::select! {
             confirmed = tokio::time::timeout_at(deadline, work) => confirmed.ok(),
@@ -219,19 +240,77 @@ impl Owner {
         };
         self.instruments.confirm_seconds.record(started.elapsed().as_secs_f64(), &[]);
         let Some(results) = confirmed else {
-            warn!(messages = batch.len(), "the broker did not confirm in time; the channel is given up");
-            self.channel = None;
+            warn!(messages = batch.len(), "the broker did not confirm in time; the channel is replaced");
+            self.replace("unconfirmed");
+            // A broker that blocks has not read them.
+            if Instant::now() >= deadline {
+                for (partition, _) in partitions(&reports, batch.iter()) {
+                    reports.unconfirmed(partition, started, Cause::Unanswered);
+                }
+            }
             return self.refuse(batch, &PublishError::Unknown);
         };
         let returned: HashSet<String> = results.iter().filter_map(returned_id).collect();
-        for (request, result) in batch.into_iter().zip(results) {
-            let outcome =
-                if returned.contains(&request.message.id) { Err(PublishError::Unroutable) } else { judge(result) };
-            if outcome == Err(PublishError::Unknown) {
-                self.channel = None;
-            }
+        let outcomes = batch.into_iter().zip(results).map(|(request, result)| {
+            let unroutable = returned.contains(&request.message.id);
+            (request, if unroutable { Err(PublishError::Unroutable) } else { judge(result) })
+        });
+        let mut outcomes: Vec<_> = outcomes.collect();
+        if outcomes.iter().any(|(_, outcome)| *outcome == Err(PublishError::Unknown)) {
+            self.channel = None;
+        }
+        self.explain(&channel, &reports, started, &mut outcomes).await;
+        for (request, outcome) in outcomes {
             self.settle(request.answer, outcome);
         }
+    }
+
+    /// Finds out what the refusals among these outcomes mean, and reports which partitions confirm and which do not.
+    async fn explain(
+        &mut self,
+        channel: &Channel,
+        reports: &LinkReports,
+        started: Instant,
+        outcomes: &mut [(Request, Result<(), PublishError>)],
+    ) {
+        let of = |wanted: Result<(), PublishError>| {
+            let requests = outcomes.iter().filter(|(_, outcome)| *outcome == wanted).map(|(request, _)| request);
+            partitions(reports, requests)
+        };
+        let refused = of(Err(PublishError::Refused));
+        let (closed, accepted) = (of(Err(PublishError::Unknown)), of(Ok(())));
+        let causes = ask(channel, reports, &refused).await;
+        let closed = closed.keys().map(|partition| (*partition, Cause::Closed));
+        for (partition, cause) in causes.clone().into_iter().chain(closed) {
+            reports.unconfirmed(partition, started, cause);
+        }
+        // One that does both was full for a moment.
+        for partition in accepted.keys() {
+            reports.confirmed(*partition);
+        }
+        let mut nacked = false;
+        for (request, outcome) in outcomes {
+            if *outcome == Err(PublishError::Refused) {
+                nacked = true;
+                let message = &request.message;
+                let partition = reports.topology().partition_of(&message.exchange, &message.routing_key);
+                if partition.and_then(|(partition, _)| causes.get(&partition)) == Some(&Cause::Refused) {
+                    let reason = "it refuses the command, and its queue is not full; it may have lost its leader";
+                    *outcome = Err(PublishError::Unavailable(reason.to_owned()));
+                }
+            }
+        }
+        let lately = self.replaced_at.is_some_and(|at| at.elapsed() < REPLACE_INTERVAL);
+        if nacked && !lately {
+            warn!(partitions = ?causes.keys(), "the broker refused messages; the channel is replaced");
+            self.replaced_at = Some(Instant::now());
+            self.replace("refused");
+        }
+    }
+
+    fn replace(&mut self, reason: &'static str) {
+        self.channel = None;
+        self.instruments.channels_replaced.add(1, &[KeyValue::new("reason", reason)]);
     }
 
     fn settle(&self, answer: oneshot::Sender<Result<(), PublishError>>, outcome: Result<(), PublishError>) {
@@ -260,90 +339,6 @@ async fn blocked(mut link: Link) {
         tokio::time::sleep(BLOCKED_PATIENCE).await;
         if matches!(*link.borrow(), LinkState::Blocked(_)) {
             return;
-        }
-    }
-}
-
-/// One message after its publish.
-enum Sent {
-    Pending(PublisherConfirm),
-    Never(String),
-    Broken,
-}
-
-/// One message after its confirm, or after all hope of one.
-enum Settled {
-    Confirmed(Box<Confirmation>),
-    Never(String),
-    Broken,
-}
-
-impl Sent {
-    async fn confirmed(self) -> Settled {
-        match self {
-            Self::Pending(confirm) => {
-                confirm.await.map_or(Settled::Broken, |confirmation| Settled::Confirmed(Box::new(confirmation)))
-            }
-            Self::Never(reason) => Settled::Never(reason),
-            Self::Broken => Settled::Broken,
-        }
-    }
-}
-
-async fn send(channel: &Channel, batch: &[Request]) -> Vec<Sent> {
-    let mut sends = Vec::with_capacity(batch.len());
-    for Request { message, .. } in batch {
-        let options = BasicPublishOptions { mandatory: message.mandatory, ..BasicPublishOptions::default() };
-        let properties = message.properties.clone().with_message_id(message.id.as_str().into());
-        let exchange = message.exchange.as_str().into();
-        let routing_key = message.routing_key.as_str().into();
-        let sent = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await;
-        sends.push(match sent {
-            Ok(confirm) => Sent::Pending(confirm),
-            // The library looks at the state before it writes anything.
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidChannelState(..)) => Sent::Never(error.to_string()),
-            Err(_) => Sent::Broken,
-        });
-    }
-    sends
-}
-
-fn returned_id(settled: &Settled) -> Option<String> {
-    let Settled::Confirmed(confirmation) = settled else { return None };
-    let (Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) = &**confirmation else { return None };
-    returned.delivery.properties.message_id().as_ref().map(ToString::to_string)
-}
-
-fn judge(settled: Settled) -> Result<(), PublishError> {
-    match settled {
-        Settled::Confirmed(confirmation) if confirmation.is_ack() => Ok(()),
-        Settled::Confirmed(confirmation) if confirmation.is_nack() => Err(PublishError::Refused),
-        Settled::Never(reason) => Err(PublishError::Unavailable(reason)),
-        // A confirmation that is neither cannot come on a channel in confirm mode.
-        Settled::Broken | Settled::Confirmed(_) => Err(PublishError::Unknown),
-    }
-}
-
-#[derive(Debug)]
-struct Instruments {
-    published: Counter<u64>,
-    confirm_seconds: Histogram<f64>,
-}
-
-impl Instruments {
-    fn new() -> Self {
-        let meter = crate::telemetry::meter();
-        Self {
-            published: meter
-                .u64_counter("rollcall.broker.published")
-                .with_description("Messages handed to the publisher, by outcome")
-                .build(),
-            confirm_seconds: meter
-                .f64_histogram("rollcall.broker.confirm.duration")
-                .with_unit("s")
-                .with_description("From the first publish of a batch to its last confirm")
-                .with_boundaries(crate::telemetry::SECONDS.to_vec())
-                .build(),
         }
     }
 }

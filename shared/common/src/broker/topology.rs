@@ -1,11 +1,12 @@
 //! The exchanges and queues, and why each argument is what it is.
 //!
-//! Queue arguments are for ever: a queue that exists with others is an error with a mend, never adapted to.
+//! Queue arguments cannot be changed: a queue that exists with others is an error with a remedy, never adapted to.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+use lapin::{Channel, Connection, ExchangeKind};
 
+use super::refusal::{Action, TopologyError, judge};
 use crate::config::BrokerSettings;
 
 /// The most messages that wait in one partition; a publish beyond is refused, and the client gets 503. A policy can lower it.
@@ -13,34 +14,6 @@ const PARTITION_MAX_LENGTH: i64 = 100_000;
 /// A quorum queue without a limit requeues at its tail, which breaks the order; 4.x would set 20, which a few crashes burn.
 /// High enough that no outage reaches it: every pause of a worker counts as one delivery.
 const DELIVERY_LIMIT: i64 = 1_000_000;
-
-/// Why the exchanges and queues are not as they must be.
-#[derive(Debug, thiserror::Error)]
-pub enum TopologyError {
-    /// It exists with other arguments.
-    #[error(
-        "the {kind} {name:?} exists with other arguments ({reason}); {}, or set another BROKER_PREFIX",
-        mend(kind, name)
-    )]
-    Mismatch {
-        /// `queue` or `exchange`.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// What the broker says of it.
-        reason: String,
-    },
-    /// The broker did not answer, or refused.
-    #[error("failed to declare the {kind} {name:?}")]
-    Broker {
-        /// `queue` or `exchange`.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// What the client library says.
-        source: lapin::Error,
-    },
-}
 
 /// The names of one deployment.
 #[derive(Debug, Clone)]
@@ -81,22 +54,56 @@ impl Topology {
         format!("{}dead-letters", self.prefix)
     }
 
+    /// The direct exchange of reply hints, and what the names of the queues bound to it begin with. Declared by those who wait
+    /// for hints: commands are accepted and applied without.
+    pub fn replies_exchange(&self) -> String {
+        format!("{}replies", self.prefix)
+    }
+
+    /// The partition and the queue that messages to this exchange under this routing key go to; `None` unless they are commands.
+    pub(super) fn partition_of(&self, exchange: &str, routing_key: &str) -> Option<(u16, String)> {
+        let partition = routing_key.parse().ok().filter(|_| exchange == self.commands_exchange())?;
+        Some((partition, self.partition_queue(partition)))
+    }
+
+    /// Whether something of this name is declared here.
+    pub(super) fn declares(&self, name: &str) -> bool {
+        let partition = name.strip_prefix(&self.prefix).and_then(|name| name.strip_prefix("commands."));
+        [self.commands_exchange(), self.events_exchange(), self.dead_letters()].iter().any(|known| known == name)
+            || partition.is_some_and(|number| number.parse::<u16>().is_ok_and(|number| number < self.partitions))
+    }
+
+    /// A pattern for all names of the deployment: the rights to configure, write and read that a user of the broker needs.
+    pub(super) fn pattern(&self) -> String {
+        if self.prefix.is_empty() {
+            "^(commands|events|dead-letters|arrivals|replies|deployment)".to_owned()
+        } else {
+            format!("^{}", self.prefix.replace('.', "\\."))
+        }
+    }
+
     /// Declares everything; what exists as it should is left alone.
     ///
     /// # Errors
     /// See [`TopologyError`].
     pub async fn declare(&self, connection: &Connection) -> Result<(), TopologyError> {
-        let open = || async {
-            let source = |source| TopologyError::Broker { kind: "queue", name: self.commands_exchange(), source };
-            connection.create_channel().await.map_err(source)
-        };
-        let channel = open().await?;
-        self.declare_exchange(&channel, &self.commands_exchange(), ExchangeKind::Direct).await?;
-        self.declare_exchange(&channel, &self.events_exchange(), ExchangeKind::Topic).await?;
-        self.declare_exchange(&channel, &self.dead_letters(), ExchangeKind::Fanout).await?;
-        self.declare_queue(&channel, &self.dead_letters(), &self.dead_letters(), "", dead_letter_arguments()).await?;
+        let source = |source| TopologyError::Broker { kind: "exchange", name: self.commands_exchange(), source };
+        let channel = connection.create_channel().await.map_err(source)?;
+        for (exchange, kind) in [
+            (self.commands_exchange(), ExchangeKind::Direct),
+            (self.events_exchange(), ExchangeKind::Topic),
+            (self.dead_letters(), ExchangeKind::Fanout),
+        ] {
+            let declared = declare_exchange(&channel, &exchange, kind).await;
+            declared.map_err(|error| judge(self, "exchange", &exchange, Action::Declare, error))?;
+        }
+        let dead_letters = self.dead_letters();
+        self.declare_queue(&channel, &dead_letters, &dead_letters, "", dead_letter_arguments()).await?;
         for partition in 0..self.partitions {
             self.declare_partition(&channel, partition).await?;
+        }
+        for exchange in [self.commands_exchange(), self.events_exchange()] {
+            self.check_writing(&channel, &exchange).await?;
         }
         // Best effort: the channel ends with the connection at the latest.
         let _ = channel.close(200, "declared".into()).await;
@@ -108,9 +115,23 @@ impl Topology {
     /// # Errors
     /// See [`TopologyError`].
     pub async fn declare_partition(&self, channel: &Channel, partition: u16) -> Result<(), TopologyError> {
-        let queue = self.partition_queue(partition);
+        let (queue, exchange) = (self.partition_queue(partition), self.commands_exchange());
         let arguments = self.partition_arguments();
-        self.declare_queue(channel, &queue, &self.commands_exchange(), &partition.to_string(), arguments).await
+        self.declare_queue(channel, &queue, &exchange, &partition.to_string(), arguments).await
+    }
+
+    /// Finds out whether this user may publish to an exchange, without a message: a binding that never existed is removed,
+    /// which needs the right and changes nothing.
+    async fn check_writing(&self, channel: &Channel, exchange: &str) -> Result<(), TopologyError> {
+        let source = self.commands_exchange();
+        let unbinding = channel.exchange_unbind(
+            exchange.into(),
+            source.as_str().into(),
+            "rights".into(),
+            ExchangeUnbindOptions::default(),
+            FieldTable::default(),
+        );
+        unbinding.await.map_err(|error| judge(self, "exchange", exchange, Action::Bind(&source), error))
     }
 
     fn partition_arguments(&self) -> FieldTable {
@@ -128,14 +149,8 @@ impl Topology {
         set("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
         set("x-overflow", AMQPValue::LongString("reject-publish".into()));
         set("x-max-length", AMQPValue::LongLongInt(PARTITION_MAX_LENGTH));
+        spread_leaders(&mut arguments);
         arguments
-    }
-
-    async fn declare_exchange(&self, channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), TopologyError> {
-        // Durable: it outlives a restart of the broker. Not auto-deleted: it outlives its last queue.
-        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let declared = channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await;
-        declared.map_err(|error| fault("exchange", name, error))
     }
 
     async fn declare_queue(
@@ -149,12 +164,27 @@ impl Topology {
         // Durable and shared: neither a restart nor the end of a connection removes it.
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(name.into(), options, arguments).await;
-        declared.map_err(|error| fault("queue", name, error))?;
+        declared.map_err(|error| judge(self, "queue", name, Action::Declare, error))?;
         let binding = QueueBindOptions::default();
         let bound =
             channel.queue_bind(name.into(), exchange.into(), routing_key.into(), binding, FieldTable::default());
-        bound.await.map_err(|error| fault("queue", name, error))
+        bound.await.map_err(|error| judge(self, "queue", name, Action::Bind(exchange), error))
     }
+}
+
+/// Declares an exchange.
+///
+/// # Errors
+/// As the client library gives them.
+pub async fn declare_exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> lapin::Result<()> {
+    // Durable: it outlives a restart of the broker. Not auto-deleted: it outlives its last queue.
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
+}
+
+/// Without this the leaders of all queues that one client declares are on the node that it is connected to.
+fn spread_leaders(arguments: &mut FieldTable) {
+    arguments.insert("x-queue-leader-locator".into(), AMQPValue::LongString("balanced".into()));
 }
 
 fn dead_letter_arguments() -> FieldTable {
@@ -164,24 +194,6 @@ fn dead_letter_arguments() -> FieldTable {
     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     // Nothing catches what this queue drops, and 4.x would drop after 20 returns.
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    spread_leaders(&mut arguments);
     arguments
-}
-
-fn mend(kind: &str, name: &str) -> String {
-    match kind {
-        "queue" => format!("drain and delete it with `rabbitmqctl delete_queue {name}`"),
-        // Without the management plugin the broker has no command for it.
-        _ => format!("delete it with `rabbitmqadmin delete {kind} name={name}`"),
-    }
-}
-
-fn fault(kind: &'static str, name: &str, source: lapin::Error) -> TopologyError {
-    const PRECONDITION_FAILED: u16 = 406;
-    let name = name.to_owned();
-    match source.kind() {
-        ErrorKind::ProtocolError(error) if error.get_id() == PRECONDITION_FAILED => {
-            TopologyError::Mismatch { kind, name, reason: error.get_message().to_string() }
-        }
-        _ => TopologyError::Broker { kind, name, source },
-    }
 }

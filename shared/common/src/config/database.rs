@@ -15,6 +15,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 use url::Url;
 
+use super::reserved::unencoded;
+
 /// Parameters that say something to us.
 const READ: &[&str] = &["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "options"];
 /// Parameters whose subject is ours to decide: accepted and left alone.
@@ -97,6 +99,9 @@ pub(crate) struct ClientCertificate {
 /// # Errors
 /// Says what is wrong without any part of the URL that could be secret.
 pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+    if let Some(fault) = unencoded(text) {
+        return Err(fault);
+    }
     let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
     if !matches!(url.scheme(), "postgres" | "postgresql") {
         return Err(format!("has the scheme {:?}; expected postgres or postgresql", url.scheme()));

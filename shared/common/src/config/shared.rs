@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
-use super::{DatabaseUrl, Reader, Variable, database_url};
+use super::{DatabaseUrl, Reader, Variable, amqp_url, database_url};
 use crate::command::DEFAULT_PARTITIONS;
 use crate::shutdown::Graces;
 use crate::telemetry::LogFormat;
@@ -58,7 +57,8 @@ const DATABASE_POOL_MAX: Variable = Variable::with_default(
 const AMQP_URL: Variable = Variable::required(
     "AMQP_URL",
     "amqp://rollcall:secret@127.0.0.1:5672/%2f",
-    "RabbitMQ 3.10 or newer, as amqp:// or amqps://.",
+    "RabbitMQ 3.10 or newer, as amqp:// or amqps://; several hosts of one cluster as \
+     amqp://user:password@a:5672,b:5672/vhost, which are tried in random order.",
 );
 const AMQP_URL_FILE: Variable =
     Variable::optional("AMQP_URL_FILE", "/run/secrets/amqp-url", "Instead of AMQP_URL: a file that holds it.");
@@ -337,38 +337,4 @@ pub fn given_direct_url(reader: &mut Reader) -> Option<DatabaseUrl> {
 pub fn given_amqp_url(reader: &mut Reader) -> Option<SecretString> {
     let variable = Variable { required: false, ..AMQP_URL };
     reader.secret(&variable, &AMQP_URL_FILE, amqp_url)
-}
-
-/// Checks a RabbitMQ URL.
-///
-/// # Errors
-/// Says what is wrong without any part of the URL that could be secret.
-pub fn amqp_url(text: &str) -> Result<SecretString, String> {
-    // The library reads these and ignores all others, among them those that other clients take for TLS.
-    const PARAMETERS: &[&str] = &["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
-    let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
-    if !matches!(url.scheme(), "amqp" | "amqps") {
-        return Err(format!("has the scheme {:?}; expected amqp or amqps", url.scheme()));
-    }
-    match url.host() {
-        None | Some(url::Host::Domain("")) => return Err("names no host".to_owned()),
-        // The library reads no address in brackets and connects to localhost instead.
-        Some(url::Host::Ipv6(_)) => return Err("has an IPv6 address; give the host's name".to_owned()),
-        Some(_) => {}
-    }
-    if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
-        return Err(format!("has the unknown parameter {name:?}; known are {}", PARAMETERS.join(", ")));
-    }
-    // The library's own message may quote the value.
-    text.parse::<AMQPUri>().map_err(|_| format!("has an unusable value in one of {}", PARAMETERS.join(", ")))?;
-    Ok(SecretString::from(text))
-}
-
-impl BrokerSettings {
-    /// The URI with the heartbeat that the supervision counts on, unless it names one.
-    pub(crate) fn uri(&self) -> Result<AMQPUri, String> {
-        let mut uri: AMQPUri = self.url.expose_secret().parse()?;
-        uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
-        Ok(uri)
-    }
 }

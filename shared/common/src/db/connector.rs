@@ -8,6 +8,8 @@
 //! None that lends sessions by the transaction heeds these options: it refuses or ignores them. That alone proves nothing,
 //! but then two connections that are open at once are asked for their sessions on the server, which only a pooler mixes up.
 
+use std::net::IpAddr;
+
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -17,6 +19,7 @@ use tracing::warn;
 use super::session::Session;
 use super::{CONNECT_DEADLINE, DbError, within};
 use crate::config::{DatabaseSettings, DatabaseUrl, Reached, Server, Tls};
+use crate::net;
 
 /// What the server shall do about a client that is gone without a word. Measured: a partition is noticed after 5 s
 /// instead of a minute, and a statement whose client was killed ends within the interval instead of at its own end.
@@ -192,10 +195,25 @@ impl Connector {
     }
 
     async fn open(&self, options: &PgConnectOptions) -> Result<PgConnection, DbError> {
-        match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(options)).await {
+        let chosen = self.answering_address().await.map(|address| options.clone().host(&address.to_string()));
+        let connecting = PgConnection::connect_with(chosen.as_ref().unwrap_or(options));
+        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
             Ok(connected) => connected.map_err(|source| DbError::Connect { address: self.url.address(), source }),
             Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
         }
+    }
+
+    /// An address that accepts, where the host has several. The client library tries one after the other, each for as long
+    /// as the kernel does, so one that never answers would use up the deadline every time.
+    ///
+    /// Not with `sslmode=verify-full`: the library compares the certificate with the host that it is given.
+    async fn answering_address(&self) -> Option<IpAddr> {
+        let Server::Tcp { host, port } = &self.url.server else { return None };
+        if matches!(self.url.tls, Tls::Verified(_)) {
+            return None;
+        }
+        let addresses = net::resolve(host, *port).await.ok().filter(|addresses| addresses.len() > 1)?;
+        net::first_to_accept(&addresses).await.map(|address| address.ip())
     }
 }
 

@@ -66,7 +66,7 @@ impl Door {
     }
 
     async fn queue_up(&self) -> Option<Turn> {
-        let connection = timeout(CONNECTED, dial(&self.settings, "arriving", true)).await.ok()?.ok()?;
+        let connection = timeout(CONNECTED, dial(&self.settings, "arriving")).await.ok()?.ok()?;
         loop {
             // A broker that does not answer has no door.
             if timeout(ANSWER, self.declare(&connection)).await.ok()?.is_ok() {

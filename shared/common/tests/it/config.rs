@@ -154,7 +154,13 @@ fn an_idempotency_window_beyond_the_retention_is_refused() {
 
 #[test]
 fn both_schemes_of_the_broker_are_accepted() {
-    for url in ["amqp://u:p@h:5672/%2f", "amqps://u:p@h", "amqp://h/v?heartbeat=10&connection_timeout=1000"] {
+    for url in [
+        "amqp://u:p@h:5672/%2f",
+        "amqp://u:p,q@a,b:5672,127.0.0.1:5673/v?heartbeat=3",
+        "amqp://a,b",
+        "amqps://u:p@h",
+        "amqp://h/v?heartbeat=10&connection_timeout=1000",
+    ] {
         assert_eq!(amqp_url(url).expect(url).expose_secret(), url);
     }
 }
@@ -209,6 +215,9 @@ fn unusable_broker_urls_are_refused_without_their_secrets() {
         ("an unknown parameter", "amqps://u:hunter2@h/?verify=hunter2", r#"unknown parameter "verify""#),
         ("one of two parameters", "amqp://h/?heartbeat=5&cacertfile=hunter2", r#"unknown parameter "cacertfile""#),
         ("no number", "amqp://u:hunter2@h/?heartbeat=hunter2", "heartbeat"),
+        ("one of several hosts", "amqp://u:hunter2@a:5672,/v", "is no URL (empty host)"),
+        ("one of several ports", "amqp://u:hunter2@a:5672,b:hunter2/v", "is no URL"),
+        ("a name of a parameter that is none", "amqp://u@h/v?hunter2!", r#"unknown parameter "…""#),
         ("an unknown mechanism", "amqp://u:hunter2@h/?auth_mechanism=hunter2", "auth_mechanism"),
     ];
     let broker = broker.map(|(reason, url, part)| (reason, amqp_url(url).map(|_| ()), part));
@@ -216,6 +225,31 @@ fn unusable_broker_urls_are_refused_without_their_secrets() {
         let fault = result.err().unwrap_or_else(|| panic!("accepted: {reason}"));
         assert!(fault.contains(part), "{reason}: {fault}");
         assert!(!fault.contains("hunter2"), "{reason}: {fault}");
+    }
+}
+
+#[test]
+fn a_reserved_character_in_a_password_is_told_to_be_encoded() {
+    // Digits before it would be read as a port, and looked up with the user's name as host.
+    for reserved in ['/', '?', '#'] {
+        for password in
+            [format!("12345{reserved}hunter2"), format!("hun@ter2{reserved}x"), format!("{reserved}hunter2")]
+        {
+            for (url, rest) in [("postgres", "h/d"), ("amqp", "h/v"), ("amqps", "h")] {
+                let text = format!("{url}://u:{password}@{rest}");
+                let fault = if url == "postgres" { database_url(&text).err() } else { amqp_url(&text).err() };
+                let fault = fault.unwrap_or_else(|| panic!("accepted: {text}"));
+                assert!(fault.contains("in a user name or password write / as %2F, ? as %3F, # as %23"), "{fault}");
+                assert!(!fault.contains("12345") && !fault.contains("hunter2"), "{fault}");
+            }
+        }
+    }
+    for cut in ["postgres://u:p@h/d#b", "amqp://u:p@h/v#b"] {
+        let fault = if cut.starts_with('p') { database_url(cut).err() } else { amqp_url(cut).err() };
+        assert!(fault.as_ref().is_some_and(|fault| fault.contains("write # as %23")), "{cut}: {fault:?}");
+    }
+    for encoded in ["postgres://u:12345%2Fx%3F%23%40@h/d?application_name=a@b", "postgres://u@h/d"] {
+        database_url(encoded).expect(encoded);
     }
 }
 

@@ -1,13 +1,19 @@
 //! The supervised connection.
 
-use lapin::options::QueueDeclareOptions;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use rollcall_common::broker::{LinkState, supervise};
 use rollcall_common::config::amqp_url;
 use rollcall_common::health::{Health, ReadyWhen};
 use rollcall_common::shutdown::{Shutdown, StopError};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 
-use crate::support::{Deployment, GRACES, eventually, soon};
+use crate::support::{Deployment, GRACES, eventually, soon, stack};
 
 fn up(state: &LinkState) -> bool {
     matches!(state, LinkState::Up { .. })
@@ -21,7 +27,7 @@ async fn a_link_declares_the_topology_and_closes_with_the_process() {
     let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
     assert_eq!(health.report().checks["broker"], "failed: not checked yet");
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
-    let LinkState::Up { connection, generation } = state else { panic!("{state:?}") };
+    let LinkState::Up { connection, generation, .. } = state else { panic!("{state:?}") };
     assert_eq!(generation, 1);
     eventually("ready", async || health.report().ready).await;
 
@@ -80,4 +86,117 @@ async fn a_broker_that_cannot_be_reached_is_down_without_its_password() {
     assert!(!reason.contains("hunter2"), "{reason}");
     assert!(!health.report().ready);
     shutdown.stop(GRACES).await.expect("a stop does not wait for the next attempt");
+}
+
+#[tokio::test]
+async fn a_channel_that_is_refused_leaves_the_connection_alone() {
+    let deployment = Deployment::new(1);
+    let shutdown = Shutdown::default();
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
+    let LinkState::Up { connection, reports, .. } = state else { panic!("{state:?}") };
+    for _ in 0..3 {
+        let channel = connection.create_channel().await.expect("a channel");
+        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = deployment.name("nowhere");
+        channel.queue_declare(queue.into(), look, FieldTable::default()).await.expect_err("no such queue");
+        let channel = connection.create_channel().await.expect("a channel");
+        let queue = deployment.topology.partition_queue(0);
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect_err("other arguments");
+    }
+    // Shown only after the link has seen the errors.
+    reports.auxiliary("a part", Some("does not work".to_owned()));
+    eventually("shown", async || health.report().checks["broker"] == "ok: connected; a part: does not work").await;
+    assert!(health.report().ready);
+    assert!(matches!(&*link.borrow(), LinkState::Up { generation: 1, .. }));
+    assert!(connection.status().connected());
+    shutdown.stop(GRACES).await.expect("a good end");
+}
+
+#[tokio::test]
+async fn a_queue_that_is_missing_is_declared_again() {
+    let deployment = Deployment::new(2);
+    let shutdown = Shutdown::default();
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
+    let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
+    let beside = deployment.connect().await.create_channel().await.expect("a channel");
+    let queue = deployment.topology.partition_queue(1);
+    beside.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.expect("deleted");
+    let channel = connection.create_channel().await.expect("a channel");
+    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.as_str().into(), look, FieldTable::default()).await.expect_err("it is missing");
+    let next = |state: &LinkState| matches!(state, LinkState::Up { generation: 2, .. });
+    soon("another connection", link.wait_for(next)).await.expect("a link");
+    beside.queue_declare(queue.into(), look, FieldTable::default()).await.expect("a queue");
+    shutdown.stop(GRACES).await.expect("a good end");
+}
+
+/// A listener that accepts nobody: its queue is full, and further SYNs are dropped.
+async fn silent(address: [u8; 4]) -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((address, 0).into()).expect("an address");
+    let listener = socket.listen(1).expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    let mut queued = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queued.push(stream);
+    }
+    (listener, queued, address)
+}
+
+#[tokio::test]
+async fn a_host_that_never_answers_is_passed_over() {
+    let deployment = Deployment::new(1);
+    let (_listener, _queued, silent) = silent([127, 0, 0, 9]).await;
+    let url = stack().rabbitmq.url();
+    let several = url.replacen("@127.0.0.1:", &format!("@{silent},127.0.0.1:1,127.0.0.1:"), 1);
+    let mut settings = deployment.settings.clone();
+    settings.url = amqp_url(&several).expect("a URL");
+    // In random order: some of these have it first.
+    for _ in 0..4 {
+        let shutdown = Shutdown::default();
+        let health = Health::new(ReadyWhen::All, shutdown.clone());
+        let mut link = supervise(&shutdown, &health, "broker", &settings);
+        let tried = |state: &LinkState| !matches!(state, LinkState::Down(reason) if reason == "not connected yet");
+        let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
+        assert!(up(&state), "with the first attempt: {state:?}");
+        shutdown.stop(GRACES).await.expect("a good end");
+    }
+    let password = url::Url::parse(url).expect("a URL").password().expect("a password").to_owned();
+    settings.url = amqp_url(&format!("amqp://rollcall:{password}@{silent},127.0.0.1:1/")).expect("a URL");
+    let shutdown = Shutdown::default();
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    let mut link = supervise(&shutdown, &health, "broker", &settings);
+    let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
+    let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
+    let LinkState::Down(reason) = state else { panic!("{state:?}") };
+    for part in [&format!("{silent}: no connection within 2s") as &str, "127.0.0.1:1: ", "efused"] {
+        assert!(reason.contains(part), "{part} in {reason}");
+    }
+    assert!(!reason.contains(&password), "{reason}");
+    shutdown.stop(GRACES).await.expect("a good end");
+}
+
+#[tokio::test]
+async fn a_broker_that_accepts_and_says_nothing_leaves_no_thread_behind() {
+    let deployment = Deployment::new(1);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a listener");
+    let mut settings = deployment.settings.clone();
+    let address = listener.local_addr().expect("an address");
+    settings.url = amqp_url(&format!("amqp://u:p@{address}/")).expect("a URL");
+    let shutdown = Shutdown::default();
+    let health = Health::new(ReadyWhen::All, shutdown.clone());
+    let _link = supervise(&shutdown, &health, "broker", &settings);
+    let (mut abandoned, _) = soon("an attempt", listener.accept()).await.expect("a connection");
+    let mut greeting = [0; 8];
+    soon("a greeting", abandoned.read_exact(&mut greeting)).await.expect("the protocol header");
+    assert_eq!(&greeting, b"AMQP\x00\x00\x09\x01");
+    shutdown.stop(GRACES).await.expect("a stop does not wait for the answer");
+    // The library's thread holds the connection for as long as it lives.
+    let rest = soon("the end of the connection", abandoned.read(&mut greeting)).await.expect("an end");
+    assert_eq!(rest, 0);
 }

@@ -24,6 +24,7 @@ mod pool;
 // RabbitMQ.
 mod link;
 mod publisher;
+mod rights;
 mod topology;
 
 mod support;

@@ -12,7 +12,7 @@ use rollcall_common::shutdown::{Phase, Shutdown};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::support::{Deployment, GRACES, drain, eventually, soon};
+use crate::support::{Deployment, GRACES, ctl, drain, eventually, soon};
 
 type Answer = Result<(), PublishError>;
 
@@ -20,6 +20,7 @@ type Answer = Result<(), PublishError>;
 struct Fixture {
     deployment: Deployment,
     shutdown: Shutdown,
+    health: Health,
     link: Link,
     connection: Connection,
     channel: Channel,
@@ -35,7 +36,7 @@ impl Fixture {
         soon("a connection", link.wait_for(up)).await.expect("a link");
         let connection = deployment.connect().await;
         let channel = connection.create_channel().await.expect("a channel");
-        Self { deployment, shutdown, link, connection, channel }
+        Self { deployment, shutdown, health, link, connection, channel }
     }
 
     fn publisher(&self) -> Publisher {
@@ -70,6 +71,22 @@ impl Fixture {
             contents.insert(partition.to_string(), drain(&self.channel, &queue).await);
         }
         contents
+    }
+
+    /// The line of the readiness check.
+    fn line(&self) -> String {
+        self.health.report().checks["broker"].clone()
+    }
+
+    /// Publishes to partition 0 again and again until the line of the check begins so; gives the answers.
+    async fn publish_until(&self, publisher: &Publisher, beginning: &str) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        eventually(beginning, async || {
+            answers.push(publisher.publish(self.message("0")).await);
+            self.line().starts_with(beginning)
+        })
+        .await;
+        answers
     }
 
     async fn stop(self) {
@@ -245,6 +262,46 @@ async fn a_full_queue_refuses_and_what_it_accepted_is_in_it() {
             _ => assert_eq!(*answer, Err(PublishError::Refused), "{id}"),
         }
     }
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_that_refuses_everything_fails_the_check_until_it_confirms() {
+    let fixture = Fixture::start(2).await;
+    let publisher = fixture.publisher();
+    publisher.publish(fixture.message("0")).await.expect("a confirm");
+    let queue = fixture.deployment.topology.partition_queue(0);
+    let (policy, pattern) = (fixture.deployment.name("full"), format!("^{}$", queue.replace('.', "\\.")));
+    ctl(&["set_policy", &policy, &pattern, r#"{"max-length":3}"#, "--apply-to", "queues"]).await;
+
+    let answers = fixture.publish_until(&publisher, "failed: 1 partition(s) confirm nothing; partition 0 for ").await;
+    assert!(answers.contains(&Err(PublishError::Refused)), "full, and said to be full");
+    let others = |answer: &Answer| !matches!(answer, Ok(()) | Err(PublishError::Refused));
+    assert!(!answers.iter().any(others), "{answers:?}");
+    assert!(fixture.line().contains("its queue is full"), "{}", fixture.line());
+    publisher.publish(fixture.message("1")).await.expect("the other partition takes messages");
+    assert!(fixture.line().starts_with("failed: "), "another partition says nothing about this one");
+    let stored = answers.iter().filter(|answer| answer.is_ok()).count() + 1;
+    ctl(&["clear_policy", &policy]).await;
+    let answers = fixture.publish_until(&publisher, "ok: connected").await;
+    let stored = stored + answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(fixture.drain(0..1).await["0"].len(), stored, "what was refused is not stored");
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_partition_whose_queue_has_lost_its_leader_fails_the_check_until_it_is_back() {
+    let fixture = Fixture::start(1).await;
+    let publisher = fixture.publisher();
+    publisher.publish(fixture.message("0")).await.expect("a confirm");
+    let server = format!("{{'%2F_{}', node()}}", fixture.deployment.topology.partition_queue(0));
+    ctl(&["eval", &format!("ra:stop_server(quorum_queues, {server}).")]).await;
+    let answers = fixture.publish_until(&publisher, "failed: 1 partition(s) confirm nothing; partition 0 for ").await;
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    assert!(!answers.contains(&Err(PublishError::Refused)), "not full: {answers:?}");
+    assert!(fixture.line().contains("no leader"), "{}", fixture.line());
+    ctl(&["eval", &format!("ra:restart_server(quorum_queues, {server}).")]).await;
+    fixture.publish_until(&publisher, "ok: connected").await;
     fixture.stop().await;
 }
 

@@ -28,6 +28,16 @@ pub(crate) fn stack() -> &'static Stack {
     STACK.get_or_init(|| shared_stack().expect("PostgreSQL and RabbitMQ"))
 }
 
+/// Runs `rabbitmqctl` against the shared broker.
+pub(crate) async fn ctl(arguments: &[&str]) -> String {
+    let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let run = move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        stack().rabbitmq.ctl(&arguments).expect("rabbitmqctl")
+    };
+    tokio::task::spawn_blocking(run).await.expect("no panic")
+}
+
 /// Waits for something that must come true soon.
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;

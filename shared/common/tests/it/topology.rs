@@ -72,6 +72,8 @@ async fn every_argument_of_a_partition_is_in_force() {
     let queue = deployment.name("commands.0");
     let line = listing.lines().find(|line| line.starts_with(&queue)).expect("the queue").to_owned();
     let dead_letters = deployment.name("dead-letters");
+    let collected = listing.lines().find(|line| line.starts_with(&dead_letters)).expect("the queue").to_owned();
+    assert!(collected.contains(r#""x-queue-leader-locator","balanced""#), "{collected}");
     for part in [
         "true",
         r#""x-queue-type","quorum""#,
@@ -81,6 +83,7 @@ async fn every_argument_of_a_partition_is_in_force() {
         r#""x-dead-letter-strategy","at-least-once""#,
         r#""x-overflow","reject-publish""#,
         r#""x-max-length",100000"#,
+        r#""x-queue-leader-locator","balanced""#,
     ] {
         assert!(line.contains(part), "{part} in {line}");
     }
