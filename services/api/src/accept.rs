@@ -36,10 +36,13 @@ pub(crate) struct Acceptor {
 }
 
 /// What a client asked for besides the command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Terms {
     /// How long to wait for the outcome.
     wait: Option<Duration>,
+    /// The versions of `If-Match`, ascending; empty without a condition.
+    versions: Vec<i64>,
+    /// The one of them that the command carries.
     if_match: Option<i64>,
     /// The hash of the client's idempotency key.
     key: Option<Digest>,
@@ -64,16 +67,37 @@ impl Terms {
     ) -> Result<Self, Problem> {
         let key = headers::idempotency_key(idempotency_key)?;
         let key = key.map(|key| Digest::of_key(principal, &key));
-        Ok(Self { wait: headers::wait(prefer)?, if_match: headers::if_match(if_match)?, key })
+        let versions = headers::if_match(if_match)?;
+        Ok(Self { wait: headers::wait(prefer), if_match: versions.first().copied(), versions, key })
+    }
+
+    /// Whether the client named several versions, of which the current one counts.
+    pub(crate) fn several_versions(&self) -> bool {
+        self.versions.len() > 1
+    }
+
+    /// Makes the current version the condition if it is one of them. Otherwise the first stays, for the worker to refuse: it
+    /// knows whether the same request took effect before.
+    pub(crate) fn settle(&mut self, current: i64) {
+        if self.versions.contains(&current) {
+            self.if_match = Some(current);
+        }
     }
 
     /// The id of a user to create: with a key the same one whenever and through whichever instance it is asked for.
-    pub(crate) fn user_id(self) -> UserId {
+    pub(crate) fn user_id(&self) -> UserId {
         self.key.map_or_else(UserId::mint, |key| UserId::derive(&key))
     }
 
+    fn fingerprint(&self, command: &Command) -> Digest {
+        match self.versions.as_slice() {
+            several @ [_, _, ..] => Digest::of_request(command, several),
+            _ => Digest::of_request(command, self.if_match),
+        }
+    }
+
     /// `Preference-Applied`, when there was a preference.
-    pub(crate) fn applied(self) -> Option<String> {
+    pub(crate) fn applied(&self) -> Option<String> {
         self.wait.map(|wait| format!("wait={}", wait.as_secs()))
     }
 }
@@ -103,9 +127,7 @@ impl Acceptor {
             accepted_at: OffsetDateTime::now_utc(),
             principal,
             if_match: terms.if_match,
-            idempotency: terms
-                .key
-                .map(|key| Idempotency { key, fingerprint: Digest::of_request(&command, terms.if_match) }),
+            idempotency: terms.key.map(|key| Idempotency { key, fingerprint: terms.fingerprint(&command) }),
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));

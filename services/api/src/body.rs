@@ -3,18 +3,21 @@
 //! # Why not the library's JSON payload?
 //! It stops at the first fault, often without naming the field, and bounds neither the size nor the time of a body.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use poem::error::ReadBodyError;
 use poem::http::Method;
-use poem::http::header::{ACCEPT, ACCEPT_ENCODING, HeaderName};
+use poem::http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderName};
 use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
 use poem_openapi::types::Type;
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::headers::lines;
 use crate::problem::{FieldFault, Problem, ProblemKind};
 
 /// RFC 5789 §2.2.
@@ -108,18 +111,52 @@ pub(crate) fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
+/// An object, and the names that it has more than once: another reader of the same text may take the other value
+/// (RFC 8259 §4).
+struct Object {
+    values: Map<String, Value>,
+    repeated: BTreeSet<String>,
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Object, A::Error> {
+                let mut object = Object { values: Map::new(), repeated: BTreeSet::new() };
+                while let Some((name, value)) = entries.next_entry::<String, Value>()? {
+                    if object.values.insert(name.clone(), value).is_some() {
+                        object.repeated.insert(name);
+                    }
+                }
+                Ok(object)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
 fn parse<T: Checked>(bytes: &[u8]) -> Result<T::Valid, Problem> {
     if bytes.is_empty() {
         return Err(Problem::invalid_field("body", "is missing; send a JSON object"));
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(|fault| {
+    let Object { values, repeated } = serde_json::from_slice(bytes).map_err(|fault| {
+        if fault.is_data() {
+            return Problem::invalid_field("body", "is not a JSON object; send one in braces");
+        }
         let (line, column) = (fault.line(), fault.column());
-        Problem::invalid_field("body", format_args!("is not JSON; mend it at line {line}, column {column}"))
+        Problem::invalid_field("body", format_args!("is not JSON; correct it at line {line}, column {column}"))
     })?;
-    let Value::Object(values) = value else {
-        return Err(Problem::invalid_field("body", "is not a JSON object; send one in braces"));
-    };
     let mut members = Members { values, faults: Vec::new() };
+    for name in repeated.iter().take(MOST_UNKNOWN) {
+        members.fault::<()>(&shown(name), "is there more than once; give it once");
+    }
     let valid = T::check(&mut members);
     members.finish(valid)
 }
@@ -134,6 +171,22 @@ async fn read(request: &Request, body: &mut RequestBody, deadline: Duration) -> 
         Ok(Ok(bytes)) => Ok(bytes.into()),
         Ok(Err(ReadBodyError::PayloadTooLarge)) => Err(Problem::new(ProblemKind::BodyTooLarge)),
         Ok(Err(_)) => Err(Problem::invalid_field("body", "ended early; send all of it")),
+        Err(_) => Err(Problem::new(ProblemKind::RequestTimeout)),
+    }
+}
+
+/// Whether a request has content, for operations that take none.
+pub(crate) async fn has_content(request: &Request, body: &mut RequestBody) -> Result<bool, Problem> {
+    // What is announced does not have to be sent.
+    if request.header("content-length").is_some_and(|length| !length.trim_start_matches('0').is_empty()) {
+        return Ok(true);
+    }
+    let Ok(body) = body.take() else { return Ok(false) };
+    if body.is_empty() {
+        return Ok(false);
+    }
+    match tokio::time::timeout(DEADLINE, body.into_bytes_limit(0)).await {
+        Ok(read) => Ok(read.is_err()),
         Err(_) => Err(Problem::new(ProblemKind::RequestTimeout)),
     }
 }
@@ -164,13 +217,17 @@ impl<'a, T: Checked> ApiExtractor<'a> for Body<T> {
         _: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
         let fail = |problem: Problem| crate::problem::Failed::<()>::from(problem).into();
+        if request.headers().get_all(CONTENT_TYPE).iter().count() > 1 {
+            return Err(fail(Problem::invalid_field("Content-Type", "is there more than once; send it once")));
+        }
         if !media_type_fits(request.content_type(), T::MEDIA_TYPE) {
             // RFC 9110 §15.5.16.
             let taken = if *request.method() == Method::PATCH { ACCEPT_PATCH } else { ACCEPT };
             return Err(fail(Problem::new(ProblemKind::UnsupportedMediaType).header(taken, T::MEDIA_TYPE)));
         }
         // RFC 9110 §8.4: what is encoded is not what the media type says.
-        if request.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+        let codings = lines(request.headers(), "content-encoding").unwrap_or_default();
+        if codings.split(',').map(str::trim).any(|coding| !matches!(coding, "" | "identity")) {
             let problem = Problem::new(ProblemKind::UnsupportedMediaType);
             let problem = problem.detail("the body has a Content-Encoding; send it without");
             return Err(fail(problem.header(ACCEPT_ENCODING, "identity")));

@@ -107,9 +107,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             }
         };
         self.record(&span, &method, operation, response.status(), started);
-        // Caches may guess how long a 200 or a 404 holds (RFC 9111 §4.2.2); ours may be another one the next moment.
+        // Caches may guess how long a 200 or a 404 holds (RFC 9111 §4.2.2); ours may be another one the next moment. A proxy
+        // that compresses weakens the tag, and a weak one never matches in If-Match.
         let headers = response.headers_mut();
-        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache, no-transform"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         allowance.write(headers);
         self.origins.allow(origin.as_ref(), headers);

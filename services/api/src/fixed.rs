@@ -81,7 +81,7 @@ impl Endpoint for Fixed {
         let response = Response::builder()
             .header(header::ETAG, &form.etag)
             .header(header::VARY, HeaderValue::from_static("accept-encoding"))
-            .header(header::CACHE_CONTROL, "no-cache")
+            .header(header::CACHE_CONTROL, "no-cache, no-transform")
             .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
             .header(header::REFERRER_POLICY, "no-referrer");
         if none_match(lines(request.headers(), "if-none-match").as_deref(), &form.etag) {

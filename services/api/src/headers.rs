@@ -58,27 +58,21 @@ impl<'a> ApiExtractor<'a> for Field {
 /// A longer wait is cut to this.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// The wait that `Prefer: wait=N` asks for (RFC 7240 §4.3), at most [`LONGEST_WAIT`]. Other preferences are ignored, and
-/// of several waits the first counts.
-///
-/// # Errors
-/// A `wait` that is no number of seconds.
-pub(crate) fn wait(prefer: Option<&str>) -> Result<Option<Duration>, Problem> {
+/// The wait that `Prefer: wait=N` asks for (RFC 7240 §4.3), at most [`LONGEST_WAIT`]. Other preferences, and what is no
+/// preference, are ignored (§2); of several waits the first counts.
+pub(crate) fn wait(prefer: Option<&str>) -> Option<Duration> {
     // What follows a semicolon is a parameter of the preference before it.
-    let preferences =
+    let mut preferences =
         outside_quotes(prefer.unwrap_or_default(), ',').filter_map(|text| outside_quotes(text, ';').next());
-    let Some(value) = preferences
-        .map(|preference| preference.split_once('=').unwrap_or((preference, "")))
-        .find_map(|(name, value)| name.trim().eq_ignore_ascii_case("wait").then_some(value.trim().trim_matches('"')))
-    else {
-        return Ok(None);
-    };
+    let value = preferences.find_map(|preference| {
+        let (name, value) = preference.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then_some(value.trim().trim_matches('"'))
+    })?;
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
-        let fault = "wait is no whole number of seconds from 0 up; write it like wait=5";
-        return Err(Problem::invalid_field("Prefer", fault));
+        return None;
     }
     // Digits that overflow are a very long wait.
-    Ok(Some(value.parse().map_or(LONGEST_WAIT, Duration::from_secs).min(LONGEST_WAIT)))
+    Some(value.parse().map_or(LONGEST_WAIT, Duration::from_secs).min(LONGEST_WAIT))
 }
 
 /// Splits at a separator that does not stand in a quoted string (RFC 9110 §5.6.4).
@@ -93,33 +87,67 @@ fn outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Ours are much shorter.
-const LONGEST_TAG: usize = 64;
+/// An entity tag of a condition (RFC 9110 §8.8.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct EntityTag<'a> {
+    weak: bool,
+    /// With its quotes.
+    opaque: &'a str,
+}
 
-/// The version that `If-Match` names (RFC 9110 §13.1.1): none for `*`, which every existing user matches.
+/// The tags of a list (RFC 9110 §5.6.1); `None` when it is not one.
+fn entity_tags(list: &str) -> Option<Vec<EntityTag<'_>>> {
+    let blank = [' ', '\t'];
+    let mut tags = Vec::new();
+    let mut rest = list.trim_start_matches([' ', '\t', ',']);
+    while !rest.is_empty() {
+        let weak = rest.starts_with("W/");
+        let tag = if weak { &rest[2..] } else { rest };
+        let end = tag.strip_prefix('"')?.find('"')? + 2;
+        let (opaque, behind) = tag.split_at(end);
+        if opaque.chars().any(|c| c.is_ascii_control() || c == ' ') {
+            return None;
+        }
+        tags.push(EntityTag { weak, opaque });
+        rest = behind.trim_start_matches(blank);
+        if !rest.is_empty() {
+            rest = rest.strip_prefix(',')?.trim_start_matches([' ', '\t', ',']);
+        }
+    }
+    (!tags.is_empty()).then_some(tags)
+}
+
+/// The versions that `If-Match` names (RFC 9110 §13.1.1): none without a condition, and for `*`, which every existing user
+/// matches.
 ///
 /// # Errors
-/// A value that is not one strong tag; or 412 at once for a tag that this service cannot have sent.
-pub(crate) fn if_match(header: Option<&str>) -> Result<Option<i64>, Problem> {
-    let Some(value) = header.map(str::trim) else { return Ok(None) };
-    if value == "*" {
-        return Ok(None);
-    }
-    let fault = || {
+/// A value that is no list of tags; or 412 at once when no tag of it can match: this service never sent it, or it is weak.
+pub(crate) fn if_match(header: Option<&str>) -> Result<Vec<i64>, Problem> {
+    let Some(value) = header.map(str::trim).filter(|value| *value != "*") else { return Ok(Vec::new()) };
+    let tags = entity_tags(value).ok_or_else(|| {
         Problem::invalid_field(
             "If-Match",
-            "is not one strong entity tag; send the ETag of the user as you got it, quotes included, like \"3\"",
+            "is no entity tag, list of them or *; send the ETag of the user as you got it, quotes included, like \"3\"",
         )
+    })?;
+    let version = |tag: &EntityTag<'_>| {
+        let version = tag.opaque.trim_matches('"').parse().ok()?;
+        (!tag.weak && entity_tag(version) == tag.opaque).then_some(version)
     };
-    let tag = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(fault)?;
-    // RFC 9110 §8.8.3, without the bytes beyond ASCII.
-    if tag.len() > LONGEST_TAG || !tag.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
-        return Err(fault());
+    let mut versions: Vec<_> = tags.iter().filter_map(version).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    if !versions.is_empty() {
+        return Ok(versions);
     }
-    match tag.parse() {
-        Ok(version) if entity_tag(version) == value => Ok(Some(version)),
-        _ => Err(Problem::new(ProblemKind::VersionLost)),
+    let lost = Problem::new(ProblemKind::VersionLost);
+    if tags.iter().any(|tag| tag.weak) {
+        return Err(lost.detail(
+            "a weak tag (W/) never matches in If-Match (RFC 9110 §13.1.1); send the strong ETag of the service, which a \
+             proxy that compresses answers may have weakened",
+        ));
     }
+    Err(lost)
 }
 
 /// The longest idempotency key.
@@ -160,11 +188,8 @@ fn unquoted(value: &str) -> Option<String> {
 
 /// Whether `If-None-Match` names the tag (RFC 9110 §13.1.2, weak comparison).
 pub(crate) fn none_match(header: Option<&str>, tag: &str) -> bool {
-    header
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .any(|candidate| candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag)
+    let value = header.unwrap_or_default().trim();
+    value == "*" || entity_tags(value).is_some_and(|tags| tags.iter().any(|candidate| candidate.opaque == tag))
 }
 
 /// The `ETag` of a version.
@@ -188,6 +213,64 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_list_of_entity_tags_is_read_as_the_standard_has_it() {
+        let tags = |list: &'static str| {
+            let tags = entity_tags(list)?;
+            Some(tags.iter().map(|tag| (tag.weak, tag.opaque)).collect::<Vec<_>>())
+        };
+        for (list, expected) in [
+            ("\"1\"", vec![(false, "\"1\"")]),
+            ("\"1\", W/\"7\"", vec![(false, "\"1\""), (true, "\"7\"")]),
+            (" ,\"1\" ,, \"2\",", vec![(false, "\"1\""), (false, "\"2\"")]),
+            ("\"a,b\",\"\"", vec![(false, "\"a,b\""), (false, "\"\"")]),
+        ] {
+            assert_eq!(tags(list), Some(expected), "{list}");
+        }
+        for list in
+            ["", ",", "1", "\"1", "\"1\"2", "\"1\" \"2\"", "w/\"1\"", "W/ \"1\"", "*, \"1\"", "\"a b\"", "\"1\", *"]
+        {
+            assert_eq!(tags(list), None, "{list}");
+        }
+    }
+
+    #[test]
+    fn versions_come_from_strong_tags_of_ours() {
+        let versions = |value| if_match(Some(value)).map_err(|problem| problem.kind);
+        assert_eq!(if_match(None).expect("no condition"), Vec::<i64>::new());
+        assert_eq!(versions("*"), Ok(vec![]));
+        assert_eq!(versions("\"3\""), Ok(vec![3]));
+        assert_eq!(versions("\"7\", W/\"2\", \"03\", \"1\", \"7\", \"abc\""), Ok(vec![1, 7]));
+        for lost in ["W/\"3\"", "\"abc\"", "\"03\"", "\"\"", "\"a\", W/\"3\""] {
+            assert_eq!(versions(lost), Err(ProblemKind::VersionLost), "{lost}");
+        }
+        for malformed in ["", "3", "\"3", "\"a b\"", "*, \"3\""] {
+            assert_eq!(versions(malformed), Err(ProblemKind::InvalidRequest), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_preference_that_cannot_be_read_is_ignored() {
+        let seconds = |prefer| wait(Some(prefer)).map(|wait| wait.as_secs());
+        for (prefer, expected) in [
+            ("wait=5", Some(5)),
+            ("WAIT = \"7\"; x=y", Some(7)),
+            ("handling=strict, wait=0", Some(0)),
+            ("wait=99999999999999999999999", Some(30)),
+            ("wait=1, wait=b", Some(1)),
+            ("wait", None),
+            ("wait=", None),
+            ("wait=-1", None),
+            ("wait=1.5", None),
+            ("wait=5s", None),
+            ("x=\"a, wait=5\"", None),
+            ("x; wait=5", None),
+            ("=, ;;, \"", None),
+        ] {
+            assert_eq!(seconds(prefer), expected, "{prefer}");
+        }
+    }
 
     proptest! {
         #[test]

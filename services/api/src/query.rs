@@ -1,11 +1,12 @@
-//! Query parameters that no operation knows, or that come twice, are refused, and so are conditions that it does not look at.
+//! Query parameters that no operation knows, or that come twice, are refused, and so are conditions that it does not look at,
+//! and content where it takes none.
 //!
 //! # Why not ignore them?
 //! A filter that is misspelt (`?emial=`) would list everybody, and a switch that somebody expects (`?dry_run=true`) would
 //! be a write. What is added for measuring or against caches is added to pages that people open; programs carry their
 //! traces in headers (`traceparent`). So only what the contract names may come, for every operation alike. Probes, documents
 //! and metrics do not look at their query, and anything may come there. A write under a condition that is not looked at would
-//! change what the client wanted left alone (RFC 9110 §13).
+//! change what the client wanted left alone (RFC 9110 §13), and content that is not read may be what the client counts on.
 //!
 //! # Why in two steps?
 //! The middleware knows the contract and notes what may come. [`check`] runs in the parameter that every operation begins
@@ -15,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use poem::http::Method;
-use poem::{Endpoint, Middleware, Request, Response};
+use poem::{Endpoint, Middleware, Request, RequestBody, Response};
 use serde_json::Value;
 use url::form_urlencoded;
 
-use crate::body::{MOST_UNKNOWN, shown};
+use crate::body::{MOST_UNKNOWN, has_content, shown};
 use crate::edge::fits;
 use crate::problem::{FieldFault, Problem};
 
@@ -33,6 +34,7 @@ struct Known(Arc<Parameters>);
 #[derive(Debug)]
 struct Parameters {
     query: BTreeSet<String>,
+    takes_content: bool,
     /// Conditions that would go unheard.
     unheard: Vec<&'static str>,
 }
@@ -61,7 +63,8 @@ impl KnownQuery {
                 });
                 let unheard = unheard.map(|(name, _)| name).collect();
                 let query = named("query").map(str::to_owned).collect();
-                Some(((path.clone(), method), Known(Arc::new(Parameters { query, unheard }))))
+                let takes_content = !operation["requestBody"].is_null();
+                Some(((path.clone(), method), Known(Arc::new(Parameters { query, takes_content, unheard }))))
             })
         });
         Self(Arc::new(operations.collect()))
@@ -87,7 +90,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for KnownQueryEndpoint<E> {
 
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
         let conditional = CONDITIONS.iter().any(|(name, _)| request.headers().contains_key(*name));
-        if conditional || request.uri().query().is_some_and(|query| !query.is_empty()) {
+        let body = request.take_body();
+        let content = !body.is_empty();
+        request.set_body(body);
+        if conditional || content || request.uri().query().is_some_and(|query| !query.is_empty()) {
             let (path, method) = (request.uri().path(), request.method());
             let operation = self.names.iter().find(|((template, m), _)| m == method && fits(template, path));
             if let Some(known) = operation.map(|(_, known)| known.clone()) {
@@ -98,16 +104,20 @@ impl<E: Endpoint<Output = Response>> Endpoint for KnownQueryEndpoint<E> {
     }
 }
 
-/// Looks at the names of a request's query, and at its conditions.
+/// Looks at the names of a request's query, at its conditions, and for content where none is taken.
 ///
 /// # Errors
-/// Names each parameter that is unknown or comes twice, and each condition that the operation does not look at.
-pub(crate) fn check(request: &Request) -> Result<(), Problem> {
+/// Names each parameter that is unknown or comes twice, each condition that the operation does not look at, and the body.
+pub(crate) async fn check(request: &Request, body: &mut RequestBody) -> Result<(), Problem> {
     let Some(Known(known)) = request.data::<Known>() else { return Ok(()) };
     let mut faults = faults(request.uri().query().unwrap_or_default(), &known.query);
     for name in known.unheard.iter().filter(|name| request.headers().contains_key(**name)) {
         let detail = "is no condition that this operation looks at; leave it out".to_owned();
         faults.push(FieldFault { field: (*name).to_owned(), detail });
+    }
+    if !known.takes_content && has_content(request, body).await? {
+        let detail = "is not taken by this operation; send the request without content".to_owned();
+        faults.push(FieldFault { field: "body".to_owned(), detail });
     }
     if faults.is_empty() { Ok(()) } else { Err(Problem::invalid(faults)) }
 }

@@ -6,7 +6,9 @@ mod rows;
 
 use std::sync::Arc;
 
-use common::command::{Command, CreateUser, DeleteUser, Principal, ReactivateUser, SuspendUser, UpdateUser, UserId};
+use common::command::{
+    Command, CreateUser, DeleteUser, Email, Principal, ReactivateUser, SuspendUser, UpdateUser, UserId,
+};
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
@@ -104,10 +106,7 @@ impl UsersApi {
         limit: Query<Option<u32>>,
     ) -> Result<ListUsersAnswer, Failed<ListFailures>> {
         let paging = Paging::read("/v1/users".to_owned(), Order::Ascending, cursor.0.as_deref(), limit.0)?;
-        let email = email.0.map(|text| text.to_ascii_lowercase());
-        if email.as_deref().is_some_and(|text| text.contains('\0')) {
-            return Err(Problem::invalid_field("email", "has the control character U+0000; remove it").into());
-        }
+        let email = email.0.as_deref().map(filter).transpose()?;
         let wanted = Wanted { email, status: status.0 };
         let paged = paging.page(page(&self.0.pool, &wanted, &paging).await?, |user| user.id);
         let filters = [("email", wanted.email.as_deref()), ("status", wanted.status.map(UserStatus::as_str))];
@@ -165,7 +164,7 @@ impl UsersApi {
         let user_id = known(user_id.0)?;
         let Body((email, name)) = body;
         let command = Command::UpdateUser(UpdateUser { user_id, email, name });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
     }
 
     /// Delete a user
@@ -188,7 +187,9 @@ impl UsersApi {
     ) -> Result<DeleteUserAnswer, Failed<DeleteFailures>> {
         let mut terms =
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
-        let command = Command::DeleteUser(DeleteUser { user_id: known(user_id.0)? });
+        let user_id = known(user_id.0)?;
+        let command = Command::DeleteUser(DeleteUser { user_id });
+        self.settle(user_id, &mut terms).await;
         Ok(match self.0.acceptor.accept(caller.principal, command, &mut terms).await? {
             Accepted::Succeeded(_) => DeleteUserAnswer::Deleted(terms.applied()),
             Accepted::Pending(command) => {
@@ -220,7 +221,7 @@ impl UsersApi {
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::SuspendUser(SuspendUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
     }
 
     /// Reactivate a suspended user
@@ -245,11 +246,20 @@ impl UsersApi {
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::ReactivateUser(ReactivateUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(terms))
+        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
     }
 }
 
 impl UsersApi {
+    /// A command carries one version: of several the current one, as far as it can be read.
+    async fn settle(&self, user_id: UserId, terms: &mut Terms) {
+        if terms.several_versions()
+            && let Ok(Some(user)) = self.0.users.load(user_id.into()).await
+        {
+            terms.settle(user.version);
+        }
+    }
+
     async fn change(
         &self,
         principal: Principal,
@@ -257,6 +267,7 @@ impl UsersApi {
         command: Command,
         terms: &mut Terms,
     ) -> Result<Changed, Problem> {
+        self.settle(user_id, terms).await;
         let command = match self.0.acceptor.accept(principal, command, terms).await? {
             Accepted::Pending(command) => return Ok(Changed::Command(command)),
             Accepted::Succeeded(command) => command,
@@ -272,6 +283,18 @@ impl UsersApi {
 /// An id that cannot be a user's is a user that is not there.
 fn known(id: Uuid) -> Result<UserId, Problem> {
     UserId::try_from(id).map_err(|_| not_found())
+}
+
+/// An address to look for, in lower case. What is no address matches nobody, and is refused like a misspelt filter.
+fn filter(email: &str) -> Result<String, Problem> {
+    match Email::parse(email) {
+        Ok(email) => Ok(email.as_str().to_ascii_lowercase()),
+        Err(_) if email.contains(' ') => {
+            let fault = "has a blank, which + means in a query; write + as %2B, like ada%2Btest@example.org";
+            Err(Problem::invalid_field("email", fault))
+        }
+        Err(fault) => Err(Problem::invalid_field("email", fault)),
+    }
 }
 
 fn not_found() -> Problem {

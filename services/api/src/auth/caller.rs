@@ -87,7 +87,11 @@ impl<'a, N: Needs> ApiExtractor<'a> for Caller<N> {
         N::ANY_OF.iter().map(|scope| scope.as_str()).collect()
     }
 
-    async fn from_request(request: &'a Request, _: &mut RequestBody, _: ExtractParamOptions<()>) -> poem::Result<Self> {
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
         let admitted = match request.data::<Guard>() {
             Some(guard) => guard.admit(request, N::ANY_OF).await,
             // Routes without a guard let nobody in.
@@ -95,7 +99,7 @@ impl<'a, N: Needs> ApiExtractor<'a> for Caller<N> {
         };
         let refuse = |problem: Problem| poem::Error::from(Failed::<()>::from(problem));
         let principal = admitted.map_err(refuse)?;
-        query::check(request).map_err(refuse)?;
+        query::check(request, body).await.map_err(refuse)?;
         Ok(Self { principal, needs: PhantomData })
     }
 }

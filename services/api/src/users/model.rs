@@ -261,7 +261,7 @@ pub(crate) enum Changed {
 
 impl Changed {
     /// The answer of the operations that change a user.
-    pub(crate) fn answer(self, terms: Terms) -> ChangeUserAnswer {
+    pub(crate) fn answer(self, terms: &Terms) -> ChangeUserAnswer {
         match self {
             Self::User(user) => {
                 let etag = entity_tag(user.version);

@@ -75,6 +75,27 @@ async fn a_create_body_that_is_not_valid_is_refused_before_publishing() {
             InvalidRequest,
             &["email", "name", "admin", "id"],
         ),
+        (
+            "a member twice",
+            JSON,
+            text(r#"{"email":"a@x.org","name":"A","email":"b@x.org"}"#),
+            InvalidRequest,
+            &["email"],
+        ),
+        (
+            "a member twice the same",
+            JSON,
+            text(r#"{"email":"a@x.org","name":"A","name":"A"}"#),
+            InvalidRequest,
+            &["name"],
+        ),
+        (
+            "an escaped name twice",
+            JSON,
+            text(r#"{"email":"a@x.org","name":"A","\u0065mail":"b@x.org"}"#),
+            InvalidRequest,
+            &["email"],
+        ),
         ("no e-mail", JSON, text(r#"{"name":"Ada"}"#), InvalidRequest, &["email"]),
         ("an empty e-mail", JSON, user("", "Ada"), InvalidRequest, &["email"]),
         ("10 kB of e-mail", JSON, user(&format!("{}@x.org", "a".repeat(10_000)), "Ada"), InvalidRequest, &["email"]),
@@ -153,6 +174,12 @@ async fn a_compressed_body_is_refused_as_such() {
     let headers = [("content-type", JSON), ("content-encoding", "gzip")];
     let answer = App::unconnected().send(request("POST", "/v1/users", &headers, "\u{1f}")).await;
     answer.assert_problem(UnsupportedMediaType, &[], "gzip");
+    let headers = [("content-type", JSON), ("content-encoding", "identity"), ("content-encoding", "gzip")];
+    let answer = App::unconnected().send(request("POST", "/v1/users", &headers, "\u{1f}")).await;
+    answer.assert_problem(UnsupportedMediaType, &[], "gzip in the second line");
+    let headers = [("content-type", JSON), ("content-type", "text/plain")];
+    let answer = App::unconnected().send(request("POST", "/v1/users", &headers, ADA)).await;
+    answer.assert_problem(InvalidRequest, &["Content-Type"], "which of them counts");
     let headers = [("content-type", JSON), ("content-encoding", "identity")];
     let answer = App::unconnected().send(request("POST", "/v1/users", &headers, ADA)).await;
     answer.assert_problem(BrokerUnavailable, &[], "identity is no encoding");

@@ -144,8 +144,7 @@ async fn a_user_is_found_by_e_mail_in_whatever_letter_case() {
         ("with a limit", "email=user4@example.org&limit=1", &ids[4..5]),
         ("nobody's", "email=nobody@example.org", &[]),
         ("a pattern is no pattern", "email=user%25@example.org", &[]),
-        ("empty", "email=", &[]),
-        ("a quote is data", "email='%20OR%201=1", &[]),
+        ("a quote is data", "email='or'1'='1@example.org", &[]),
     ];
     for (reason, query, expected) in rows {
         assert_eq!(walk(&app, &format!("/v1/users?{query}")).await, [expected.to_vec()], "{reason}");

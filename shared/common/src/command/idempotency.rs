@@ -41,8 +41,9 @@ impl Digest {
     }
 
     /// The fingerprint of a request: the hash of `[wire name, if_match, members in alphabetical order]` as JSON without
-    /// white space. The id of a user to create is no part of it: the client did not send it.
-    pub fn of_request(command: &Command, if_match: Option<i64>) -> Self {
+    /// white space; `if_match` is a version, null, or the list of those that the client named. The id of a user to create is
+    /// no part of it: the client did not send it.
+    pub fn of_request(command: &Command, if_match: impl Serialize) -> Self {
         let data = serde_json::to_value(command).ok().and_then(|mut tagged| tagged.get_mut("data").map(Value::take));
         let mut members: BTreeMap<String, Value> = match data {
             Some(Value::Object(members)) => members.into_iter().collect(),
@@ -52,7 +53,7 @@ impl Digest {
         if let Command::CreateUser(_) = command {
             members.remove("user_id");
         }
-        // Strings and an integer: nothing here can fail to serialise.
+        // Strings and integers: nothing here can fail to serialise.
         Self::of(&serde_json::to_vec(&(command.wire_name(), if_match, members)).unwrap_or_default())
     }
 
