@@ -19,6 +19,8 @@ pub(super) enum Reason {
     Missing,
     /// What came is neither a key nor a token that is accepted here.
     Malformed,
+    /// A token of more bytes than this.
+    TokenTooLong(usize),
     /// A key with a typing error.
     Mistyped,
     /// A key that nobody made, or that ended long ago.
@@ -80,6 +82,7 @@ impl Reason {
         match self {
             Self::Missing => "missing",
             Self::Malformed => "malformed",
+            Self::TokenTooLong(_) => "token_too_long",
             Self::Mistyped => "mistyped",
             Self::UnknownKey => "unknown_key",
             Self::WrongSecret => "wrong_secret",
@@ -110,6 +113,11 @@ impl Reason {
             Self::Mistyped => {
                 unauthenticated("the API key has a typing error or was cut; copy the whole key").challenge(invalid())
             }
+            Self::TokenTooLong(longest) => unauthenticated(&format!(
+                "the access token has more than the {longest} bytes that are accepted here; get one with fewer claims, or \
+                 have AUTH_JWT_MAX_BYTES raised"
+            ))
+            .challenge(invalid()),
             // Nobody learns from the answer whether a key exists.
             Self::Malformed | Self::UnknownKey | Self::WrongSecret | Self::RevokedKey | Self::ExpiredKey => {
                 unauthenticated("the API key or access token is not valid; get a valid one from who runs this service")

@@ -7,8 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use common::health::Health;
 use common::shutdown::{Shutdown, chain};
-use jsonwebtoken::jwk::{Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use common::telemetry::meter;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Gauge;
 use reqwest::redirect::Policy;
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,16 +18,71 @@ use url::Url;
 
 use super::fresh::{Fresh, Pace};
 use super::settings::KeySource;
+use crate::body::shown;
 
 /// Issuers announce a key hours before they sign with it, and are not to be flooded for tokens of strangers.
 const PACE: Pace = Pace { interval: Duration::from_mins(5), gap: Duration::from_secs(5) };
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Many times what any issuer has.
 const LARGEST: usize = 256 * 1024;
+/// Keys that are tried for one token; more under one id are a fault of the issuer.
+const MOST_CANDIDATES: usize = 8;
 
 /// The keys that tokens can be signed with.
 #[derive(Debug)]
-pub(super) struct KeySet(Vec<Signer>);
+pub(super) struct KeySet {
+    signers: Vec<Signer>,
+    left_out: Vec<LeftOut>,
+}
+
+/// A key of the set that is not used.
+#[derive(Debug)]
+struct LeftOut {
+    id: Option<String>,
+    reason: Unusable,
+}
+
+/// Why a key is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unusable {
+    /// It is for encryption, or does not verify.
+    Purpose,
+    /// Its algorithm is unknown here, or signs nothing.
+    Algorithm,
+    /// Its type or curve is unknown here.
+    Type,
+    /// A member that it needs is missing or cannot be read.
+    Malformed,
+}
+
+impl Unusable {
+    const ALL: [Self; 4] = [Self::Purpose, Self::Algorithm, Self::Type, Self::Malformed];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Purpose => "purpose",
+            Self::Algorithm => "algorithm",
+            Self::Type => "type",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// What is looked at in a key (RFC 7517, RFC 7518 §6); other members may be anything.
+#[derive(Debug, Deserialize)]
+struct PublicKey {
+    kty: String,
+    #[serde(rename = "use")]
+    purpose: Option<String>,
+    key_ops: Option<Vec<String>>,
+    alg: Option<String>,
+    kid: Option<String>,
+    crv: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+}
 
 #[derive(Debug)]
 struct Signer {
@@ -45,14 +102,19 @@ pub(super) fn start(shutdown: &Shutdown, health: &Health, source: KeySource) -> 
             Place::Url(client?, url)
         }
     };
+    let counted = meter()
+        .u64_gauge("rollcall.api.token_keys")
+        .with_description("Keys of the issuer by state: known, or why one is left out")
+        .build();
     let load = move || {
-        let place = place.clone();
+        let (place, counted) = (place.clone(), counted.clone());
         async move {
             let text = match place {
                 Place::File(path) => tokio::fs::read(path).await.map_err(|fault| fault.kind().to_string()),
                 Place::Url(client, url) => fetch(&client, url).await,
             };
-            text.and_then(|text| KeySet::parse(&text)).map_err(|reason| format!("AUTH_JWKS: {reason}"))
+            let set = text.and_then(|text| KeySet::parse(&text)).map_err(|reason| format!("AUTH_JWKS: {reason}"));
+            set.inspect(|set| set.observe(&counted))
         }
     };
     Ok(Fresh::start(shutdown, health, "token-keys", PACE, load))
@@ -91,7 +153,7 @@ async fn fetch(client: &reqwest::Client, url: Url) -> Result<Vec<u8>, String> {
 }
 
 impl KeySet {
-    /// Reads a set; keys that cannot verify signatures, or are of a kind that nobody here knows, do not count.
+    /// Reads a set; keys that cannot verify signatures, or are of a kind that is unknown here, are left out.
     fn parse(text: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Raw {
@@ -100,39 +162,80 @@ impl KeySet {
         let Ok(Raw { keys }) = serde_json::from_slice(text) else {
             return Err("not a JSON Web Key Set; it has the form {\"keys\": [...]}".to_owned());
         };
-        let signers: Vec<_> = keys.into_iter().filter_map(signer).collect();
+        let (mut signers, mut left_out) = (Vec::new(), Vec::new());
+        for key in keys {
+            let id = key["kid"].as_str().map(str::to_owned);
+            match signer(key) {
+                Ok(signer) => signers.push(signer),
+                Err(reason) => left_out.push(LeftOut { id, reason }),
+            }
+        }
         if signers.is_empty() {
             return Err("has no key that can verify signatures: RSA, EC or Ed25519, for use sig".to_owned());
         }
-        Ok(Self(signers))
+        Ok(Self { signers, left_out })
     }
 
-    /// The key that signs under this id with this algorithm; without an id the only one that could.
-    pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let mut fitting = self.0.iter().filter(|signer| {
+    /// The keys that may have signed under this id with this algorithm; without an id those for the algorithm.
+    pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<DecodingKey> {
+        let fitting = self.signers.iter().filter(|signer| {
             signer.key.family() == algorithm.family()
                 && signer.algorithm.is_none_or(|only| only == algorithm)
                 && (id.is_none() || signer.id.as_deref() == id)
         });
-        let first = fitting.next()?;
-        (id.is_some() || fitting.next().is_none()).then_some(&first.key)
+        fitting.take(MOST_CANDIDATES).map(|signer| signer.key.clone()).collect()
+    }
+
+    /// Counts the keys, and names those that are left out.
+    fn observe(&self, counted: &Gauge<u64>) {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        counted.record(count(self.signers.len()), &[KeyValue::new("state", "known")]);
+        for reason in Unusable::ALL {
+            let number = self.left_out.iter().filter(|key| key.reason == reason).count();
+            counted.record(count(number), &[KeyValue::new("state", reason.label())]);
+        }
+        if !self.left_out.is_empty() {
+            let keys: Vec<_> = self.left_out.iter().map(ToString::to_string).collect();
+            tracing::info!(keys = keys.join(", "), "keys of the issuer are left out");
+        }
     }
 }
 
-fn signer(jwk: Value) -> Option<Signer> {
-    let jwk: Jwk = serde_json::from_value(jwk).ok()?;
-    let common = &jwk.common;
-    let signs = common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature);
-    let verifies = common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify));
-    // One that names an algorithm that is for encryption, or unknown here, signs nothing.
-    let algorithm = common.key_algorithm.map(|name| name.to_string().parse()).transpose().ok()?;
-    let key = DecodingKey::from_jwk(&jwk).ok().filter(|key| key.family() != AlgorithmFamily::Hmac)?;
-    (signs && verifies).then(|| Signer { id: common.key_id.clone(), algorithm, key })
+fn signer(key: Value) -> Result<Signer, Unusable> {
+    let key: PublicKey = serde_json::from_value(key).map_err(|_| Unusable::Malformed)?;
+    let verifies = key.key_ops.is_none_or(|operations| operations.iter().any(|operation| operation == "verify"));
+    if !verifies || key.purpose.is_some_and(|purpose| purpose != "sig") {
+        return Err(Unusable::Purpose);
+    }
+    let algorithm = key.alg.map(|name| name.parse::<Algorithm>()).transpose().map_err(|_| Unusable::Algorithm)?;
+    let needed = |member: Option<String>| member.ok_or(Unusable::Malformed);
+    let decoded = match (key.kty.as_str(), key.crv.as_deref()) {
+        ("RSA", _) => DecodingKey::from_rsa_components(&needed(key.n)?, &needed(key.e)?),
+        ("EC", Some("P-256" | "P-384")) => DecodingKey::from_ec_components(&needed(key.x)?, &needed(key.y)?),
+        ("OKP", Some("Ed25519")) => DecodingKey::from_ed_components(&needed(key.x)?),
+        _ => return Err(Unusable::Type),
+    };
+    let decoded = decoded.map_err(|_| Unusable::Malformed)?;
+    if algorithm.is_some_and(|algorithm| algorithm.family() != decoded.family()) {
+        return Err(Unusable::Algorithm);
+    }
+    Ok(Signer { id: key.kid, algorithm, key: decoded })
 }
 
 impl fmt::Display for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} known", self.0.len())
+        write!(f, "{} known", self.signers.len())?;
+        match self.left_out.len() {
+            0 => Ok(()),
+            number => write!(f, ", {number} left out"),
+        }
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.id.as_deref().map_or_else(|| "without an id".to_owned(), shown);
+        write!(f, "{id} ({})", self.reason.label())
     }
 }
 
@@ -181,28 +284,52 @@ mod tests {
             (Some("d"), Algorithm::RS256, true),
             (Some("e"), Algorithm::RS256, false),
             (None, Algorithm::EdDSA, true),
-            // Two could have.
-            (None, Algorithm::RS256, false),
         ];
         for (id, algorithm, found) in rows {
-            assert_eq!(set.find(id, algorithm).is_some(), found, "{id:?} {algorithm:?}");
+            assert_eq!(!set.find(id, algorithm).is_empty(), found, "{id:?} {algorithm:?}");
         }
+        assert_eq!(set.find(None, Algorithm::RS256).len(), 3, "any of them may have signed");
+    }
+
+    #[test]
+    fn keys_of_one_id_are_all_tried_up_to_a_bound() {
+        let two = set(&[rsa("a", &[]), rsa("a", &[("use", "sig")]), ed(Some("a"))]).expect("a set");
+        assert_eq!((two.find(Some("a"), Algorithm::RS256).len(), two.find(Some("a"), Algorithm::EdDSA).len()), (2, 1));
+        let many = set(&vec![rsa("a", &[]); 20]).expect("a set");
+        assert_eq!(many.find(Some("a"), Algorithm::RS256).len(), MOST_CANDIDATES);
+    }
+
+    #[test]
+    fn members_that_are_not_looked_at_may_be_anything() {
+        let mut key = rsa("a", &[]);
+        key["x5c"] = json!("one text");
+        key["x5t"] = json!(7);
+        key["ext"] = json!({"any": [true]});
+        assert_eq!(set(&[key]).expect("a set").to_string(), "1 known");
     }
 
     #[test]
     fn what_verifies_no_signature_does_not_count() {
         let useless = [
-            json!({"kty": "oct", "kid": "s", "k": "c2VjcmV0", "alg": "HS256"}),
-            json!({"kty": "AKP", "kid": "p", "alg": "ML-DSA-44", "pub": "AA"}),
-            rsa("enc", &[("use", "enc")]),
-            rsa("oaep", &[("alg", "RSA-OAEP")]),
-            json!({"kty": "RSA", "kid": "half"}),
-            json!("no object"),
+            (json!({"kty": "oct", "kid": "s", "k": "c2VjcmV0", "alg": "HS256"}), "s (type)"),
+            (json!({"kty": "AKP", "kid": "p", "alg": "ML-DSA-44", "pub": "AA"}), "p (algorithm)"),
+            (json!({"kty": "AKP", "kid": "q", "pub": "AA"}), "q (type)"),
+            (json!({"kty": "EC", "kid": "c", "crv": "secp256k1", "x": "AA", "y": "AA"}), "c (type)"),
+            (json!({"kty": "OKP", "kid": "x", "crv": "X25519", "x": "AA"}), "x (type)"),
+            (rsa("enc", &[("use", "enc")]), "enc (purpose)"),
+            (rsa("oaep", &[("alg", "RSA-OAEP")]), "oaep (algorithm)"),
+            (rsa("ec", &[("alg", "ES256")]), "ec (algorithm)"),
+            (json!({"kty": "RSA", "kid": "half"}), "half (malformed)"),
+            (json!({"kid": "bare"}), "bare (malformed)"),
+            (json!("no object"), "without an id (malformed)"),
         ];
-        let fault = set(&useless).expect_err("nothing of use");
+        let keys: Vec<_> = useless.iter().map(|(key, _)| key.clone()).collect();
+        let fault = set(&keys).expect_err("nothing of use");
         assert!(fault.contains("no key that can verify"), "{fault}");
-        let all = [&useless[..], &[ed(None)]].concat();
-        assert_eq!(set(&all).expect("one of use").to_string(), "1 known");
+        let all = set(&[&keys[..], &[ed(None)]].concat()).expect("one of use");
+        assert_eq!(all.to_string(), "1 known, 11 left out");
+        let named: Vec<_> = all.left_out.iter().map(ToString::to_string).collect();
+        assert_eq!(named, useless.map(|(_, named)| named));
         for text in ["", "{}", "[]", "{\"keys\": 1}", "<html>"] {
             let fault = KeySet::parse(text.as_bytes()).expect_err(text);
             assert!(fault.contains("JSON Web Key Set"), "{fault}");

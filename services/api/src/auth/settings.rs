@@ -38,8 +38,15 @@ pub(crate) const AUTH_JWKS: Variable = Variable::optional(
     "For AUTH=jwt: the issuer's public keys (JWKS), as an https URL or a file; http on loopback only.",
 );
 
+pub(crate) const AUTH_JWT_MAX_BYTES: Variable = Variable::with_default(
+    "AUTH_JWT_MAX_BYTES",
+    "16384",
+    "For AUTH=jwt: the longest token, in bytes; some issuers list every group of a user in it. A request's head has 128 KiB.",
+);
+
 /// All of them: a system of one's own, which serves everybody on loopback, is started without.
-pub const VARIABLES: [&Variable; 5] = [&AUTH, &AUTH_JWT_ISSUER, &AUTH_JWT_AUDIENCE, &AUTH_JWT_ALGORITHMS, &AUTH_JWKS];
+pub const VARIABLES: [&Variable; 6] =
+    [&AUTH, &AUTH_JWT_ISSUER, &AUTH_JWT_AUDIENCE, &AUTH_JWT_ALGORITHMS, &AUTH_JWKS, &AUTH_JWT_MAX_BYTES];
 
 /// Asymmetric ones only: nobody who can check a token can make one.
 const ALGORITHMS: [Algorithm; 9] = [
@@ -76,6 +83,8 @@ pub struct TokenSettings {
     pub algorithms: Vec<Algorithm>,
     /// Where the issuer's keys are.
     pub keys: KeySource,
+    /// The longest, in bytes.
+    pub longest: usize,
 }
 
 /// Where the issuer's keys are.
@@ -128,7 +137,9 @@ impl TokenSettings {
         let audience = reader.parse(&needed(AUTH_JWT_AUDIENCE), text);
         let algorithms = reader.parse(&AUTH_JWT_ALGORITHMS, algorithms);
         let keys = reader.parse(&needed(AUTH_JWKS), key_source);
-        Some(Self { issuer: issuer?, audience: audience?, algorithms: algorithms?, keys: keys? })
+        let longest = reader.number(&AUTH_JWT_MAX_BYTES, 1024..=65_536_usize);
+        let (issuer, audience, algorithms) = (issuer?, audience?, algorithms?);
+        Some(Self { issuer, audience, algorithms, keys: keys?, longest: longest? })
     }
 }
 

@@ -18,6 +18,9 @@ use crate::contract::{assert_documented, operations};
 use crate::support::{Answer, App, Database, request};
 use issuer::{AUDIENCE, ISSUER, Issuer, from_now, unsigned, with_claims};
 
+/// Of a token, in bytes.
+const LONGEST: usize = 16_384;
+
 /// What must come of a caller.
 #[derive(Debug, Clone)]
 enum Expected {
@@ -32,6 +35,7 @@ enum Expected {
 struct Operation {
     method: String,
     path: String,
+    takes_content: bool,
     scopes: Vec<Scope>,
 }
 
@@ -49,7 +53,8 @@ fn every_operation() -> Vec<Operation> {
         assert!(!scopes.is_empty(), "{method} {path}");
         let described = operation["description"].as_str().unwrap_or_default();
         assert!(scopes.iter().all(|scope| described.contains(scope.as_str())), "{method} {path}: {described}");
-        Operation { method, path: filled(path).join("/"), scopes }
+        let takes_content = !operation["requestBody"].is_null();
+        Operation { method, path: filled(path).join("/"), takes_content, scopes }
     });
     found.collect()
 }
@@ -58,7 +63,8 @@ impl Operation {
     async fn call(&self, app: &App, authorization: Option<&str>) -> Answer {
         let mut headers = vec![("content-type", "application/json")];
         headers.extend(authorization.map(|value| ("authorization", value)));
-        app.send(request(&self.method, &self.path, &headers, Body::from("{}"))).await
+        let content = if self.takes_content { Body::from("{}") } else { Body::empty() };
+        app.send(request(&self.method, &self.path, &headers, content)).await
     }
 }
 
@@ -97,6 +103,7 @@ fn tokens(key_set: &Path) -> TokenSettings {
         audience: AUDIENCE.to_owned(),
         algorithms: vec![Algorithm::RS256, Algorithm::ES256],
         keys: KeySource::File(key_set.to_owned()),
+        longest: LONGEST,
     }
 }
 
@@ -164,6 +171,13 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         ("expired within the leeway", json!({"exp": from_now(-5)}), Scope::ALL.to_vec()),
         ("valid soon, within the leeway", json!({"nbf": from_now(10)}), Scope::ALL.to_vec()),
         ("valid since", json!({"nbf": from_now(-10)}), Scope::ALL.to_vec()),
+        // As many as make 8,651 bytes with one known issuer.
+        (
+            "a member of 150 groups",
+            json!({"groups": vec!["9c5b94b1-35ad-49bb-b118-8e8fc24abf80"; 150]}),
+            Scope::ALL.to_vec(),
+        ),
+        ("a fraction of a second", json!({"exp": 9_999_999_999.5, "nbf": 1.5}), Scope::ALL.to_vec()),
         ("a subject of the greatest length", json!({"sub": "x".repeat(195)}), Scope::ALL.to_vec()),
     ];
     let refused = [
@@ -184,7 +198,8 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         ("of a subject with a line break", json!({"sub": "ada\nroot"})),
         ("of a number", json!({"sub": 1})),
         ("with scopes that are no words", json!({"scope": 7})),
-        ("that is too long", json!({"filler": "x".repeat(8192)})),
+        ("that is too long", json!({"filler": "x".repeat(LONGEST)})),
+        ("that ended in 1969", json!({"exp": -1})),
     ];
     let mut cases: Vec<_> = allowed
         .iter()
@@ -201,7 +216,11 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         ("of an unknown key", json!({"alg": "RS256", "kid": "rsa-2"})),
         ("that names the EC key", json!({"alg": "RS256", "kid": "ec"})),
         ("with an algorithm that is not on the list", json!({"alg": "RS512", "kid": "rsa"})),
-        ("with something critical", json!({"alg": "RS256", "kid": "rsa", "crit": ["b64"]})),
+        ("with something critical", json!({"alg": "RS256", "kid": "rsa", "crit": ["b64"], "b64": true})),
+        ("with nothing critical", json!({"alg": "RS256", "kid": "rsa", "crit": []})),
+        ("with null for what is critical", json!({"alg": "RS256", "kid": "rsa", "crit": null})),
+        ("with a number for its key", json!({"alg": "RS256", "kid": 1})),
+        ("with a number for its algorithm", json!({"alg": 256, "kid": "rsa"})),
         ("with no algorithm", json!({"kid": "rsa"})),
     ];
     cases.extend(
@@ -221,7 +240,17 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
     ];
     forged.extend(issuer.forged_with_the_public_key().map(|token| ("the public key as a secret", token)));
     cases.extend(forged.into_iter().map(|(what, token)| (what.to_owned(), token, Expected::Invalid)));
-    // Which of the keys is clear without its id.
+    // An issuer may add members at any time, and change the type of those that nothing here looks at.
+    let odd = json!({
+        "alg": "RS256", "kid": "rsa", "typ": 7, "cty": [], "jku": {}, "jwk": "x", "x5u": 1, "x5c": "a", "x5t": true, "url": 5,
+        "nonce": 9, "enc": 1, "zip": {}, "eap": 1, "gty": ["authorization_code"], "v": true,
+    });
+    cases.push((
+        "a token with members of any type in its header".into(),
+        issuer.sign(&odd, &good),
+        Expected::Allowed(vec![Scope::UsersRead, Scope::UsersWrite]),
+    ));
+    // All keys for its algorithm are tried.
     let unnamed = issuer.sign(&json!({"alg": "RS256"}), &good);
     cases.push((
         "a token without a key id".into(),
@@ -261,7 +290,16 @@ async fn every_operation_serves_only_whom_it_may() {
     let mut database = Database::create().await;
     let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
     let key_set = folder.path().join("keys.json");
-    std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
+    // Another key has the same id, and some are of no use here.
+    let mut keys = Issuer::new().key_set();
+    let useless = [
+        json!({"kty": "AKP", "kid": "rsa", "alg": "ML-DSA-44", "pub": "AA"}),
+        json!({"kty": "oct", "kid": "rsa", "k": "AA"}),
+    ];
+    let keys_there = keys["keys"].as_array_mut().expect("keys");
+    keys_there.extend(useless);
+    keys_there.extend(issuer.key_set()["keys"].as_array().expect("keys").clone());
+    std::fs::write(&key_set, keys.to_string()).expect("a key set");
     let cases = every_case(&mut database.conn, &issuer).await;
     let app = App::guarded(database.url(), AuthSettings { keys: true, tokens: Some(tokens(&key_set)), local: None });
     let operations = every_operation();
@@ -286,11 +324,36 @@ async fn every_operation_serves_only_whom_it_may() {
     {
         assert!(metrics.text().contains(&format!("rollcall_api_refusals_total{{reason=\"{reason}\"")), "{reason}");
     }
-    for reason in
-        ["algorithm", "unknown_signer", "signature", "expired_token", "early_token", "issuer", "audience", "claims"]
-    {
+    for reason in [
+        "token_too_long",
+        "algorithm",
+        "unknown_signer",
+        "signature",
+        "expired_token",
+        "early_token",
+        "issuer",
+        "audience",
+        "claims",
+    ] {
         assert!(metrics.text().contains(&format!("rollcall_api_refusals_total{{reason=\"{reason}\"")), "{reason}");
     }
+    for state in ["known", "type", "algorithm", "purpose", "malformed"] {
+        assert!(metrics.text().contains(&format!("rollcall_api_token_keys{{state=\"{state}\"")), "{state}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_too_long_is_told_the_limit() {
+    let database = Database::create().await;
+    let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
+    let key_set = folder.path().join("keys.json");
+    std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
+    let app = App::guarded(database.url(), AuthSettings { keys: false, tokens: Some(tokens(&key_set)), local: None });
+    let token = issuer.token(&json!({"filler": "x".repeat(LONGEST)}));
+    let answer = app.get_with("/v1/users", &[("authorization", &format!("Bearer {token}"))]).await;
+    let document = answer.assert_problem(ProblemKind::Unauthenticated, &[], "a token that is too long");
+    let detail = document["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("16384 bytes") && detail.contains("AUTH_JWT_MAX_BYTES"), "{detail}");
 }
 
 #[tokio::test]

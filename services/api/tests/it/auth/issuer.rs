@@ -70,7 +70,8 @@ impl Issuer {
         let modulus = PublicKeyComponents::<Vec<u8>>::from(self.rsa.public_key()).n;
         [pem.into_bytes(), der.as_ref().to_vec(), modulus].map(|secret| {
             let header = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::HS256) };
-            encode(&header, &claims(&json!({})), &EncodingKey::from_secret(&secret)).expect("a token")
+            encode(&header, &claims(&json!({})), &EncodingKey::from_secret(&secret).expect("a secret"))
+                .expect("a token")
         })
     }
 }
