@@ -6,17 +6,21 @@
 mod amqp_url;
 mod database;
 mod reserved;
+mod secret_file;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 pub use amqp_url::amqp_url;
 pub use database::{DatabaseUrl, database_url};
 pub(crate) use database::{Reached, Server, Tls};
+pub use secret_file::SecretFile;
 pub use shared::{
     BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
     given_amqp_url, given_database_url, given_direct_url,
@@ -85,20 +89,35 @@ impl std::error::Error for Faults {}
 #[derive(Debug)]
 pub struct Reader {
     environment: BTreeMap<String, String>,
+    /// The names of variables whose values are not UTF-8.
+    unreadable: BTreeSet<String>,
     faults: Vec<Fault>,
 }
 
 impl Reader {
     /// Reads this process's environment.
     pub fn from_process() -> Self {
-        // Values that are not UTF-8 cannot be one of ours.
-        Self::new(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))
+        Self::of_os(std::env::vars_os())
+    }
+
+    /// Reads variables as the system has them; one of ours that is not UTF-8 is a fault.
+    pub fn of_os(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let (mut readable, mut unreadable) = (Vec::new(), BTreeSet::new());
+        for (name, value) in variables {
+            // A name that is not UTF-8 cannot be one of ours.
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => readable.push((name, value)),
+                Err(_) => drop(unreadable.insert(name)),
+            }
+        }
+        Self { unreadable, ..Self::new(readable) }
     }
 
     /// Reads the given variables; an empty value counts as not set.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let environment = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        Self { environment, faults: Vec::new() }
+        Self { environment, unreadable: BTreeSet::new(), faults: Vec::new() }
     }
 
     /// The value of any variable, without a check.
@@ -117,6 +136,9 @@ impl Reader {
         variable: &Variable,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
+        if self.is_unreadable(variable) {
+            return None;
+        }
         let Some(text) = self.text(variable) else {
             if variable.required {
                 self.fault(variable, "is not set");
@@ -132,6 +154,13 @@ impl Reader {
         }
     }
 
+    /// The file that holds a secret, if the variable names one that can be read.
+    pub fn secret_file(&self, file: &Variable) -> Option<SecretFile> {
+        let path = PathBuf::from(self.raw(file.name)?);
+        let text = secret_file::read(&path).ok()?;
+        Some(SecretFile::new(file.name, path, &text))
+    }
+
     /// The parsed value of a secret, which stands in its variable, or in the file that the other variable names; line ends
     /// at the file's end do not count.
     pub fn secret<T, E: fmt::Display>(
@@ -140,6 +169,10 @@ impl Reader {
         file: &Variable,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
+        // Both are looked at, so that both faults are noted.
+        if [self.is_unreadable(variable), self.is_unreadable(file)].contains(&true) {
+            return None;
+        }
         let path = self.raw(file.name).map(str::to_owned);
         let (named, read) = match (self.raw(variable.name).map(str::to_owned), path) {
             (Some(_), Some(_)) => {
@@ -153,20 +186,23 @@ impl Reader {
                 return None;
             }
             (Some(text), None) => (variable, Ok(text)),
-            (None, Some(path)) => (file, std::fs::read_to_string(path)),
+            (None, Some(path)) => (file, secret_file::read(Path::new(&path))),
         };
-        let parsed = match read.as_deref().map(|text| text.trim_end_matches(['\r', '\n'])) {
-            Err(fault) => Err(format!("names a file that cannot be read ({})", fault.kind())),
-            Ok("") => Err("names a file that is empty".to_owned()),
-            Ok(text) => parse(text).map_err(|problem| problem.to_string()),
-        };
-        match parsed {
+        match read.and_then(|text| parse(&text).map_err(|problem| problem.to_string())) {
             Ok(value) => Some(value),
             Err(problem) => {
                 self.fault(named, problem);
                 None
             }
         }
+    }
+
+    fn is_unreadable(&mut self, variable: &Variable) -> bool {
+        let found = self.unreadable.contains(variable.name);
+        if found {
+            self.fault(variable, "is not UTF-8");
+        }
+        found
     }
 
     /// A whole number within bounds.

@@ -3,6 +3,7 @@
 //! Traces are recorded only when `OTEL_EXPORTER_OTLP_ENDPOINT` is set; without it no layer exists that could cost
 //! anything. A trace id exists either way ([`TraceId`]), so that a client's problem document and the log share one.
 
+mod filter;
 mod propagation;
 
 use std::time::Duration;
@@ -16,11 +17,12 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry as Subscriber};
 
+pub use filter::log_filter;
 pub use propagation::{TraceHeaders, TraceId, amqp_context, amqp_trace_headers, continue_trace, inject, inject_amqp};
 
 use crate::config::TelemetrySettings;
@@ -63,13 +65,7 @@ impl Telemetry {
     /// When the exporter cannot be built or a subscriber exists already.
     pub fn start(settings: &TelemetrySettings, service: &'static str) -> Result<Self, TelemetryError> {
         let fault = |fault: &dyn std::fmt::Display| TelemetryError(fault.to_string());
-        let filter: Targets = settings.filter.parse().map_err(|error| fault(&error))?;
-        let filter = filter
-            // It logs returned messages with their body, which is personal data; what fails is logged where it is handled.
-            .with_target("lapin", LevelFilter::OFF)
-            .with_target("sqlx", LevelFilter::WARN)
-            // Spans are for traces: formatting them for lines that name what matters anyway would cost each request.
-            .with_target(TRACE_TARGET, LevelFilter::OFF);
+        let filter = log_filter(&settings.filter).map_err(|error| fault(&error))?;
         let json = match settings.format {
             LogFormat::Json => true,
             LogFormat::Text => false,

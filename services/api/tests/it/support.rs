@@ -69,7 +69,8 @@ impl App {
             &[("default_transaction_read_only", "on")],
         );
         let pool = pool.expect("a pool");
-        let broker = BrokerSettings { url: "amqp://127.0.0.1:1".into(), prefix: String::new(), partitions: 16 };
+        let broker =
+            BrokerSettings { url: "amqp://127.0.0.1:1".into(), file: None, prefix: String::new(), partitions: 16 };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let health = Health::new(ReadyWhen::All, shutdown.clone());
         let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, Retention(RETENTION), &Limits::default());

@@ -145,7 +145,7 @@ mod tests {
     use crate::config::BrokerSettings;
 
     fn reports() -> LinkReports {
-        let settings = BrokerSettings { url: "amqp://h".into(), prefix: "t.".to_owned(), partitions: 4 };
+        let settings = BrokerSettings { url: "amqp://h".into(), file: None, prefix: "t.".to_owned(), partitions: 4 };
         LinkReports::new(Topology::new(&settings))
     }
 

@@ -22,7 +22,8 @@ pub fn amqp_url(text: &str) -> Result<SecretString, String> {
 impl BrokerSettings {
     /// One URI for each host, with the heartbeat that the supervision counts on, unless the URL names one.
     pub(crate) fn uris(&self) -> Result<Vec<AMQPUri>, String> {
-        let mut uris = uris(self.url.expose_secret())?;
+        let current = self.file.as_ref().and_then(|file| file.current(amqp_url));
+        let mut uris = uris(current.as_ref().unwrap_or(&self.url).expose_secret())?;
         for uri in &mut uris {
             uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
         }

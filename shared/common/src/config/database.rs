@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 use url::Url;
 
+use super::SecretFile;
 use super::reserved::unencoded;
 
 /// Parameters that say something to us.
@@ -48,6 +49,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 #[derive(Debug, Clone)]
 pub struct DatabaseUrl {
     text: SecretString,
+    /// Where it stands, if it may change.
+    file: Option<SecretFile>,
     pub(crate) server: Server,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<SecretString>,
@@ -117,6 +120,7 @@ pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     let password = url.password().map(|password| decoded("password", password)).transpose()?;
     Ok(DatabaseUrl {
         text: SecretString::from(text),
+        file: None,
         tls: tls(&server, parameter("sslmode"), parameter("sslrootcert"))?,
         server,
         user: Some(user).filter(|user| !user.is_empty()),
@@ -129,6 +133,25 @@ pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
 }
 
 impl DatabaseUrl {
+    /// The same, as it stands in a file.
+    pub(super) fn in_file(self, file: Option<SecretFile>) -> Self {
+        Self { file, ..self }
+    }
+
+    /// The user and the password for a new connection: what the file says now, if the URL stands in one.
+    pub(crate) fn credentials(&self) -> (Option<String>, Option<SecretString>) {
+        let current = self.file.as_ref().and_then(|file| {
+            file.current(|text| {
+                let url = database_url(text)?;
+                if url.server != self.server || url.database != self.database {
+                    return Err("names another server or database, which needs a restart".to_owned());
+                }
+                Ok((url.user, url.password))
+            })
+        });
+        current.unwrap_or_else(|| (self.user.clone(), self.password.clone()))
+    }
+
     /// The URL as it was given, its password included.
     pub fn expose(&self) -> &str {
         self.text.expose_secret()

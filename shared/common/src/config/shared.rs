@@ -5,10 +5,10 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::{DatabaseUrl, Reader, Variable, amqp_url, database_url};
+use super::{DatabaseUrl, Reader, SecretFile, Variable, amqp_url, database_url};
 use crate::command::DEFAULT_PARTITIONS;
 use crate::shutdown::Graces;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, log_filter};
 
 const DATABASE_URL: Variable = Variable::required(
     "DATABASE_URL",
@@ -18,7 +18,7 @@ const DATABASE_URL: Variable = Variable::required(
 const DATABASE_URL_FILE: Variable = Variable::optional(
     "DATABASE_URL_FILE",
     "/run/secrets/database-url",
-    "Instead of DATABASE_URL: a file that holds it.",
+    "Instead of DATABASE_URL: a file that holds it; a new user or password there counts for new connections.",
 );
 const DATABASE_URL_DIRECT: Variable = Variable::optional(
     "DATABASE_URL_DIRECT",
@@ -29,7 +29,7 @@ const DATABASE_URL_DIRECT: Variable = Variable::optional(
 const DATABASE_URL_DIRECT_FILE: Variable = Variable::optional(
     "DATABASE_URL_DIRECT_FILE",
     "/run/secrets/database-url-direct",
-    "Instead of DATABASE_URL_DIRECT: a file that holds it.",
+    "Instead of DATABASE_URL_DIRECT: a file that holds it; a new user or password there counts for new connections.",
 );
 const DATABASE_CONTROL_URL: Variable = Variable::optional(
     "DATABASE_CONTROL_URL",
@@ -40,7 +40,7 @@ const DATABASE_CONTROL_URL: Variable = Variable::optional(
 const DATABASE_CONTROL_URL_FILE: Variable = Variable::optional(
     "DATABASE_CONTROL_URL_FILE",
     "/run/secrets/database-control-url",
-    "Instead of DATABASE_CONTROL_URL: a file that holds it.",
+    "Instead of DATABASE_CONTROL_URL: a file that holds it; a new user or password there counts for new connections.",
 );
 const DATABASE_CONNECTION_BUDGET: Variable = Variable::optional(
     "DATABASE_CONNECTION_BUDGET",
@@ -60,8 +60,11 @@ const AMQP_URL: Variable = Variable::required(
     "RabbitMQ 3.10 or newer, as amqp:// or amqps://; several hosts of one cluster as \
      amqp://user:password@a:5672,b:5672/vhost, which are tried in random order.",
 );
-const AMQP_URL_FILE: Variable =
-    Variable::optional("AMQP_URL_FILE", "/run/secrets/amqp-url", "Instead of AMQP_URL: a file that holds it.");
+const AMQP_URL_FILE: Variable = Variable::optional(
+    "AMQP_URL_FILE",
+    "/run/secrets/amqp-url",
+    "Instead of AMQP_URL: a file that holds it; what it holds by then counts for new connections.",
+);
 const BROKER_PREFIX: Variable = Variable::optional(
     "BROKER_PREFIX",
     "staging.",
@@ -92,7 +95,12 @@ const STOP_DEADLINE_MS: Variable = Variable::with_default(
     "5000",
     "After the drain delay: how long work in flight may take, in milliseconds.",
 );
-const LOG: Variable = Variable::with_default("LOG", "info", "Log filter, such as info or info,rollcall_worker=debug.");
+const LOG: Variable = Variable::with_default(
+    "LOG",
+    "info",
+    "Log filter: a level (off, error, warn, info, debug, trace), and a level for a part of the program, such as \
+     info,rollcall_worker=debug.",
+);
 const LOG_FORMAT: Variable =
     Variable::with_default("LOG_FORMAT", "auto", "json, text, or auto: text on a terminal and json elsewhere.");
 const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable::optional(
@@ -175,6 +183,8 @@ pub struct DatabaseSettings {
 pub struct BrokerSettings {
     /// A checked URL.
     pub url: SecretString,
+    /// Where it stands, if it may change.
+    pub file: Option<SecretFile>,
     /// In front of every name.
     pub prefix: String,
     /// How many partition queues there are.
@@ -207,7 +217,7 @@ impl ServiceSettings {
     pub fn read(reader: &mut Reader) -> Option<Self> {
         let database = DatabaseSettings::read(reader);
         let direct = given_direct_url(reader);
-        let control = reader.secret(&DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE, database_url).or(direct);
+        let control = url_of(reader, &DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE).or(direct);
         let budget = reader.parse(&DATABASE_CONNECTION_BUDGET, connection_budget);
         let broker = BrokerSettings::read(reader);
         let retention = Retention::read(reader);
@@ -268,7 +278,7 @@ impl DatabaseSettings {
         for ambient in AMBIENT.iter().filter(|variable| reader.raw(variable.name).is_some()).collect::<Vec<_>>() {
             reader.fault(ambient, "is set, and the client library would heed it; unset it, and say it in DATABASE_URL");
         }
-        let url = reader.secret(&DATABASE_URL, &DATABASE_URL_FILE, database_url);
+        let url = url_of(reader, &DATABASE_URL, &DATABASE_URL_FILE);
         let most = reader.number(&DATABASE_POOL_MAX, 1..=MOST_CONNECTIONS);
         Some(Self { url: url?, connections: most?.into() })
     }
@@ -285,6 +295,7 @@ impl BrokerSettings {
         let partitions = reader.number(&PARTITIONS, 1..=1024);
         Some(Self {
             url: url?,
+            file: reader.secret_file(&AMQP_URL_FILE),
             prefix: prefix.unwrap_or_default(),
             partitions: partitions.unwrap_or(DEFAULT_PARTITIONS),
         })
@@ -293,8 +304,7 @@ impl BrokerSettings {
 
 impl TelemetrySettings {
     fn read(reader: &mut Reader) -> Option<Self> {
-        let filter =
-            reader.parse(&LOG, |text| text.parse::<tracing_subscriber::filter::Targets>().map(|_| text.to_owned()));
+        let filter = reader.parse(&LOG, |text| log_filter(text).map(|_| text.to_owned()));
         let format = reader
             .choice(&LOG_FORMAT, &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)]);
         let endpoint = reader.parse(&OTEL_EXPORTER_OTLP_ENDPOINT, |text| match Url::parse(text) {
@@ -302,7 +312,7 @@ impl TelemetrySettings {
             Ok(_) => Err("expected http:// and a host, such as a collector on this machine".to_owned()),
             Err(fault) => Err(fault.to_string()),
         });
-        let service_name = reader.text(&OTEL_SERVICE_NAME).map(str::to_owned);
+        let service_name = reader.parse(&OTEL_SERVICE_NAME, |text| Ok::<_, String>(text.to_owned()));
         Some(Self { filter: filter?, format: format?, otlp_endpoint: endpoint, service_name })
     }
 }
@@ -322,15 +332,21 @@ fn connection_budget(text: &str) -> Result<u16, String> {
     }
 }
 
+/// A database's URL, which goes on being read where it stands in a file.
+fn url_of(reader: &mut Reader, variable: &Variable, file: &Variable) -> Option<DatabaseUrl> {
+    let url = reader.secret(variable, file, database_url)?;
+    Some(url.in_file(reader.secret_file(file)))
+}
+
 /// The database's URL, if the environment gives one; a fault is noted.
 pub fn given_database_url(reader: &mut Reader) -> Option<DatabaseUrl> {
     let variable = Variable { required: false, ..DATABASE_URL };
-    reader.secret(&variable, &DATABASE_URL_FILE, database_url)
+    url_of(reader, &variable, &DATABASE_URL_FILE)
 }
 
 /// The database's URL past the pooler, if the environment gives one; a fault is noted.
 pub fn given_direct_url(reader: &mut Reader) -> Option<DatabaseUrl> {
-    reader.secret(&DATABASE_URL_DIRECT, &DATABASE_URL_DIRECT_FILE, database_url)
+    url_of(reader, &DATABASE_URL_DIRECT, &DATABASE_URL_DIRECT_FILE)
 }
 
 /// The broker's URL, if the environment gives one; a fault is noted.

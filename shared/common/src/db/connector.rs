@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use tracing::warn;
@@ -195,9 +195,11 @@ impl Connector {
     }
 
     async fn open(&self, options: &PgConnectOptions) -> Result<PgConnection, DbError> {
-        let chosen = self.answering_address().await.map(|address| options.clone().host(&address.to_string()));
-        let connecting = PgConnection::connect_with(chosen.as_ref().unwrap_or(options));
-        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
+        let mut options = authenticated(options.clone(), self.url.credentials());
+        if let Some(address) = self.answering_address().await {
+            options = options.host(&address.to_string());
+        }
+        match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(&options)).await {
             Ok(connected) => connected.map_err(|source| DbError::Connect { address: self.url.address(), source }),
             Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
         }
@@ -223,6 +225,18 @@ fn refuses_options(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| matches!(&*code, "08P01" | "42704" | "22023" | "42501" | "0A000"))
 }
 
+/// With the user and the password that count now.
+fn authenticated(
+    options: PgConnectOptions,
+    (user, password): (Option<String>, Option<SecretString>),
+) -> PgConnectOptions {
+    let options = options.password(password.as_ref().map_or("", ExposeSecret::expose_secret));
+    match user {
+        Some(user) => options.username(&user),
+        None => options,
+    }
+}
+
 /// Everything is set, so that nothing comes from the library's own look at the environment but the user's name.
 fn options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbError> {
     let mut options = match &url.options {
@@ -237,10 +251,7 @@ fn options(url: &DatabaseUrl) -> Result<PgConnectOptions, DbError> {
         Server::Tcp { host, port } => options.host(host).port(*port),
         Server::Socket { folder, port } => options.host("localhost").socket(folder).port(*port),
     };
-    if let Some(user) = &url.user {
-        options = options.username(user);
-    }
-    options = options.database(&url.database).password(url.password.as_ref().map_or("", ExposeSecret::expose_secret));
+    options = authenticated(options.database(&url.database), url.credentials());
     options = match &url.tls {
         Tls::Off => options.ssl_mode(PgSslMode::Disable),
         Tls::IfOffered => options.ssl_mode(PgSslMode::Prefer),
