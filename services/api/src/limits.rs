@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use common::config::{Reader, Variable};
-use common::http::{MOST_CONNECTIONS, possible_connections};
+use common::http::{ConnectionLimits, KEEP_ALIVE, MOST_CONNECTIONS, possible_connections};
 
 use crate::cors::Origins;
 use crate::rate::RateSettings;
@@ -13,6 +13,12 @@ pub(crate) const MAX_CONNECTIONS: Variable = Variable::with_default(
     "MAX_CONNECTIONS",
     "10000",
     "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
+);
+pub(crate) const KEEP_ALIVE_SECONDS: Variable = Variable::with_default(
+    "KEEP_ALIVE_SECONDS",
+    "620",
+    "How long an idle connection is kept, in seconds; longer than the proxy or load balancer in front keeps its own (nginx and \
+     AWS 60, Azure 240, Google 600, Envoy 3600), or it loses requests.",
 );
 pub(crate) const MAX_WAITING: Variable = Variable::optional(
     "MAX_WAITING",
@@ -47,6 +53,8 @@ pub(crate) const CORS_ORIGINS: Variable = Variable::optional(
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
     /// Requests that wait for an outcome at once.
     pub waiting: usize,
     /// Requests of one caller.
@@ -66,6 +74,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: MOST_CONNECTIONS,
+            keep_alive: KEEP_ALIVE,
             waiting: waiting(MOST_CONNECTIONS),
             rate: RateSettings::default(),
             shed_after: None,
@@ -75,6 +84,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What the listener allows.
+    pub(crate) fn of_connections(&self) -> ConnectionLimits {
+        ConnectionLimits { most: self.connections, keep_alive: self.keep_alive }
+    }
+
     /// The same, with no more connections than this process can have.
     #[must_use]
     pub(crate) fn possible(self) -> Self {
@@ -87,6 +101,7 @@ impl Limits {
     /// Reads them; `None` when something is faulty.
     pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
         let connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
+        let keep_alive = reader.number(&KEEP_ALIVE_SECONDS, 1..=86_400_u64);
         let most_waiting = connections.unwrap_or(MOST_CONNECTIONS) - 1;
         let waiting = reader.number(&MAX_WAITING, 0..=most_waiting).or(connections.map(waiting));
         let per_minute = reader.number(&RATE_LIMIT_PER_MINUTE, 1..=1_000_000_u32);
@@ -95,6 +110,7 @@ impl Limits {
         let origins = reader.parse(&CORS_ORIGINS, Origins::parse);
         Some(Self {
             connections: connections?,
+            keep_alive: Duration::from_secs(keep_alive?),
             waiting: waiting?,
             rate: RateSettings { per_minute: per_minute.and_then(NonZeroU32::new), trusted_proxies: trusted_proxies? },
             shed_after: Some(Duration::from_secs(shed_after?)).filter(|age| !age.is_zero()),

@@ -8,7 +8,6 @@ use common::http;
 use common::membership::{API, Member};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
-use tracing::info;
 
 use crate::app::{self, Api};
 use crate::auth::Guard;
@@ -25,21 +24,21 @@ pub async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts every part; the pool is closed last.
+/// Starts every part; the pool is closed last. What can fail comes first: the broker's client has threads of its own, which
+/// do not survive the end of the runtime.
 async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
+    let socket = http::bind(settings.listen)?;
     let (service, limits) = (settings.service, settings.limits.possible());
-    // First: a port that is taken ends the process before any other part has begun.
-    let listener = http::bind(settings.listen).await?;
     let health = Health::new(settings.ready_when, shutdown.clone());
     // The API never writes to the database, and its sessions could not.
     let (member, _, pool) = Member::new(API, &service, &[("default_transaction_read_only", "on")])?;
+    let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker);
     let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, service.retention, &limits);
-    let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
-    info!(address = %listener.local_addr()?, "API listens");
+    let connections = limits.of_connections();
     let routes = app::routes(api, guard, &health, limits.origins).boxed();
-    http::serve(shutdown, "http", listener, limits.connections, routes);
+    http::serve_when_ready(shutdown, "http", socket, connections, routes, (&health, settings.listen_delay));
     Ok(pool)
 }

@@ -1,13 +1,17 @@
 //! What the API reads from the environment.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 use common::health::ReadyWhen;
 
-use crate::auth::settings::{AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AuthSettings};
+use crate::auth::settings::{
+    AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES, AuthSettings,
+};
 use crate::limits::{
-    CORS_ORIGINS, Limits, MAX_CONNECTIONS, MAX_WAITING, RATE_LIMIT_PER_MINUTE, SHED_AFTER_SECONDS, TRUSTED_PROXIES,
+    CORS_ORIGINS, KEEP_ALIVE_SECONDS, Limits, MAX_CONNECTIONS, MAX_WAITING, RATE_LIMIT_PER_MINUTE, SHED_AFTER_SECONDS,
+    TRUSTED_PROXIES,
 };
 
 const HOST: Variable = Variable::optional(
@@ -16,6 +20,19 @@ const HOST: Variable = Variable::optional(
     "IP address to listen on: 127.0.0.1 unless AUTH is set, then 0.0.0.0; anything but loopback needs AUTH.",
 );
 const PORT: Variable = Variable::with_default("PORT", "8080", "Port to listen on; 0 takes a free one.");
+const LISTEN_DELAY_MS: Variable = Variable::with_default(
+    "LISTEN_DELAY_MS",
+    "10000",
+    "After the start: how long connections are refused at most while the API is not ready, in milliseconds, so that a load \
+     balancer takes another instance; 0 to listen at once.",
+);
+const DRAIN_DELAY_MS: Variable = Variable::with_default(
+    "DRAIN_DELAY_MS",
+    "10000",
+    "After SIGTERM: how long an API goes on accepting while /readyz already fails, in milliseconds; longer than the load \
+     balancer takes to notice, and short enough that the platform does not kill the process before (docker stop, Cloud Run \
+     10 s, Fly 5 s). A worker has no drain delay.",
+);
 const READY_WHEN: Variable = Variable::with_default(
     "READY_WHEN",
     "all",
@@ -26,12 +43,16 @@ const READY_WHEN: Variable = Variable::with_default(
 pub const OWN: &[&Variable] = &[
     &HOST,
     &PORT,
+    &LISTEN_DELAY_MS,
+    &DRAIN_DELAY_MS,
     &AUTH,
     &AUTH_JWT_ISSUER,
     &AUTH_JWT_AUDIENCE,
     &AUTH_JWT_ALGORITHMS,
     &AUTH_JWKS,
+    &AUTH_JWT_MAX_BYTES,
     &MAX_CONNECTIONS,
+    &KEEP_ALIVE_SECONDS,
     &MAX_WAITING,
     &RATE_LIMIT_PER_MINUTE,
     &TRUSTED_PROXIES,
@@ -47,6 +68,8 @@ pub struct ApiSettings {
     pub service: ServiceSettings,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// How long it refuses connections at most until it is ready.
+    pub listen_delay: Duration,
     /// Who is served.
     pub auth: AuthSettings,
     /// What clients may ask for at once.
@@ -75,10 +98,22 @@ impl ApiSettings {
             }
         });
         let port = reader.number(&PORT, 0..=u16::MAX);
+        let listen_delay = reader.millis(&LISTEN_DELAY_MS, 0..=300_000);
+        let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
-        let settings =
-            || Some(Self { service: service?, listen: listen?, auth: auth?, limits: limits?, ready_when: ready_when? });
+        let settings = || {
+            let mut service = service?;
+            service.graces.drain = drain?;
+            Some(Self {
+                service,
+                listen: listen?,
+                listen_delay: listen_delay?,
+                auth: auth?,
+                limits: limits?,
+                ready_when: ready_when?,
+            })
+        };
         let settings = settings();
         reader.finish(settings)
     }

@@ -95,7 +95,7 @@ impl UsersApi {
     async fn list_users(
         &self,
         _caller: Caller<UsersRead>,
-        /// Only the user with this e-mail address, in whatever letter case.
+        /// Only the user with this e-mail address, in whatever letter case; a `+` in it is written as `%2B`.
         email: Query<Option<String>>,
         /// Only users with this status.
         status: Query<Option<UserStatus>>,
@@ -147,7 +147,7 @@ impl UsersApi {
         caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
-        /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+        /// The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
         if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
@@ -174,7 +174,7 @@ impl UsersApi {
         caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
-        /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
+        /// The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is deleted.
         #[oai(name = "If-Match")]
         if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
@@ -206,7 +206,7 @@ impl UsersApi {
         caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
-        /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+        /// The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
         if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
@@ -231,7 +231,7 @@ impl UsersApi {
         caller: Caller<UsersWrite>,
         /// The user's id.
         user_id: Path<Uuid>,
-        /// The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+        /// The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
         #[oai(name = "If-Match")]
         if_match: Field,
         /// `wait=N`: answer with the outcome if it comes within N seconds, at most 30.

@@ -10,7 +10,6 @@ use common::http;
 use common::membership::{Member, WORKER};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
-use tracing::info;
 
 use crate::apply::Applier;
 use crate::consumption::{Applying, Consumption};
@@ -44,9 +43,9 @@ pub async fn main() -> anyhow::Result<()> {
 
 /// Starts every part; the pool is closed last.
 async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
+    // First: the broker's client has threads of its own, which do not survive a failed start.
+    let listener = http::listen(http::bind(settings.listen)?)?;
     let service = settings.service;
-    // First: a port that is taken ends the process before any other part has begun.
-    let listener = http::bind(settings.listen).await?;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
     let (member, holdings, pool) = Member::new(WORKER, &service, &[("lock_timeout", LOCK_TIMEOUT)])?;
@@ -55,9 +54,9 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
     let replies = Replies::start(shutdown, publishing.clone());
-    info!(address = %listener.local_addr()?, "worker probes listen");
     let most = http::possible_connections(http::MOST_CONNECTIONS);
-    http::serve(shutdown, "probes", listener, most, http::probes(&health).boxed());
+    let limits = http::ConnectionLimits { most, ..http::ConnectionLimits::default() };
+    http::serve(shutdown, "probes", listener, limits, http::probes(&health).boxed());
 
     reach::start(shutdown, consuming.clone(), holdings.clone());
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::shutdown::{Phase, Shutdown};
@@ -37,6 +38,8 @@ pub const START_ALLOWANCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Health {
     checks: Arc<Mutex<BTreeMap<&'static str, Check>>>,
+    /// A check was reported.
+    reported: Arc<Notify>,
     ready_when: ReadyWhen,
     shutdown: Shutdown,
     started_at: Instant,
@@ -69,7 +72,8 @@ pub struct Report {
 impl Health {
     /// No checks yet.
     pub fn new(ready_when: ReadyWhen, shutdown: Shutdown) -> Self {
-        Self { checks: Arc::default(), ready_when, shutdown, started_at: Instant::now() }
+        let (checks, reported) = (Arc::default(), Arc::default());
+        Self { checks, reported, ready_when, shutdown, started_at: Instant::now() }
     }
 
     /// Adds a check that fails until its first [`set`](Self::set).
@@ -92,6 +96,19 @@ impl Health {
             check.state = Some(state);
         }
         self.warn(&mut checks);
+        drop(checks);
+        self.reported.notify_waiters();
+    }
+
+    /// Waits until the instance is ready.
+    pub async fn ready(&self) {
+        loop {
+            let reported = self.reported.notified();
+            if self.report().ready {
+                return;
+            }
+            reported.await;
+        }
     }
 
     fn starting(&self) -> bool {

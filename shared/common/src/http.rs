@@ -11,34 +11,39 @@
 
 mod crowd;
 mod descriptors;
+mod head;
+mod listening;
 mod probes;
 mod problem;
 mod unread;
 mod wire;
 
 pub use self::descriptors::possible_connections;
+pub use self::listening::{bind, listen, serve, serve_when_ready};
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::uri::Scheme;
+use http::{Request, Version};
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use poem::Addr;
 use poem::endpoint::{BoxEndpoint, Endpoint};
 use poem::web::{LocalAddr, RemoteAddr};
-use tokio::net::{TcpListener, TcpStream};
-use tracing::{debug, info, warn};
+use tokio::net::TcpStream;
+use tracing::{debug, warn};
 
 use self::crowd::{Answer, Crowd, Visitor};
+use self::head::TimedHead;
 pub use self::probes::probes;
 pub use self::problem::REFUSALS;
 use self::unread::{Rest, Unread};
@@ -49,120 +54,158 @@ use crate::shutdown::{Phase, Shutdown, Tier};
 const MARGIN: Duration = Duration::from_millis(50);
 /// Connections that one process serves at once, unless it is told otherwise.
 pub const MOST_CONNECTIONS: usize = 10_000;
-/// For the head of a request, since the accept or the end of the answer before.
-const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept: longer than load balancers keep theirs (nginx and AWS 60 s, Azure 240 s, Google
+/// 600 s), because one that sends a request into a connection that is being closed loses it. Eviction bounds the number.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(620);
+/// By how much longer than announced an idle connection is kept: the client's clock starts when the answer arrives.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(2);
+/// How long a stop waits for the request of a connection that has none in hand: it may be on its way already.
+const LAST_REQUEST: Duration = Duration::from_millis(40);
 /// Bytes of a request's head; more than hyper allows its target, so that a target that is too long is told as such.
 const MAX_HEAD: usize = 128 * 1024;
-/// After a failed accept, such as for want of file descriptors: trying at once would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// RFC 2068 §19.7.1.1: how long the connection is kept for a next request.
+const KEEP_ALIVE_FIELD: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Binds the address of a service.
-///
-/// # Errors
-/// Names the address, so that the message alone is enough to mend it.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("failed to listen on {address}: {error}")))
+/// What one listener allows its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Connections at once; beyond, the longest idle one is closed for the next.
+    pub most: usize,
+    /// How long an idle connection is kept, as `Keep-Alive` announces it.
+    pub keep_alive: Duration,
 }
 
-/// Serves `endpoint` until the process stops: accepts while it drains, then closes the listener and finishes what is in
-/// flight. Beyond `most` connections at once, whoever has been quiet for longest goes for the next.
-pub fn serve(
-    shutdown: &Shutdown,
-    name: &'static str,
-    listener: TcpListener,
-    most: usize,
-    endpoint: BoxEndpoint<'static>,
-) {
-    let stopping = shutdown.clone();
-    let endpoint = Arc::new(endpoint);
-    shutdown.supervise(name, Tier::Front, async move {
-        let crowd = Crowd::new(most);
-        let graceful = GracefulShutdown::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stopping.reached(Phase::Stopping) => break,
-                accepted = accept(&listener, &crowd) => accepted,
-            };
-            match accepted {
-                Ok((stream, remote, visitor)) => {
-                    serve_connection(&stopping, &graceful, &endpoint, stream, remote, visitor);
-                }
-                Err(error) => {
-                    warn!(%error, "failed to accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { most: MOST_CONNECTIONS, keep_alive: KEEP_ALIVE }
+    }
+}
+
+/// What the connections of one listener share.
+struct Server {
+    shutdown: Shutdown,
+    endpoint: Arc<BoxEndpoint<'static>>,
+    crowd: Crowd,
+    keep_alive: Duration,
+}
+
+impl Server {
+    fn new(shutdown: Shutdown, limits: ConnectionLimits, endpoint: BoxEndpoint<'static>) -> Self {
+        let ConnectionLimits { most, keep_alive } = limits;
+        Self { shutdown, endpoint: Arc::new(endpoint), crowd: Crowd::new(most), keep_alive }
+    }
+
+    /// Serves a connection once there is a place for it.
+    async fn admit(&self, stream: TcpStream, remote: SocketAddr) {
+        // Answers are small: waiting to fill a segment only adds latency. One that is gone already needs no answer.
+        if stream.set_nodelay(true).is_err() {
+            return;
         }
-        drop(listener);
-        info!(server = name, "listener closed; finishing requests in flight");
         tokio::select! {
-            () = graceful.shutdown() => {}
-            () = stopping.finish_is_near(MARGIN) => {}
+            visitor = self.crowd.enter() => self.serve(stream, remote, visitor),
+            () = self.shutdown.finish_is_near(MARGIN) => {}
         }
-        Ok(())
-    });
+    }
+
+    fn serve(&self, stream: TcpStream, remote: SocketAddr, visitor: Arc<Visitor>) {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            // Runs from the end of an answer; the head itself has a deadline of its own.
+            .header_read_timeout(self.keep_alive + KEEP_ALIVE_MARGIN)
+            .max_buf_size(MAX_HEAD)
+            // RFC 9112 §9.6: a client that closes its sending side may still read. One that is gone is noticed when the
+            // answer cannot be written; a wait for an outcome has its own bound.
+            .half_close(true);
+        let local =
+            stream.local_addr().map_or_else(|_| LocalAddr::default(), |address| LocalAddr(Addr::SocketAddr(address)));
+        let kept = HeaderValue::from_str(&format!("timeout={}", self.keep_alive.as_secs()));
+        let endpoint = Arc::clone(&self.endpoint);
+        let phase = self.shutdown.clone();
+        let guest = Arc::clone(&visitor);
+        let unread = Unread::default();
+        let wire = Wire::new(TimedHead::new(stream, Arc::clone(&visitor)), unread.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let endpoint = Arc::clone(&endpoint);
+            let refused = problem::refused(&request);
+            let kept = kept.as_ref().ok().filter(|_| persists(&request)).cloned();
+            let remote = RemoteAddr(Addr::SocketAddr(remote));
+            let mut request = poem::Request::from((request, local.clone(), remote, Scheme::HTTP));
+            let rest = Rest::of(&mut request);
+            let unread = unread.clone();
+            let phase = phase.clone();
+            let busy = guest.busy();
+            async move {
+                let mut response = if let Some(refusal) = refused {
+                    // Where its body ends is not certain.
+                    unread.set();
+                    refusal
+                } else {
+                    endpoint.get_response(request).await
+                };
+                if rest.remains().await {
+                    unread.set();
+                }
+                let closes = phase.phase() > Phase::Running || unread.is_set();
+                announce(response.headers_mut(), closes, kept);
+                let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
+                Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, busy)))
+            }
+        });
+        let connection = builder.serve_connection(TokioIo::new(wire), service);
+        let stopping = self.shutdown.clone();
+        self.shutdown.track("connection", Tier::Front, async move {
+            let mut connection = pin!(connection);
+            let mut stops = false;
+            loop {
+                tokio::select! {
+                    // What has arrived is read before a stop closes the connection.
+                    biased;
+                    ended = connection.as_mut() => {
+                        if let Err(error) = ended {
+                            debug!(%error, %remote, "connection ended with an error");
+                        }
+                        return;
+                    }
+                    () = visitor.asked_to_go() => {
+                        debug!(%remote, "connection closed: another one needs its place");
+                        return;
+                    }
+                    // A client that is slower than the whole grace does not make a stop a failure.
+                    () = stopping.finish_is_near(MARGIN) => {
+                        warn!(%remote, "connection cut off: its request did not end in time");
+                        return;
+                    }
+                    () = last_request(&stopping), if !stops => {
+                        connection.as_mut().graceful_shutdown();
+                        stops = true;
+                    }
+                }
+            }
+        });
+    }
 }
 
-async fn accept(listener: &TcpListener, crowd: &Crowd) -> io::Result<(TcpStream, SocketAddr, Arc<Visitor>)> {
-    let (stream, remote) = listener.accept().await?;
-    // Answers are small: waiting to fill a segment only adds latency.
-    stream.set_nodelay(true)?;
-    Ok((stream, remote, crowd.enter().await))
+async fn last_request(shutdown: &Shutdown) {
+    shutdown.reached(Phase::Stopping).await;
+    tokio::time::sleep(LAST_REQUEST).await;
 }
 
-fn serve_connection(
-    shutdown: &Shutdown,
-    graceful: &GracefulShutdown,
-    endpoint: &Arc<BoxEndpoint<'static>>,
-    stream: TcpStream,
-    remote: SocketAddr,
-    visitor: Arc<Visitor>,
-) {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(MAX_HEAD);
-    let local =
-        stream.local_addr().map_or_else(|_| LocalAddr::default(), |address| LocalAddr(Addr::SocketAddr(address)));
-    let endpoint = Arc::clone(endpoint);
-    let phase = shutdown.clone();
-    let guest = Arc::clone(&visitor);
-    let unread = Unread::default();
-    let wire = Wire::new(stream, unread.clone());
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let endpoint = Arc::clone(&endpoint);
-        let misaddressed = problem::misaddressed(&request);
-        let remote = RemoteAddr(Addr::SocketAddr(remote));
-        let mut request = poem::Request::from((request, local.clone(), remote, Scheme::HTTP));
-        let rest = Rest::of(&mut request);
-        let unread = unread.clone();
-        let phase = phase.clone();
-        let busy = guest.busy();
-        async move {
-            let mut response = match misaddressed {
-                Some(refusal) => refusal,
-                None => endpoint.get_response(request).await,
-            };
-            if rest.remains().await {
-                unread.set();
-            }
-            if phase.phase() > Phase::Running || unread.is_set() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
-            Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, busy)))
-        }
-    });
-    let connection = graceful.watch(builder.serve_connection(TokioIo::new(wire), service));
-    let stopping = shutdown.clone();
-    shutdown.track("connection", Tier::Front, async move {
-        tokio::select! {
-            ended = connection => if let Err(error) = ended {
-                debug!(%error, %remote, "connection ended with an error");
-            },
-            () = visitor.asked_to_go() => debug!(%remote, "connection ended: others need its place"),
-            // A client that is slower than the whole grace does not make a stop a failure.
-            () = stopping.finish_is_near(MARGIN) => warn!(%remote, "connection cut off: its request did not end in time"),
-        }
-    });
+/// Whether the client wants to use the connection again (RFC 9112 §9.3).
+fn persists<B>(request: &Request<B>) -> bool {
+    let says = |option: &str| {
+        let lines = request.headers().get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(',')).any(|word| word.trim().eq_ignore_ascii_case(option))
+    };
+    !says("close") && (request.version() == Version::HTTP_11 || says("keep-alive"))
+}
+
+/// Says what becomes of the connection after the answer.
+fn announce(headers: &mut HeaderMap, closes: bool, kept: Option<HeaderValue>) {
+    if closes {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if let Some(kept) = kept {
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+        headers.insert(KEEP_ALIVE_FIELD, kept);
+    }
 }

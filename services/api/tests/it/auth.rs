@@ -343,7 +343,7 @@ async fn every_operation_serves_only_whom_it_may() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_too_long_is_told_the_limit() {
+async fn a_token_that_is_too_long_is_refused_with_the_limit() {
     let database = Database::create().await;
     let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
     let key_set = folder.path().join("keys.json");

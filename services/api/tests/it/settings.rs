@@ -1,5 +1,7 @@
 //! What the API reads from its environment, and refuses.
 
+use std::time::Duration;
+
 use common::config::Reader;
 use common::health::ReadyWhen;
 use jsonwebtoken::Algorithm;
@@ -148,11 +150,17 @@ fn a_value_that_cannot_be_used_is_named() {
         ("AUTH", "keys,keys"),
         ("AUTH", "keys,"),
         ("READY_WHEN", "some"),
+        ("LOG", "inof"),
+        ("LOG", "info,rollcall_wroker=debug"),
+        ("KEEP_ALIVE_SECONDS", "0"),
+        ("LISTEN_DELAY_MS", "300001"),
+        ("DRAIN_DELAY_MS", "300001"),
     ];
     for (name, value) in rows {
         let faults = read(&[(name, value)]).expect_err(name);
         assert!(faults.contains("1 fault(s)") && faults.contains(&format!("\n  {name}: ")), "{name}={value}: {faults}");
-        assert!(faults.contains(value.trim_start_matches('-')), "{name}={value}: {faults}");
+        let wrong = value.trim_start_matches('-').trim_start_matches("info,").trim_end_matches("=debug");
+        assert!(faults.contains(wrong), "{name}={value}: {faults}");
     }
 }
 
@@ -183,6 +191,31 @@ fn it_is_ready_when_all_holds_unless_told_otherwise() {
         (&[("READY_WHEN", "any")], ReadyWhen::Any),
     ] {
         assert_eq!(read(variables).map(|settings| settings.ready_when), Ok(expected));
+    }
+}
+
+#[test]
+fn idle_connections_and_stops_outlast_the_load_balancer() {
+    let settings = read(&[]).expect("settings");
+    assert_eq!(settings.limits.keep_alive, Duration::from_secs(620));
+    assert_eq!(
+        (settings.service.graces.drain, settings.listen_delay),
+        (Duration::from_secs(10), Duration::from_secs(10))
+    );
+    let settings = read(&[("KEEP_ALIVE_SECONDS", "5"), ("DRAIN_DELAY_MS", "0"), ("LISTEN_DELAY_MS", "7")]);
+    let settings = settings.expect("settings");
+    assert_eq!(settings.limits.keep_alive, Duration::from_secs(5));
+    assert_eq!((settings.service.graces.drain, settings.listen_delay), (Duration::ZERO, Duration::from_millis(7)));
+    assert!(rollcall_api::settings::help().contains("\n  DRAIN_DELAY_MS [default 10000]"));
+}
+
+#[test]
+fn a_token_may_be_as_long_as_is_said() {
+    let with = |bytes: &str| read(&[TOKENS, &[("AUTH_JWT_MAX_BYTES", bytes)]].concat());
+    assert_eq!(read(TOKENS).expect("tokens").auth.tokens.expect("tokens").longest, 16_384);
+    assert_eq!(with("65536").expect("tokens").auth.tokens.expect("tokens").longest, 65_536);
+    for bytes in ["1023", "65537", "x"] {
+        assert!(with(bytes).expect_err(bytes).contains("\n  AUTH_JWT_MAX_BYTES: "), "{bytes}");
     }
 }
 

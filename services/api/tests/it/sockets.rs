@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::http::{MOST_CONNECTIONS, serve};
+use common::http::{ConnectionLimits, serve};
 use common::shutdown::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,11 +17,16 @@ const TWO_MEGABYTES: usize = 2_000_000;
 
 /// Serves an API without servers behind it on a free port.
 pub(crate) async fn server() -> (SocketAddr, Shutdown) {
+    server_within(ConnectionLimits::default()).await
+}
+
+/// The same within these limits.
+async fn server_within(limits: ConnectionLimits) -> (SocketAddr, Shutdown) {
     let app = App::unconnected();
     let shutdown = app.shutdown.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
-    serve(&shutdown, "http", listener, MOST_CONNECTIONS, app.into_endpoint());
+    serve(&shutdown, "http", listener, limits, app.into_endpoint());
     (address, shutdown)
 }
 
@@ -130,13 +135,118 @@ async fn a_small_body_of_a_refused_request_leaves_the_connection_open() {
 #[tokio::test]
 async fn a_head_that_does_not_come_ends_the_connection() {
     let (address, _shutdown) = server().await;
-    let [silent, mut half, mut second] =
-        [Client::connect(address).await, Client::connect(address).await, Client::connect(address).await];
+    let [mut half, mut second] = [Client::connect(address).await, Client::connect(address).await];
     half.write("GET /healthz HTTP/1.1\r\nHost").await;
-    second.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET").await;
+    second.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(second.answer(true).await.starts_with("HTTP/1.1 200 "));
-    let (silent, half, second) = tokio::join!(silent.end(), half.end(), second.end());
-    assert_eq!([silent, half, second], ["", "", ""]);
+    second.write("GET").await;
+    let (half, second) = tokio::join!(half.end(), second.end());
+    assert_eq!([half, second], ["", ""]);
+}
+
+/// The clock jumps whenever every task waits.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_kept_as_long_as_it_was_announced() {
+    let (address, _shutdown) = server().await;
+    let [mut fresh, mut used, mut old] =
+        [Client::connect(address).await, Client::connect(address).await, Client::connect(address).await];
+    used.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let answer = used.answer(true).await;
+    assert!(answer.contains("\r\nconnection: keep-alive\r\nkeep-alive: timeout=620\r\n"), "{answer}");
+    old.write("GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    let answer = old.answer(true).await;
+    assert!(answer.contains("\r\nconnection: keep-alive\r\nkeep-alive: timeout=620\r\n"), "{answer}");
+    sleep(Duration::from_secs(620)).await;
+    for (client, version) in [(&mut fresh, "1.1"), (&mut used, "1.1"), (&mut old, "1.0")] {
+        client.write(format!("GET /healthz HTTP/{version}\r\nHost: x\r\n\r\n")).await;
+        assert!(client.answer(true).await.starts_with(&format!("HTTP/{version} 200 ")));
+    }
+    // Not announced, and closed with the answer.
+    assert_eq!(old.end().await, "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let limits = ConnectionLimits { keep_alive: Duration::from_secs(1), ..ConnectionLimits::default() };
+    let (address, _shutdown) = server_within(limits).await;
+    let [silent, mut used] = [Client::connect(address).await, Client::connect(address).await];
+    used.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(used.answer(true).await.contains("\r\nkeep-alive: timeout=1\r\n"));
+    assert_eq!((silent.end().await, used.end().await), (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn a_connection_that_the_client_closes_is_not_announced_as_kept() {
+    let (address, _shutdown) = server().await;
+    for head in ["GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "GET /healthz HTTP/1.0\r\n\r\n"] {
+        let mut client = Client::connect(address).await;
+        client.write(head).await;
+        let answer = client.end().await.to_lowercase();
+        assert!(answer.contains(" 200 ") && !answer.contains("keep-alive"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_gets_its_answer() {
+    let (address, _shutdown) = server().await;
+    let body = r#"{"email":"ada@example.org","name":"Ada"}"#;
+    let whole = format!("{HEAD}Prefer: wait=5\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let cut = format!("{HEAD}Content-Length: 50\r\n\r\n{body}");
+    for (request, status) in [("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n", 200), (&whole, 503), (&cut, 400)] {
+        for _ in 0..20 {
+            let mut client = Client::connect(address).await;
+            client.write(request).await;
+            client.stream.shutdown().await.expect("to close one side");
+            let answer = client.end().await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_coding_that_is_not_taken_is_refused_by_name() {
+    let (address, _shutdown) = server().await;
+    for coding in
+        ["gzip", "gzip, chunked", "identity, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"]
+    {
+        let mut client = Client::connect(address).await;
+        client.write(format!("{HEAD}Transfer-Encoding: {coding}\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n")).await;
+        let answer = client.end().await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("application/problem+json"),
+            "{coding}: {answer}"
+        );
+        assert!(answer.contains("Transfer-Encoding") && answer.contains("chunked"), "{coding}: {answer}");
+        assert!(answer.to_lowercase().contains("\r\nconnection: close\r\n"), "{coding}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn content_is_refused_where_none_is_taken() {
+    let (address, _shutdown) = server().await;
+    let user = "/v1/users/01890a5d-ac96-774b-bcce-b302099a8057";
+    let suspend = format!("POST {user}/suspend");
+    let none = ["", "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n"];
+    let some =
+        ["Content-Length: 2\r\n", "Transfer-Encoding: chunked\r\n", "Content-Length: 2\r\nExpect: 100-continue\r\n"];
+    for start in [format!("GET {user}"), "GET /v1/users".to_owned(), format!("DELETE {user}"), suspend] {
+        let head = |framing: &str| format!("{start} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{framing}\r\n");
+        for framing in none {
+            let mut client = Client::connect(address).await;
+            client.write(head(framing) + if framing.contains("chunked") { "0\r\n\r\n" } else { "" }).await;
+            let answer = client.end().await;
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{start} {framing}: {answer}");
+        }
+        for framing in some {
+            let mut client = Client::connect(address).await;
+            client.write(head(framing) + if framing.contains("chunked") { "2\r\n{}\r\n0\r\n\r\n" } else { "{}" }).await;
+            let answer = client.end().await;
+            assert!(
+                answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"field\":\"body\""),
+                "{start} {framing}: {answer}"
+            );
+        }
+    }
 }
 
 #[tokio::test]
@@ -160,7 +270,7 @@ async fn a_body_that_breaks_off_leaves_nothing_behind() {
     client.write(format!("{HEAD}Content-Length: 50\r\n\r\n{{\"email\"")).await;
     client.stream.shutdown().await.expect("to close one side");
     let answer = client.end().await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     let mut client = Client::connect(address).await;
     client.write("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(client.answer(true).await.starts_with("HTTP/1.1 200 "));
@@ -236,11 +346,7 @@ async fn a_request_without_a_host_or_with_two_is_refused() {
 #[tokio::test]
 async fn a_crowd_that_never_finishes_its_requests_keeps_nobody_out() {
     const MOST: usize = 20;
-    let app = App::unconnected();
-    let shutdown = app.shutdown.clone();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("its address");
-    serve(&shutdown, "http", listener, MOST, app.into_endpoint());
+    let (address, _shutdown) = server_within(ConnectionLimits { most: MOST, ..ConnectionLimits::default() }).await;
     let mut crowd = Vec::new();
     for number in 0..5 * MOST {
         let mut idler = Client::connect(address).await;

@@ -1,5 +1,7 @@
 //! A stop, as clients on open connections see it.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown as Half, TcpStream as BlockingStream};
 use std::time::Duration;
 
 use common::shutdown::{Graces, Phase};
@@ -76,4 +78,25 @@ async fn connections_that_wait_for_nothing_are_closed() {
     let (stopped, ends) = tokio::join!(shutdown.stop(graces), ends);
     assert_eq!(ends, (String::new(), String::new(), String::new()));
     stopped.expect("a clean stop");
+}
+
+/// Nothing is accepted before the stop: the server's tasks have this thread only.
+#[tokio::test]
+async fn connections_in_the_listeners_queue_are_served() {
+    let (address, shutdown) = server().await;
+    let queued: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = BlockingStream::connect(address).expect("a connection");
+            stream.write_all(PING.as_bytes()).expect("to write");
+            stream
+        })
+        .collect();
+    let graces = Graces { drain: Duration::ZERO, finish: Duration::from_secs(5) };
+    shutdown.stop(graces).await.expect("a clean stop");
+    for mut stream in queued {
+        stream.shutdown(Half::Write).expect("to close one side");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && says_close(&answer), "{answer:?}");
+    }
 }

@@ -81,6 +81,8 @@ impl System {
                 ("DATABASE_URL".to_owned(), database_proxy.url(&database).to_string()),
                 ("AMQP_URL".to_owned(), broker_proxy.url(&broker).to_string()),
                 ("DRAIN_DELAY_MS".to_owned(), "200".to_owned()),
+                // Writes are accepted while the database is away, and readiness is looked at from the first moment.
+                ("LISTEN_DELAY_MS".to_owned(), "0".to_owned()),
                 // A complaint quotes the end of a log, which a backtrace would fill.
                 ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
                 // A machine that is busy with all of this may take longer than a deployment should.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, broker_prefix, shared_stack};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
@@ -73,12 +73,19 @@ impl System {
 
     /// Starts an API and waits until it is ready.
     pub(crate) async fn api(&self) -> Process {
-        let process = self.api_unready();
+        let process = self.api_silent();
         process.ready().await;
         process
     }
 
+    /// Starts an API that says at once why it is not ready.
     pub(crate) fn api_unready(&self) -> Process {
+        let at_once = ("LISTEN_DELAY_MS".to_owned(), "0".to_owned());
+        Process::start("api", "PORT", |port| port.to_string(), &[&self.environment[..], &[at_once]].concat())
+    }
+
+    /// Starts an API, which refuses connections until it is ready.
+    pub(crate) fn api_silent(&self) -> Process {
         Process::start("api", "PORT", |port| port.to_string(), &self.environment)
     }
 
@@ -120,7 +127,7 @@ impl System {
     }
 
     pub(crate) async fn post(&self, api: &Process, path: &str, prefer: &str, body: &Value) -> Response {
-        self.client.post(api.url(path)).header("prefer", prefer).json(body).send().await.unwrap()
+        with_content(self.client.post(api.url(path)), body).header("prefer", prefer).send().await.unwrap()
     }
 
     pub(crate) async fn get(&self, api: &Process, path: &str) -> Response {
@@ -137,6 +144,11 @@ impl System {
         })
         .await
     }
+}
+
+/// With a body, unless it has no members: suspending and reactivating take none.
+pub(crate) fn with_content(request: RequestBuilder, body: &Value) -> RequestBuilder {
+    if body.as_object().is_some_and(|members| !members.is_empty()) { request.json(body) } else { request }
 }
 
 /// Tries until there is a value, within the patience of a test.

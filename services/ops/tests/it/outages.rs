@@ -16,7 +16,9 @@ use crate::harness::{System, Writers, eventually, problem, stack};
 const PROMPT: Duration = Duration::from_secs(30);
 
 /// A server that only this test uses, in a folder that must outlive it.
-async fn own<S: Send + 'static>(start: fn(Options) -> Result<S, local_stack::Error>) -> (S, tempfile::TempDir) {
+pub(crate) async fn own<S: Send + 'static>(
+    start: fn(Options) -> Result<S, local_stack::Error>,
+) -> (S, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(folder.path());
     let server = tokio::task::spawn_blocking(move || start(options)).await.unwrap().unwrap();

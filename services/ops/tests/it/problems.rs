@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Process, System};
+use crate::harness::{Process, System, with_content};
 
 /// Kinds that no request of this test can cause, and the tests that do.
 const ELSEWHERE: [(ProblemKind, &str); 6] = [
@@ -79,7 +79,7 @@ impl Reached {
         for (name, value) in fields {
             asked = asked.header(*name, *value);
         }
-        let answer = asked.json(body).send().await.unwrap();
+        let answer = with_content(asked, body).send().await.unwrap();
         self.answer(kind, answer).await;
     }
 

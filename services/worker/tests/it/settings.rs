@@ -17,6 +17,9 @@ fn the_worker_has_defaults_for_its_own() {
     let settings = read(&[]).expect("settings");
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8081");
     assert_eq!(settings.batch, 200);
+    // Nothing is sent to a worker that would have to be sent elsewhere first.
+    assert_eq!(settings.service.graces.drain, std::time::Duration::ZERO);
+    assert!(!help().contains("DRAIN_DELAY_MS"));
     assert!(!format!("{settings:?}").contains("hunter2"));
 }
 

@@ -85,15 +85,10 @@ const IDEMPOTENCY_WINDOW_HOURS: Variable = Variable::with_default(
     "24",
     "For how long a request under the same Idempotency-Key takes effect only once, in hours; at most the retention.",
 );
-const DRAIN_DELAY_MS: Variable = Variable::with_default(
-    "DRAIN_DELAY_MS",
-    "3000",
-    "After SIGTERM: how long to go on accepting while readiness already fails, in milliseconds.",
-);
 const STOP_DEADLINE_MS: Variable = Variable::with_default(
     "STOP_DEADLINE_MS",
     "5000",
-    "After the drain delay: how long work in flight may take, in milliseconds.",
+    "After SIGTERM, and the drain delay of an API: how long work in flight may take, in milliseconds.",
 );
 const LOG: Variable = Variable::with_default(
     "LOG",
@@ -140,7 +135,6 @@ pub const SHARED: &[&Variable] = &[
     &PARTITIONS,
     &COMMAND_RETENTION_DAYS,
     &IDEMPOTENCY_WINDOW_HOURS,
-    &DRAIN_DELAY_MS,
     &STOP_DEADLINE_MS,
     &LOG,
     &LOG_FORMAT,
@@ -163,7 +157,7 @@ pub struct ServiceSettings {
     pub retention: Retention,
     /// How long idempotency keys count.
     pub idempotency_window: IdempotencyWindow,
-    /// How long a stop may take.
+    /// How long a stop may take; without a drain delay, which only an API has.
     pub graces: Graces,
     /// Logs and traces.
     pub telemetry: TelemetrySettings,
@@ -231,7 +225,6 @@ impl ServiceSettings {
             let problem = format!("{given} hours exceed COMMAND_RETENTION_DAYS; expected at most {most}");
             reader.fault(&IDEMPOTENCY_WINDOW_HOURS, problem);
         }
-        let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
         let finish = reader.millis(&STOP_DEADLINE_MS, 100..=300_000);
         let telemetry = TelemetrySettings::read(reader);
         let database = database?;
@@ -243,7 +236,7 @@ impl ServiceSettings {
             broker: broker?,
             retention: retention?,
             idempotency_window: window?,
-            graces: Graces { drain: drain?, finish: finish? },
+            graces: Graces { drain: Duration::ZERO, finish: finish? },
             telemetry: telemetry?,
         })
     }

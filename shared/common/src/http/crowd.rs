@@ -148,6 +148,12 @@ impl Visitor {
         }
     }
 
+    /// The number of the present idle period; none while a request is in hand.
+    pub(super) fn idle_period(&self) -> Option<u64> {
+        let requests = self.lock();
+        (requests.in_hand == 0).then_some(requests.quiet)
+    }
+
     /// Its next request begins.
     pub(super) fn busy(self: &Arc<Self>) -> Busy {
         let mut requests = self.lock();

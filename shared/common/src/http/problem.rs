@@ -1,10 +1,10 @@
 //! The problem documents that are written where no operation was reached (RFC 9457).
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, StatusCode, Version};
 use poem::Response;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::Span;
 
 use crate::telemetry::continue_trace;
@@ -17,7 +17,8 @@ pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
         400,
         "invalid-request",
         "The request is not valid",
-        "the request is not HTTP/1.1 as RFC 9112 has it; send it anew",
+        "the request is not HTTP/1.1 (RFC 9112); check the request line, the names and values of the header fields, \
+         Content-Length, and Transfer-Encoding, of which only chunked is taken",
     ),
     (414, "uri-too-long", "The request target is too long", "the target exceeds 64 KiB; send a shorter one"),
     (
@@ -28,24 +29,39 @@ pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
     ),
 ];
 
-/// A request of HTTP/1.1 without a host, or with several (RFC 9112 §3.2).
-pub(super) fn misaddressed<B>(request: &Request<B>) -> Option<Response> {
-    let hosts = request.headers().get_all(HOST).iter().count();
-    if request.version() != Version::HTTP_11 || hosts == 1 {
-        return None;
-    }
+/// The refusal of a request that the library takes, but that is not HTTP/1.1 as this service speaks it.
+pub(super) fn refused<B>(request: &Request<B>) -> Option<Response> {
+    let (field, fault) = fault(request)?;
     let (status, name, title, _) = REFUSALS[0];
-    let detail = format!("there are {hosts} Host fields; send one");
     let response = Response::builder().status(StatusCode::BAD_REQUEST).content_type(CONTENT_TYPE);
-    Some(response.header("cache-control", "no-store").body(document(status, name, title, &detail)))
+    let errors = json!([{ "field": field, "detail": fault }]);
+    Some(response.header("cache-control", "no-store").body(document(status, name, title, ("errors", errors))))
 }
 
-fn document(status: u16, name: &str, title: &str, detail: &str) -> String {
+fn fault<B>(request: &Request<B>) -> Option<(&'static str, String)> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    // RFC 9112 §3.2.
+    if request.version() == Version::HTTP_11 && hosts != 1 {
+        return Some(("Host", format!("is there {hosts} times; send it once")));
+    }
+    // RFC 9112 §6.1: the library looks at the last coding only, and would leave the others in the body.
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let first = codings.next()?;
+    if codings.next().is_some() || !first.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+        return Some((
+            "Transfer-Encoding",
+            "has a coding that is not taken; send chunked alone, or Content-Length".into(),
+        ));
+    }
+    None
+}
+
+fn document(status: u16, name: &str, title: &str, (member, value): (&str, Value)) -> String {
     json!({
         "type": format!("/problems/{name}"),
         "title": title,
         "status": status,
-        "detail": detail,
+        member: value,
         "trace_id": continue_trace(&Span::none(), &HeaderMap::new()).to_string(),
     })
     .to_string()
@@ -56,7 +72,7 @@ pub(super) fn refusal(status: u16, date: &str) -> Bytes {
     let found = REFUSALS.iter().find(|(known, ..)| *known == status);
     let (status, name, title, detail) = *found.unwrap_or(&REFUSALS[0]);
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
-    let body = document(status, name, title, detail);
+    let body = document(status, name, title, ("detail", detail.into()));
     format!(
         "HTTP/1.1 {status} {reason}\r\ndate: {date}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",

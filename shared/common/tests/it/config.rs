@@ -1,5 +1,7 @@
 //! Settings from the environment: every fault at once, and no secret anywhere.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -30,7 +32,7 @@ fn two_urls_are_all_that_must_be_set() {
     assert_eq!(settings.broker.partitions, 16);
     assert_eq!(settings.retention, Retention(Duration::from_hours(30 * 24)));
     assert_eq!(settings.idempotency_window, IdempotencyWindow(Duration::from_hours(24)));
-    assert_eq!(settings.graces.drain, Duration::from_secs(3));
+    assert_eq!(settings.graces.drain, Duration::ZERO, "only an API has a drain delay");
     assert_eq!(settings.graces.finish, Duration::from_secs(5));
     assert_eq!(settings.telemetry.filter, "info");
     assert_eq!(settings.telemetry.format, LogFormat::Auto);
@@ -49,7 +51,6 @@ fn every_setting_is_taken_from_its_variable() {
         ("PARTITIONS", "32"),
         ("COMMAND_RETENTION_DAYS", "2"),
         ("IDEMPOTENCY_WINDOW_HOURS", "48"),
-        ("DRAIN_DELAY_MS", "10"),
         ("STOP_DEADLINE_MS", "2000"),
         ("LOG", "warn,rollcall_worker=debug"),
         ("LOG_FORMAT", "json"),
@@ -61,7 +62,6 @@ fn every_setting_is_taken_from_its_variable() {
     assert_eq!((settings.broker.prefix.as_str(), settings.broker.partitions), ("staging.", 32));
     assert_eq!(settings.retention, Retention(Duration::from_hours(48)));
     assert_eq!(settings.idempotency_window, IdempotencyWindow(Duration::from_hours(48)));
-    assert_eq!(settings.graces.drain, Duration::from_millis(10));
     assert_eq!(settings.graces.finish, Duration::from_secs(2));
     assert_eq!(settings.telemetry.filter, "warn,rollcall_worker=debug");
     assert_eq!(settings.telemetry.format, LogFormat::Json);
@@ -87,7 +87,6 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
         ("PARTITIONS", "many"),
         ("COMMAND_RETENTION_DAYS", "-1"),
         ("IDEMPOTENCY_WINDOW_HOURS", "a day"),
-        ("DRAIN_DELAY_MS", "300001"),
         ("STOP_DEADLINE_MS", "1.5"),
         ("LOG", "rollcall=loud"),
         ("LOG_FORMAT", "xml"),
@@ -95,7 +94,7 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
     ])
     .expect_err("faults");
     insta::assert_snapshot!(faults, @r#"
-    the environment has 13 fault(s):
+    the environment has 12 fault(s):
       DATABASE_URL: has the scheme "mysql"; expected postgres or postgresql; for example DATABASE_URL=postgres://rollcall:secret@127.0.0.1:5432/rollcall
       DATABASE_POOL_MAX: 0 is out of range; expected a whole number from 1 to 10000; for example DATABASE_POOL_MAX=20
       DATABASE_CONNECTION_BUDGET: "plan-51" is unknown; expected a number from 6 to 10000, or plan-50, plan-300, plan-1000; for example DATABASE_CONNECTION_BUDGET=plan-50
@@ -104,9 +103,8 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
       PARTITIONS: "many" is no number; expected a whole number from 1 to 1024; for example PARTITIONS=16
       COMMAND_RETENTION_DAYS: "-1" is no number; expected a whole number from 1 to 3650; for example COMMAND_RETENTION_DAYS=30
       IDEMPOTENCY_WINDOW_HOURS: "a day" is no number; expected a whole number from 1 to 720; for example IDEMPOTENCY_WINDOW_HOURS=24
-      DRAIN_DELAY_MS: 300001 is out of range; expected a whole number from 0 to 300000; for example DRAIN_DELAY_MS=3000
       STOP_DEADLINE_MS: "1.5" is no number; expected a whole number from 100 to 300000; for example STOP_DEADLINE_MS=5000
-      LOG: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5; for example LOG=info
+      LOG: "loud" is no level; expected one of off, error, warn, info, debug, trace; for example LOG=info
       LOG_FORMAT: "xml" is unknown; expected one of auto, json, text; for example LOG_FORMAT=auto
       OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// and a host, such as a collector on this machine; for example OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317
     "#);
@@ -120,7 +118,6 @@ fn bounds_are_part_of_what_is_allowed() {
         ("PARTITIONS", "1", "1024", "0", "1025"),
         ("COMMAND_RETENTION_DAYS", "1", "3650", "0", "3651"),
         ("IDEMPOTENCY_WINDOW_HOURS", "1", "720", "0", "721"),
-        ("DRAIN_DELAY_MS", "0", "300000", "-1", "300001"),
         ("STOP_DEADLINE_MS", "100", "300000", "99", "300001"),
     ];
     for (name, lowest, highest, below, above) in table {
@@ -250,6 +247,20 @@ fn a_reserved_character_in_a_password_is_told_to_be_encoded() {
     }
     for encoded in ["postgres://u:12345%2Fx%3F%23%40@h/d?application_name=a@b", "postgres://u@h/d"] {
         database_url(encoded).expect(encoded);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_utf8_is_not_taken_for_unset() {
+    let latin1 = || OsString::from_vec(b"hunter2\xff".to_vec());
+    let given = |name: &str, value: OsString| (OsString::from(name), value);
+    for name in ["DATABASE_POOL_MAX", "AMQP_URL", "DATABASE_CONTROL_URL_FILE", "LOG_FORMAT", "OTEL_SERVICE_NAME"] {
+        let urls = [DATABASE, BROKER].map(|(name, value)| given(name, value.into()));
+        let mut reader = Reader::of_os(urls.into_iter().chain([given(name, latin1()), given("OTHER", latin1())]));
+        let settings = ServiceSettings::read(&mut reader);
+        let faults = reader.finish(settings).expect_err(name).to_string();
+        assert!(faults.contains("1 fault(s)") && faults.contains(&format!("\n  {name}: is not UTF-8")), "{faults}");
+        assert!(!faults.contains("hunter2"), "{faults}");
     }
 }
 
