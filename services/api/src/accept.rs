@@ -91,7 +91,7 @@ impl Terms {
 
     fn fingerprint(&self, command: &Command) -> Digest {
         match self.versions.as_slice() {
-            several @ [_, _, ..] => Digest::of_request(command, several),
+            several @ [_, _, ..] => Digest::of_request_for_any(command, several),
             _ => Digest::of_request(command, self.if_match),
         }
     }

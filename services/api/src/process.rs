@@ -20,13 +20,13 @@ use crate::settings::ApiSettings;
 pub async fn main() -> anyhow::Result<()> {
     let settings = ApiSettings::read(Reader::from_process())?;
     let service = settings.service.clone();
-    common::process::run("rollcall-api", &service, async |shutdown| start(shutdown, settings).await).await?;
+    common::process::run("rollcall-api", &service, async |shutdown| start(shutdown, settings)).await?;
     Ok(())
 }
 
 /// Starts every part; the pool is closed last. What can fail comes first: the broker's client has threads of its own, which
 /// do not survive the end of the runtime.
-async fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
+fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
     let socket = http::bind(settings.listen)?;
     let (service, limits) = (settings.service, settings.limits.possible());
     let health = Health::new(settings.ready_when, shutdown.clone());

@@ -37,12 +37,12 @@ const EVENT_PUBLISHERS: u16 = 4;
 pub async fn main() -> anyhow::Result<()> {
     let settings = WorkerSettings::read(Reader::from_process())?;
     let service = settings.service.clone();
-    common::process::run("rollcall-worker", &service, async |shutdown| start(shutdown, settings).await).await?;
+    common::process::run("rollcall-worker", &service, async |shutdown| start(shutdown, settings)).await?;
     Ok(())
 }
 
 /// Starts every part; the pool is closed last.
-async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
+fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> {
     // First: the broker's client has threads of its own, which do not survive a failed start.
     let listener = http::listen(http::bind(settings.listen)?)?;
     let service = settings.service;

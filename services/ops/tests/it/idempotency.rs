@@ -132,3 +132,26 @@ async fn a_change_under_a_key_takes_effect_once() {
     }
     problem(system.waited(&one, Method::DELETE, &path, "other", &Value::Null).await, 404, "user-not-found").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_versions_is_a_condition_and_part_of_the_request() {
+    let system = System::prepare().await;
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let user = system.create(&api, "ada@example.org").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let rename = async |condition: &str, key: &str, name: &str| {
+        let request = system.keyed(&api, Method::PATCH, &path, key, &json!({ "name": name }));
+        request.header("prefer", "wait=20").header("if-match", condition).send().await.unwrap()
+    };
+    let first = json_of(rename("\"7\", \"1\"", "first", "Lovelace").await, StatusCode::OK).await;
+    assert_eq!((&first["version"], &first["name"]), (&json!(2), &json!("Lovelace")));
+    // None of them is current any more, but the request took effect before.
+    let retried = json_of(rename("\"1\",\"7\"", "first", "Lovelace").await, StatusCode::OK).await;
+    assert_eq!(retried["version"], 2);
+    problem(rename("\"1\"", "first", "Lovelace").await, 422, "idempotency-key-reused").await;
+    problem(rename("\"1\", \"7\"", "late", "King").await, 412, "version-lost").await;
+    let weak = problem(rename("W/\"2\"", "weak", "King").await, 412, "version-lost").await;
+    assert!(weak["detail"].as_str().unwrap().contains("weak tag"), "{weak}");
+    let second = json_of(rename("W/\"1\", \"2\", \"3\"", "second", "King").await, StatusCode::OK).await;
+    assert_eq!((&second["version"], &second["name"]), (&json!(3), &json!("King")));
+}

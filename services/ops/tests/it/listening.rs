@@ -20,7 +20,7 @@ async fn connected(api: &Process) -> std::io::Result<TcpStream> {
 /// Everything up to the end of the connection.
 async fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.expect("an end in time").unwrap();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     text
 }
 
@@ -33,7 +33,7 @@ async fn a_starting_api_refuses_connections_until_it_is_ready() {
     let api = system.api_silent();
     eventually("it waits for the schema", async || api.output().contains("version 0 is older than").then_some(()))
         .await;
-    let refused = connected(&api).await.expect_err("it does not listen yet");
+    let refused = connected(&api).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 
     let url = system.environment.iter().find(|(name, _)| name == "DATABASE_URL").unwrap().1.clone();

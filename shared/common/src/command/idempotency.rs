@@ -41,9 +41,17 @@ impl Digest {
     }
 
     /// The fingerprint of a request: the hash of `[wire name, if_match, members in alphabetical order]` as JSON without
-    /// white space; `if_match` is a version, null, or the list of those that the client named. The id of a user to create is
-    /// no part of it: the client did not send it.
-    pub fn of_request(command: &Command, if_match: impl Serialize) -> Self {
+    /// white space. The id of a user to create is no part of it: the client did not send it.
+    pub fn of_request(command: &Command, if_match: Option<i64>) -> Self {
+        Self::of_conditional(command, if_match)
+    }
+
+    /// The same for a request that names several versions, as a list.
+    pub fn of_request_for_any(command: &Command, versions: &[i64]) -> Self {
+        Self::of_conditional(command, versions)
+    }
+
+    fn of_conditional(command: &Command, if_match: impl Serialize) -> Self {
         let data = serde_json::to_value(command).ok().and_then(|mut tagged| tagged.get_mut("data").map(Value::take));
         let mut members: BTreeMap<String, Value> = match data {
             Some(Value::Object(members)) => members.into_iter().collect(),
