@@ -100,8 +100,8 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
-        retention: service.retention,
         progress: progress.clone(),
+        health: health.clone(),
         shutdown: shutdown.clone(),
     };
     collector.start();
@@ -114,10 +114,9 @@ async fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.retention, service.idempotency_window),
+            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window),
             probing: false,
             suspects: suspects.clone(),
-            pool: pool.clone(),
             replies: replies.clone(),
             committed: Arc::clone(&committed),
             instruments: instruments.clone(),

@@ -26,6 +26,7 @@ mod lifecycle;
 mod limits;
 mod lost;
 mod membership;
+mod messages;
 mod outages;
 mod output;
 mod pooler;
