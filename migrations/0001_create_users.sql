@@ -22,3 +22,15 @@ CREATE UNIQUE INDEX users_email_key ON users (lower(email COLLATE "C"));
 
 -- Pages of one status.
 CREATE INDEX users_status_id_idx ON users (status, id);
+
+-- The last version of each deleted user. A user that is created again under the same id (derived from an idempotency key,
+-- or replayed) goes on counting above it, so an entity tag or an event version never means two states. Kept for good:
+-- the commands that made the versions are dropped by retention.
+CREATE TABLE deleted_users (
+    id uuid NOT NULL,
+    -- The deletion counts as a change, as in its event.
+    version bigint NOT NULL,
+    deleted_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT deleted_users_pkey PRIMARY KEY (id),
+    CONSTRAINT deleted_users_version_check CHECK (version >= 2)
+);

@@ -1,8 +1,20 @@
 -- One row per command that was decided: the deduplication record, the status resource and the audit trail at once.
 -- Partitioned by the day inside the UUIDv7, so that retention can drop a table instead of deleting rows.
+-- Orders a user's commands by their effect. Each transaction takes one number when all its locks are held, and counts the
+-- commands that it decides in it: the clocks of two APIs, and so the ids, may say otherwise.
+CREATE SEQUENCE command_transactions;
+
+-- A function, because the worker may use no sequence by itself.
+CREATE FUNCTION next_command_position() RETURNS bigint
+    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$ SELECT nextval('command_transactions') << 16 $$;
+
+REVOKE EXECUTE ON FUNCTION next_command_position() FROM PUBLIC;
+
 CREATE TABLE commands (
     id uuid NOT NULL,
-    user_id uuid NOT NULL,
+    -- Absent when no user could be read from the message; such a command is parked.
+    user_id uuid,
     type text NOT NULL,
     principal text NOT NULL,
     accepted_at timestamptz NOT NULL,
@@ -13,10 +25,14 @@ CREATE TABLE commands (
     reason text,
     -- The user's version after a command that succeeded and left a user.
     user_version bigint,
+    -- The place in the user's history; see command_transactions.
+    position bigint NOT NULL DEFAULT next_command_position(),
     CONSTRAINT commands_pkey PRIMARY KEY (id),
     CONSTRAINT commands_status_check CHECK (status IN ('pending', 'succeeded', 'rejected', 'parked')),
     CONSTRAINT commands_reason_check CHECK ((status IN ('rejected', 'parked')) = (reason IS NOT NULL))
 ) PARTITION BY RANGE (id);
+
+ALTER SEQUENCE command_transactions OWNED BY commands.position;
 
 -- The lowest UUID of a day (UTC): 48 bits of milliseconds, then zeros. Version bits are left out, so that it is not above
 -- any version 7 UUID of that day.
@@ -26,34 +42,65 @@ CREATE FUNCTION command_day_bound(day date) RETURNS uuid
         SELECT (lpad(to_hex((extract(epoch FROM day::timestamp) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
     $$;
 
--- Makes sure that the commands of a day have a table. Attaching takes a lock that lets reads and writes go on, which
--- creating a partition in place would not. Concurrent callers take turns. Runs as its owner: the worker makes no tables.
-CREATE FUNCTION ensure_command_day(day date) RETURNS void
+-- The days that have or had a table. A command without a row whose day was dropped may have been applied before: it is
+-- parked. One whose day never was dropped is applied, however old.
+CREATE TABLE command_days (
+    day date NOT NULL,
+    -- When a worker last asked for the table, to the hour: what waited for long gets a row too, and that row is kept
+    -- as long as others.
+    used_at timestamptz NOT NULL DEFAULT now(),
+    -- When retention dropped the table; stays although the table may have been made again.
+    dropped_at timestamptz,
+    CONSTRAINT command_days_pkey PRIMARY KEY (day)
+);
+
+-- Makes sure that the commands of a day have a table; says whether retention dropped it before. Attaching takes a lock that
+-- lets reads and writes go on, which creating a partition in place would not. Concurrent callers take turns. Runs as its
+-- owner: the worker makes no tables.
+CREATE FUNCTION ensure_command_day(wanted date) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
-    partition text := 'commands_' || to_char(day, 'YYYYMMDD');
+    partition text := 'commands_' || to_char(wanted, 'YYYYMMDD');
+    dropped boolean;
 BEGIN
-    IF to_regclass(partition) IS NOT NULL THEN
-        RETURN;
+    SELECT dropped_at IS NOT NULL
+    INTO dropped
+    FROM command_days
+    WHERE day = wanted AND used_at > now() - interval '1 hour';
+    IF NOT FOUND THEN
+        INSERT INTO command_days (day) VALUES (wanted)
+        ON CONFLICT (day) DO UPDATE SET used_at = now()
+        RETURNING dropped_at IS NOT NULL INTO dropped;
+    END IF;
+    IF has_command_day(partition) THEN
+        RETURN dropped;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('ensure_command_day'));
-    -- Asked of the catalog's rows: to_regclass answers from this session's cache, which waiting for the lock does not renew.
-    IF EXISTS (
-        SELECT
-        FROM pg_inherits
-        JOIN pg_class ON pg_class.oid = pg_inherits.inhrelid
-        WHERE pg_inherits.inhparent = 'commands'::regclass AND pg_class.relname = partition
-    ) THEN
-        RETURN;
+    IF has_command_day(partition) THEN
+        RETURN dropped;
     END IF;
     -- Outcomes update the row that deduplication inserted; the free space keeps that on the same page.
     EXECUTE format('CREATE TABLE %I (LIKE commands INCLUDING ALL) WITH (fillfactor = 60)', partition);
     EXECUTE format(
         'ALTER TABLE commands ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
-        partition, command_day_bound(day), command_day_bound(day + 1)
+        partition, command_day_bound(wanted), command_day_bound(wanted + 1)
     );
+    RETURN dropped;
 END
 $$;
+
+-- Whether the table of this name belongs to commands. Asked of the catalog's rows: to_regclass answers from this session's
+-- cache, which waiting for a lock does not renew.
+CREATE FUNCTION has_command_day(name text) RETURNS boolean
+    LANGUAGE sql STABLE SET search_path FROM CURRENT
+    AS $$
+        SELECT EXISTS (
+            SELECT
+            FROM pg_inherits
+            JOIN pg_class ON pg_class.oid = pg_inherits.inhrelid
+            WHERE pg_inherits.inhparent = 'commands'::regclass AND pg_class.relname = name
+        )
+    $$;
 
 REVOKE EXECUTE ON FUNCTION ensure_command_day(date) FROM PUBLIC;

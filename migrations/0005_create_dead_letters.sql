@@ -13,12 +13,13 @@ CREATE TABLE held_users (
 CREATE TABLE dead_letters (
     -- The position: a user's letters are recorded under the lock of its row above, so they are numbered in order.
     id bigint GENERATED ALWAYS AS IDENTITY,
-    -- Both absent for a message that is no command: it has no user to hold.
+    -- Both absent for a message without a readable id; the user alone when only the id could be read. Without a user
+    -- nothing is blocked.
     command_id uuid,
     user_id uuid,
     -- The wire name, for filters; the payload may be large, and need not be JSON.
     type text,
-    -- The message as it came: bytes, because what cannot be decoded can be anything.
+    -- The message as it came, and what a replay decodes: a later build may understand what this one does not.
     payload bytea NOT NULL,
     -- A message that is no command is known by its content when it comes again.
     content_hash bytea NOT NULL GENERATED ALWAYS AS (sha256(payload)) STORED,
@@ -40,7 +41,7 @@ CREATE TABLE dead_letters (
     CONSTRAINT dead_letters_pkey PRIMARY KEY (id),
     CONSTRAINT dead_letters_state_check CHECK (state IN ('open', 'replayed', 'discarded')),
     CONSTRAINT dead_letters_closed_at_check CHECK ((state = 'open') = (closed_at IS NULL)),
-    CONSTRAINT dead_letters_user_id_check CHECK ((command_id IS NULL) = (user_id IS NULL)),
+    CONSTRAINT dead_letters_user_id_check CHECK (user_id IS NULL OR command_id IS NOT NULL),
     CONSTRAINT dead_letters_attempts_check CHECK (attempts >= 0)
 );
 

@@ -28,8 +28,9 @@ CREATE INDEX events_pending_idx ON events (partition, position) WHERE published_
 -- What can be pruned.
 CREATE INDEX events_published_at_idx ON events (published_at) WHERE published_at IS NOT NULL;
 
--- Drops the tables of days before this one and gives how many. Waits only briefly for the lock: a batch that is under way
--- comes first, and a drop that waited longer would hold up those behind it. Runs as the tables' owner.
+-- Drops the tables of days before this one and gives how many; a table that was used since the day after is kept. Waits
+-- only briefly for the lock: a batch that is under way comes first, and a drop that waited longer would hold up those behind
+-- it. Runs as the tables' owner.
 CREATE FUNCTION drop_command_days(before date) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
@@ -42,13 +43,19 @@ BEGIN
         SELECT pg_class.relname
         FROM pg_inherits
         JOIN pg_class ON pg_class.oid = pg_inherits.inhrelid
+        LEFT JOIN command_days ON pg_class.relname = 'commands_' || to_char(command_days.day, 'YYYYMMDD')
         WHERE pg_inherits.inhparent = 'commands'::regclass
             AND pg_class.relname < 'commands_' || to_char(before, 'YYYYMMDD')
+            AND (command_days.used_at IS NULL OR command_days.used_at < (before + 1)::timestamp AT TIME ZONE 'UTC')
         ORDER BY pg_class.relname
     LOOP
         -- The parent first, as every statement on commands takes its locks.
         LOCK TABLE commands IN ACCESS EXCLUSIVE MODE;
         EXECUTE format('DROP TABLE %I', name);
+        -- Remembered for good: a command of that day that comes again may have been applied.
+        INSERT INTO command_days (day, dropped_at)
+        VALUES (to_date(right(name, 8), 'YYYYMMDD'), now())
+        ON CONFLICT (day) DO UPDATE SET dropped_at = now();
         dropped := dropped + 1;
     END LOOP;
     RETURN dropped;

@@ -49,14 +49,17 @@ pub struct CommandResource {
     /// What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
     #[oai(rename = "type")]
     pub kind: Option<String>,
-    /// The user concerned. Absent when a pending or unknown command is looked up.
+    /// The user concerned. Absent when a pending or unknown command is looked up, or no user could be read in a parked one.
     pub user_id: Option<Uuid>,
     /// When it was accepted.
     pub accepted_at: OffsetDateTime,
     /// When it was decided.
     pub applied_at: Option<OffsetDateTime>,
     /// Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
-    /// the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, by an operator and for good.
+    /// the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
+    /// more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `worker-ended`; `expired`,
+    /// `delivery-limit`, `queue-full`, `broker-refused` or `broker`, dead-lettered by the broker; or `discarded`, by an
+    /// operator and for good.
     pub reason: Option<String>,
     /// The earlier command of its user that it waits behind. Absent unless it waits.
     pub blocked_by: Option<Uuid>,
@@ -345,7 +348,7 @@ async fn rows(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Decide
         };
         let decided = Decided {
             id: row.id,
-            user_id: Some(row.user_id),
+            user_id: row.user_id,
             kind: Some(row.kind),
             accepted_at: row.accepted_at,
             applied_at: Some(row.applied_at),

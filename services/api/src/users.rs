@@ -22,7 +22,7 @@ use crate::contract::Tag;
 use crate::headers::{Field, entity_tag, none_match};
 use crate::paging::{Order, Paging};
 use crate::problem::{Failed, Problem, ProblemKind};
-use history::{GetHistoryAnswer, HistoryPage};
+use history::{CommandRow, GetHistoryAnswer, HistoryEntry, HistoryPage};
 use model::{
     ChangeFailures, ChangeUserAnswer, Changed, CreateFailures, CreateUserAnswer, DeleteFailures, DeleteUserAnswer,
     GetFailures, GetUserAnswer, HistoryFailures, ListFailures, ListUsersAnswer, NewUser, RETRY_AFTER_SECONDS,
@@ -133,10 +133,11 @@ impl UsersApi {
     ) -> Result<GetHistoryAnswer, Failed<HistoryFailures>> {
         let list = format!("/v1/users/{}/history", user_id.0);
         let paging = Paging::read(list, Order::Descending, cursor.0.as_deref(), limit.0)?;
-        let entries = history::page(&self.0.pool, user_id.0, &paging).await?.ok_or_else(not_found)?;
-        let paged = paging.page(entries, |entry| entry.id);
+        let rows = history::page(&self.0.pool, user_id.0, &paging).await?.ok_or_else(not_found)?;
+        let paged = paging.page(rows, CommandRow::cursor);
         let link = paging.link(&paged, &[]);
-        let page = HistoryPage { items: paged.items, next_cursor: paged.next, prev_cursor: paged.previous };
+        let items = paged.items.into_iter().map(HistoryEntry::from).collect();
+        let page = HistoryPage { items, next_cursor: paged.next, prev_cursor: paged.previous };
         Ok(GetHistoryAnswer::Page(Json(page), link))
     }
 

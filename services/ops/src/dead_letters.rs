@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
-use common::config::{DatabaseSettings, IdempotencyWindow, Reader, Retention};
+use common::config::{DatabaseSettings, IdempotencyWindow, Reader};
 use common::db;
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
@@ -23,10 +23,11 @@ const SESSION: &str =
 /// The most letters that one call replays or discards; the next call takes the next.
 const MOST: i64 = 10_000;
 
-/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`; `IDEMPOTENCY_WINDOW_HOURS` and `COMMAND_RETENTION_DAYS`.
+/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`; and `IDEMPOTENCY_WINDOW_HOURS`.
 ///
 /// A command that could not be applied is a dead letter. The later commands of its user are parked behind it, in order,
-/// until the letter is replayed or discarded; then they follow. A message that is no command at all is kept as it came.
+/// until the letter is replayed or discarded; then they follow. Every letter keeps its message as it came, and a replay
+/// reads that again. A message whose user cannot be read blocks nothing.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -150,8 +151,8 @@ impl Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let database = DatabaseSettings::read_direct(&mut reader);
-    let kept = IdempotencyWindow::read(&mut reader).zip(Retention::read(&mut reader));
-    let (settings, (window, retention)) = reader.finish(database.zip(kept))?;
+    let window = IdempotencyWindow::read(&mut reader);
+    let (settings, window) = reader.finish(database.zip(window))?;
     let mut conn = db::connect(&settings, "rollcall-dead-letters").await?;
     // Workers wait for whoever replays: not for one that was put to sleep.
     sqlx::raw_sql(SESSION).execute(&mut conn).await?;
@@ -176,7 +177,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             if chosen.ids.is_empty() && !chosen.agreed("Apply", "apply", &letters)? {
                 bail!("nothing was replayed");
             }
-            let terms = Terms { window, retention, dry_run: chosen.dry_run };
+            let terms = Terms { window, dry_run: chosen.dry_run };
             let failed = act::replay(&mut conn, &letters, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) failed again");
         }
@@ -186,7 +187,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             if !chosen.agreed("Give up", behind, &letters)? {
                 bail!("nothing was discarded");
             }
-            let terms = Terms { window, retention, dry_run: chosen.dry_run };
+            let terms = Terms { window, dry_run: chosen.dry_run };
             let failed = act::discard(&mut conn, &letters, with_followers, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) were not discarded, or what waited behind them failed");
         }

@@ -10,11 +10,11 @@ use crate::users::{self, Outcome};
 
 /// What became of a command that was tried alone.
 #[derive(Debug)]
-pub(crate) enum Tried {
+pub(crate) enum AloneEnd {
     /// It was decided.
-    Decided(Outcome),
+    Outcome(Outcome),
     /// No statement takes it, and nothing of it was applied.
-    Guilty {
+    Failed {
         /// The SQLSTATE.
         sqlstate: String,
         /// What the server said.
@@ -30,23 +30,23 @@ pub(crate) async fn try_alone(
     conn: &mut PgConnection,
     envelope: &Envelope,
     origin: Origin<'_>,
-) -> Result<Tried, ApplyError> {
+) -> Result<AloneEnd, ApplyError> {
     let mut savepoint = conn.begin().await?;
     match users::apply_wave(&mut savepoint, &[envelope], origin).await {
         Ok(mut outcomes) => {
             savepoint.commit().await?;
-            outcomes.remove(&envelope.id).map(Tried::Decided).ok_or(ApplyError::Contention(None))
+            outcomes.remove(&envelope.id).map(AloneEnd::Outcome).ok_or(ApplyError::Contention(None))
         }
         Err(ApplyError::Command { sqlstate, constraint, source }) => {
             savepoint.rollback().await?;
             if constraint.as_deref() == Some("users_email_key") {
                 // Another transaction took the address between the look and the change.
-                return Ok(Tried::Decided(Outcome::Rejected(Rejection::EmailTaken)));
+                return Ok(AloneEnd::Outcome(Outcome::Rejected(Rejection::EmailTaken)));
             }
             warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
             // Its own words only: the place in the server's source code that it adds helps nobody.
             let reason = source.as_database_error().map_or_else(|| source.to_string(), |e| e.message().to_owned());
-            Ok(Tried::Guilty { sqlstate, reason })
+            Ok(AloneEnd::Failed { sqlstate, reason })
         }
         Err(other) => Err(other),
     }

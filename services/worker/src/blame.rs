@@ -1,6 +1,7 @@
 //! Who is at fault when a statement fails, by SQLSTATE, and so what happens next.
 
 use common::db::DbError;
+use sqlx::error::DatabaseError;
 
 /// What went wrong, named after who has to act.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,22 @@ pub enum ApplyError {
     Outage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// The table whose partitions are the days.
+const COMMANDS: &str = "commands";
+/// Check violation; without the name of a constraint: no partition of the table takes the row.
+const CHECK_VIOLATION: &str = "23514";
+
+impl ApplyError {
+    /// Whether a day's table of commands is missing.
+    pub fn is_missing_day(&self) -> bool {
+        matches!(self, Self::Deployment(error) if error.as_database_error().is_some_and(is_missing_day))
+    }
+}
+
+fn is_missing_day(error: &dyn DatabaseError) -> bool {
+    error.code().as_deref() == Some(CHECK_VIOLATION) && error.constraint().is_none() && error.table() == Some(COMMANDS)
+}
+
 impl From<sqlx::Error> for ApplyError {
     fn from(error: sqlx::Error) -> Self {
         let Some(database) = error.as_database_error() else {
@@ -47,6 +64,9 @@ impl From<sqlx::Error> for ApplyError {
         let sqlstate = database.code().unwrap_or_default().into_owned();
         let constraint = database.constraint().map(str::to_owned);
         let class = sqlstate.get(..2).unwrap_or_default();
+        if is_missing_day(database) {
+            return Self::Deployment(error);
+        }
         match (class, sqlstate.as_str()) {
             // Serialization failure, deadlock, lock not available, statement cancelled.
             ("40", _) | (_, "55P03" | "57014") => Self::Contention(Some(error)),

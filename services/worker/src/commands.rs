@@ -1,31 +1,42 @@
 //! The rows of the commands: the deduplication record, the status resource and the audit trail at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use common::command::{CommandId, Envelope};
+use common::command::{CommandHeader, CommandId};
 use common::config::Retention;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::dead_letters;
+use crate::incoming::Entry;
 use crate::users::Outcome;
 
 /// Inserts the command rows and gives the commands that were not there yet, in order of arrival.
-pub(crate) async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) -> Result<Vec<Envelope>, sqlx::Error> {
-    let mut once = HashSet::new();
-    // A message can come twice in one batch when a publisher repeats it.
-    let commands: Vec<&Envelope> = commands.iter().filter(|c| once.insert(c.id)).collect();
+pub(crate) async fn deduplicate<'m>(
+    conn: &mut PgConnection,
+    entries: Vec<Entry<'m>>,
+) -> Result<Vec<Entry<'m>>, sqlx::Error> {
+    let headers: Vec<&CommandHeader> = entries.iter().map(|entry| &entry.header).collect();
+    let inserted = insert(conn, &headers).await?;
+    #[cfg(feature = "mutants")]
+    let inserted = crate::mutants::fresh(inserted, &headers.iter().map(|header| header.id.into()).collect::<Vec<_>>());
+    Ok(entries.into_iter().filter(|entry| inserted.contains(&entry.id().into())).collect())
+}
+
+/// Inserts the rows of commands that are about to be decided; gives the ids of those that had none.
+pub(crate) async fn insert(conn: &mut PgConnection, commands: &[&CommandHeader]) -> Result<HashSet<Uuid>, sqlx::Error> {
     let ids: Vec<Uuid> = commands.iter().map(|c| c.id.into()).collect();
-    let user_ids: Vec<Uuid> = commands.iter().map(|c| c.command.user_id().into()).collect();
-    let types: Vec<&str> = commands.iter().map(|c| c.command.wire_name()).collect();
+    let user_ids: Vec<Option<Uuid>> = commands.iter().map(|c| c.user_id.map(Uuid::from)).collect();
+    let types: Vec<&str> = commands.iter().map(|c| c.kind.as_str()).collect();
     let principals: Vec<&str> = commands.iter().map(|c| c.principal.as_str()).collect();
     let accepted: Vec<OffsetDateTime> = commands.iter().map(|c| c.accepted_at).collect();
-    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking.
-    let inserted: HashSet<Uuid> = sqlx::query_scalar!(
+    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking. The position comes
+    // with the outcome.
+    let inserted = sqlx::query_scalar!(
         r#"
-        INSERT INTO commands (id, user_id, type, principal, accepted_at)
-        SELECT id, user_id, type, principal, accepted_at
+        INSERT INTO commands (id, user_id, type, principal, accepted_at, position)
+        SELECT id, user_id, type, principal, accepted_at, 0
         FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
             AS input (id, user_id, type, principal, accepted_at)
         ORDER BY id
@@ -33,28 +44,25 @@ pub(crate) async fn deduplicate(conn: &mut PgConnection, commands: &[Envelope]) 
         RETURNING id
         "#,
         &ids,
-        &user_ids,
+        &user_ids as &[Option<Uuid>],
         &types as &[&str],
         &principals as &[&str],
         &accepted,
     )
     .fetch_all(conn)
-    .await?
-    .into_iter()
-    .collect();
-    #[cfg(feature = "mutants")]
-    let inserted = crate::mutants::fresh(inserted, &ids);
-    Ok(commands.into_iter().filter(|c| inserted.contains(&c.id.into())).cloned().collect())
+    .await?;
+    Ok(inserted.into_iter().collect())
 }
 
-/// Writes the outcomes into the command rows.
-pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId, Outcome>) -> Result<(), sqlx::Error> {
-    let ids: Vec<Uuid> = outcomes.keys().map(|id| (*id).into()).collect();
+/// Writes the outcomes into the command rows, in this order in the users' histories. The caller holds every lock that the
+/// commands need: the order of positions is that of the effects.
+pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &[(CommandId, Outcome)]) -> Result<(), sqlx::Error> {
+    let ids: Vec<Uuid> = outcomes.iter().map(|(id, _)| (*id).into()).collect();
     let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(()) };
     let mut statuses = Vec::with_capacity(ids.len());
     let mut reasons = Vec::with_capacity(ids.len());
     let mut versions = Vec::with_capacity(ids.len());
-    for outcome in outcomes.values() {
+    for (_, outcome) in outcomes {
         let (status, reason, version) = match outcome {
             Outcome::Succeeded(version) => ("succeeded", None, *version),
             Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
@@ -68,9 +76,16 @@ pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId
     // The bounds let the planner leave out the other days' tables.
     sqlx::query!(
         r#"
+        WITH transaction AS MATERIALIZED (
+            SELECT next_command_position() AS position
+        )
         UPDATE commands
-        SET status = outcome.status, reason = outcome.reason, user_version = outcome.version
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[]) AS outcome (id, status, reason, version)
+        SET status = outcome.status,
+            reason = outcome.reason,
+            user_version = outcome.version,
+            position = transaction.position + outcome.number
+        FROM transaction, unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY
+            AS outcome (id, status, reason, version, number)
         WHERE commands.id = outcome.id AND commands.id BETWEEN $5 AND $6
         "#,
         &ids,
@@ -85,8 +100,7 @@ pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &HashMap<CommandId
     Ok(())
 }
 
-/// Drops the tables of days that are no longer kept; gives how many. What a worker still decides is younger by a day at
-/// least.
+/// Drops the tables of days that are no longer kept, unless something old came into them since; gives how many.
 ///
 /// # Errors
 /// As the statement gives them; SQLSTATE 55P03 when batches are under way for too long.

@@ -1,23 +1,18 @@
-//! From a delivery to a command, or to the reason why it is none; and back to the broker.
+//! From a delivery to its spans, and back to the broker.
 
-use common::command::{CommandId, Envelope};
-use common::config::Retention;
 use common::telemetry::{TRACE_TARGET, amqp_context};
 use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 use lapin::types::AMQPValue;
 use opentelemetry::trace::TraceContextExt;
-use time::OffsetDateTime;
 use tokio::time::timeout;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::apply::Applier;
+use crate::incoming::IncomingMessage;
 use crate::users::Outcome;
 
-/// Clocks of publishers may be ahead of the worker's by this.
-const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 /// For an acknowledgement to be written. When the connection ends at that moment, the client library may not say so for ever:
 /// the partition would stand still.
 const ACK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -27,25 +22,6 @@ const UNSUSPICIOUS: i64 = 1;
 /// Acknowledges a delivery, and those before it when `multiple`; false when it came too late for its channel.
 pub(crate) async fn acknowledge(acker: &Acker, multiple: bool) -> lapin::Result<bool> {
     timeout(ACK_DEADLINE, acker.ack(BasicAckOptions { multiple })).await.unwrap_or(Ok(false))
-}
-
-/// Reads a delivery's command.
-///
-/// # Errors
-/// The reason for the dead letter.
-pub(crate) fn decode(delivery: &Delivery, applier: &Applier) -> Result<Envelope, String> {
-    let envelope = Envelope::decode(&delivery.data).map_err(|fault| format!("undecodable: {fault}"))?;
-    if applier.keeps(envelope.id) {
-        Ok(envelope)
-    } else {
-        Err(format!("out of time: the command id was minted at {}, outside of what is kept", envelope.id.minted_at()))
-    }
-}
-
-/// Whether a command's row could be kept: its time is neither before the retention nor in the future.
-pub(crate) fn kept(id: CommandId, retention: Retention) -> bool {
-    let now = OffsetDateTime::now_utc();
-    id.minted_at() > now - retention.0 && id.minted_at() < now + CLOCK_SKEW
 }
 
 /// Whether the broker had to take it back so often that it may be what ended its workers. Once is no reason: a restart, an
@@ -62,7 +38,7 @@ pub(crate) fn suspicious(delivery: &Delivery) -> bool {
     returned > UNSUSPICIOUS
 }
 
-/// The spans of one batch: its own, and for each command one that continues the command's trace.
+/// The spans of one batch: its own, and for each message with an id one that continues the command's trace.
 pub(crate) struct BatchSpans {
     pub(crate) batch: Span,
     commands: Vec<Span>,
@@ -70,7 +46,7 @@ pub(crate) struct BatchSpans {
 
 impl BatchSpans {
     /// Opens them before the batch is applied.
-    pub(crate) fn open(deliveries: &[Delivery], commands: &[Envelope]) -> Self {
+    pub(crate) fn open(deliveries: &[Delivery], messages: &[IncomingMessage]) -> Self {
         let batch = info_span!(
             target: TRACE_TARGET,
             "apply batch",
@@ -80,8 +56,9 @@ impl BatchSpans {
             db.system.name = "postgresql",
         );
         let batch_context = batch.context().span().span_context().clone();
-        let mut spans = Vec::with_capacity(commands.len());
-        for (delivery, envelope) in deliveries.iter().zip(commands) {
+        let mut spans = Vec::with_capacity(messages.len());
+        for (delivery, message) in deliveries.iter().zip(messages) {
+            let Some(header) = message.header() else { continue };
             let destination = format!("{}:{}", delivery.exchange, delivery.routing_key);
             let span = info_span!(
                 target: TRACE_TARGET,
@@ -94,11 +71,11 @@ impl BatchSpans {
                 messaging.operation.r#type = "process",
                 messaging.destination.name = destination,
                 messaging.rabbitmq.destination.routing_key = %delivery.routing_key,
-                messaging.message.id = %envelope.id,
-                command.id = %envelope.id,
-                command.r#type = envelope.command.wire_name(),
+                messaging.message.id = %header.id,
+                command.id = %header.id,
+                command.r#type = header.kind,
                 command.outcome = field::Empty,
-                user.id = %envelope.command.user_id(),
+                user.id = header.user_id.map(|id| id.to_string()),
             );
             // The parent first: once a span was entered it can no longer be set. Both fail only without a trace layer.
             let context = amqp_context(delivery.properties.headers().as_ref());

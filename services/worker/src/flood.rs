@@ -1,4 +1,5 @@
-//! The flood guard: when most of the recent commands would become dead letters, the fault is hardly theirs.
+//! The flood guard: when most of the recent messages would become dead letters, the fault is hardly theirs. Messages that
+//! are no commands count like others; commands that wait behind a dead letter do not.
 //!
 //! It judges a batch before its commit, so that what is refused is neither applied nor recorded and stays in its queue. What
 //! counts as recent ends with time too: a guard that has refused everything for ten minutes lets the next letters through,

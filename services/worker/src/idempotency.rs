@@ -5,8 +5,14 @@
 //! partition, waits until this one ends, and then finds both the key and the outcome.
 //!
 //! # Which time does the window count by?
-//! By the times at which the commands were accepted, because that is what a client knows of. A retry that comes to the
-//! worker late, because its queue had to wait, still finds its key for [`BACKLOG`] longer.
+//! By the times at which the commands were accepted, because that is what a client knows of. They are the clocks of APIs, so
+//! each is taken only within what the database's clock knows of it: a command was not accepted in the future, nor before
+//! its queue was last seen empty. A retry that had to wait in its queue is still one, whichever of the two is applied
+//! first; the key is kept for [`BACKLOG`] longer for it.
+//!
+//! # Why does a key remember the command of an earlier window?
+//! Commands of two windows can come in the other order: the first was parked, or its partition was paused. It takes effect
+//! all the same, and its own retries find it.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -19,17 +25,67 @@ use uuid::Uuid;
 
 use crate::blame::ApplyError;
 use crate::dead_letters::Letters;
+use crate::incoming::{Candidate, Entry};
 use crate::pruning::PRUNED_AT_ONCE;
 use crate::users::Outcome;
 
 /// For how long after the window a key is still kept.
 pub const BACKLOG: Duration = Duration::from_hours(24);
 
+/// What a transaction knows of the times of its commands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) window: IdempotencyWindow,
+    /// Of the transaction, by the database's clock.
+    pub(crate) now: OffsetDateTime,
+    /// When the queue was last seen empty, by the same clock, if it was.
+    pub(crate) published_after: Option<OffsetDateTime>,
+}
+
+impl Times {
+    /// When a command was accepted.
+    fn accepted_at(&self, envelope: &Envelope) -> OffsetDateTime {
+        let accepted_at = self.published_after.map_or(envelope.accepted_at, |after| envelope.accepted_at.max(after));
+        accepted_at.min(self.now)
+    }
+
+    /// Whether one of two commands under a key is a retry of the other.
+    fn together(&self, one: OffsetDateTime, other: OffsetDateTime) -> bool {
+        (one - other).abs() < self.window.0
+    }
+
+    /// Splits a batch where a key comes again after its window: that command claims it once the first is applied.
+    pub(crate) fn rounds<'e, 'm>(&self, entries: &'e [Entry<'m>]) -> Vec<&'e [Entry<'m>]> {
+        let (mut rounds, mut begin) = (Vec::new(), 0);
+        let mut firsts: HashMap<Digest, OffsetDateTime> = HashMap::new();
+        for (at, entry) in entries.iter().enumerate() {
+            let Some(envelope) = entry.message.envelope() else { continue };
+            let Some(idempotency) = envelope.idempotency else { continue };
+            let accepted_at = self.accepted_at(envelope);
+            let first = *firsts.entry(idempotency.key).or_insert(accepted_at);
+            if !self.together(first, accepted_at) {
+                rounds.push(&entries[begin..at]);
+                begin = at;
+                firsts = HashMap::from([(idempotency.key, accepted_at)]);
+            }
+        }
+        rounds.push(&entries[begin..]);
+        rounds
+    }
+}
+
 /// A command that is not applied, because its key was there before.
 #[derive(Debug)]
-pub(crate) struct Retry {
-    envelope: Envelope,
+pub(crate) struct Retry<'e> {
+    entry: &'e Entry<'e>,
     answer: Answer,
+}
+
+impl Retry<'_> {
+    /// The retry's own id.
+    pub(crate) fn id(&self) -> CommandId {
+        self.entry.id()
+    }
 }
 
 #[derive(Debug)]
@@ -46,26 +102,32 @@ enum Answer {
 ///
 /// # Errors
 /// As the statements give them.
-pub(crate) async fn claim(
+pub(crate) async fn claim<'e>(
     conn: &mut PgConnection,
-    commands: Vec<Envelope>,
-    window: IdempotencyWindow,
-) -> Result<(Vec<Envelope>, Vec<Retry>), ApplyError> {
-    let claimed = insert(conn, &commands, window).await?;
-    let late: Vec<&Envelope> =
-        commands.iter().filter(|c| c.idempotency.is_some() && !claimed.contains(&c.id.into())).collect();
+    commands: Vec<Candidate<'e>>,
+    times: &Times,
+) -> Result<(Vec<Candidate<'e>>, Vec<Retry<'e>>), ApplyError> {
+    let mut claimed = insert(conn, &commands, times).await?;
+    let late: Vec<Candidate<'e>> = commands
+        .iter()
+        .filter(|c| c.envelope.idempotency.is_some() && !claimed.contains(&c.envelope.id.into()))
+        .copied()
+        .collect();
     if late.is_empty() {
         return Ok((commands, Vec::new()));
     }
-    let holders = holders(conn, &late).await?;
-    let elsewhere = holders.values().map(|holder| holder.command_id).filter(|id| !claimed.contains(id)).collect();
+    let mut keys = keys(conn, &late).await?;
+    let earlier = claim_earlier(&late, &mut keys, &mut claimed, times);
+    write_earlier(conn, &earlier).await?;
+    let holders = keys.values().flat_map(|key| [Some(&key.current), key.earlier.as_ref()]).flatten();
+    let elsewhere = holders.map(|holder| holder.command_id).filter(|id| !claimed.contains(id)).collect();
     let decided = decided(conn, elsewhere).await?;
     let mut first = Vec::with_capacity(commands.len());
     let mut retries = Vec::with_capacity(late.len());
-    for envelope in commands {
-        match answer(&envelope, &claimed, &holders, &decided) {
-            Some(answer) => retries.push(Retry { envelope, answer }),
-            None => first.push(envelope),
+    for candidate in commands {
+        match answer(candidate.envelope, &claimed, &keys, &decided, times) {
+            Some(answer) => retries.push(Retry { entry: candidate.entry, answer }),
+            None => first.push(candidate),
         }
     }
     Ok((first, retries))
@@ -73,42 +135,62 @@ pub(crate) async fn claim(
 
 /// Adds the outcomes of the retries to those of the commands that were applied. One whose first command was just parked
 /// waits behind it.
-pub(crate) fn repeat(retries: Vec<Retry>, outcomes: &mut HashMap<CommandId, Outcome>, letters: &mut Letters) {
-    for Retry { envelope, answer } in retries {
+pub(crate) fn repeat(retries: Vec<Retry<'_>>, outcomes: &mut HashMap<CommandId, Outcome>, letters: &mut Letters) {
+    for Retry { entry, answer } in retries {
         let outcome = match answer {
             Answer::As(first) => match outcomes.get(&first) {
-                Some(Outcome::Parked(_) | Outcome::Behind) if letters.behind(&envelope) => Some(Outcome::Behind),
+                Some(Outcome::Parked(_) | Outcome::Behind) if letters.behind(entry) => Some(Outcome::Behind),
                 outcome => outcome.cloned(),
             },
             Answer::Again(outcome) => Some(outcome),
             Answer::KeyReused => Some(Outcome::Rejected(Rejection::KeyReused)),
         };
-        outcomes.extend(outcome.map(|outcome| (envelope.id, outcome)));
+        outcomes.extend(outcome.map(|outcome| (entry.id(), outcome)));
     }
 }
 
-/// What a key stands for.
+/// What a key stands for in one window.
+#[derive(Debug, Clone)]
 struct Holder {
     fingerprint: Vec<u8>,
     command_id: Uuid,
+    accepted_at: OffsetDateTime,
+}
+
+/// A key that was there.
+#[derive(Debug)]
+struct Key {
+    current: Holder,
+    earlier: Option<Holder>,
+}
+
+impl Key {
+    /// The first command of the window in which another was accepted.
+    fn holder(&self, accepted_at: OffsetDateTime, times: &Times) -> Option<&Holder> {
+        let holders = [Some(&self.current), self.earlier.as_ref()];
+        holders.into_iter().flatten().find(|holder| times.together(holder.accepted_at, accepted_at))
+    }
+
+    /// A command that was parked with the key in its hands.
+    fn is_held_by(&self, id: Uuid) -> bool {
+        self.current.command_id == id || self.earlier.as_ref().is_some_and(|earlier| earlier.command_id == id)
+    }
 }
 
 /// `None` for a command that is to be applied.
 fn answer(
     envelope: &Envelope,
     claimed: &HashSet<Uuid>,
-    holders: &HashMap<Vec<u8>, Holder>,
+    keys: &HashMap<Vec<u8>, Key>,
     decided: &HashMap<Uuid, Outcome>,
+    times: &Times,
 ) -> Option<Answer> {
-    if claimed.contains(&envelope.id.into()) {
+    let (id, idempotency) = (Uuid::from(envelope.id), envelope.idempotency?);
+    let key = keys.get(idempotency.key.as_bytes().as_slice())?;
+    if claimed.contains(&id) || key.is_held_by(id) {
         return None;
     }
-    let idempotency = envelope.idempotency?;
-    let holder = holders.get(idempotency.key.as_bytes().as_slice())?;
-    if holder.command_id == Uuid::from(envelope.id) {
-        // It was parked with the key in its hands.
-        return None;
-    }
+    let holder = key.holder(times.accepted_at(envelope), times)?;
     if holder.fingerprint != idempotency.fingerprint.as_bytes() {
         return Some(Answer::KeyReused);
     }
@@ -122,14 +204,14 @@ fn answer(
 /// Claims the keys, each for its first command; gives the commands that have theirs now.
 async fn insert(
     conn: &mut PgConnection,
-    commands: &[Envelope],
-    window: IdempotencyWindow,
+    commands: &[Candidate<'_>],
+    times: &Times,
 ) -> Result<HashSet<Uuid>, sqlx::Error> {
     let mut once: HashSet<Digest> = HashSet::new();
     // No statement may touch a row twice.
     let keyed: Vec<_> = commands
         .iter()
-        .filter_map(|envelope| Some((envelope, envelope.idempotency?)))
+        .filter_map(|candidate| Some((candidate.envelope, candidate.envelope.idempotency?)))
         .filter(|(_, idempotency)| once.insert(idempotency.key))
         .collect();
     if keyed.is_empty() {
@@ -139,7 +221,7 @@ async fn insert(
     let fingerprints: Vec<&[u8]> =
         keyed.iter().map(|(_, idempotency)| idempotency.fingerprint.as_bytes().as_slice()).collect();
     let ids: Vec<Uuid> = keyed.iter().map(|(envelope, _)| envelope.id.into()).collect();
-    let accepted: Vec<OffsetDateTime> = keyed.iter().map(|(envelope, _)| envelope.accepted_at).collect();
+    let accepted: Vec<OffsetDateTime> = keyed.iter().map(|(envelope, _)| times.accepted_at(envelope)).collect();
     // Sorted, so that two workers with the same keys wait for each other instead of deadlocking. A key that is old enough
     // is taken over; one that is not stays locked until its command's outcome has been read.
     let claimed = sqlx::query_scalar!(
@@ -150,28 +232,37 @@ async fn insert(
             AS input (key, fingerprint, command_id, accepted_at)
         ORDER BY key
         ON CONFLICT (key) DO UPDATE
-        SET fingerprint = excluded.fingerprint, command_id = excluded.command_id, accepted_at = excluded.accepted_at
+        SET fingerprint = excluded.fingerprint,
+            command_id = excluded.command_id,
+            accepted_at = excluded.accepted_at,
+            claimed_at = now(),
+            earlier_fingerprint = held.fingerprint,
+            earlier_command_id = held.command_id,
+            earlier_accepted_at = held.accepted_at
         WHERE held.accepted_at <= excluded.accepted_at - make_interval(secs => $5)
+            AND held.command_id <> excluded.command_id
         RETURNING command_id
         "#,
         &keys as &[&[u8]],
         &fingerprints as &[&[u8]],
         &ids,
         &accepted,
-        window.0.as_secs_f64(),
+        times.window.0.as_secs_f64(),
     )
     .fetch_all(conn)
     .await?;
     Ok(claimed.into_iter().collect())
 }
 
-/// The first commands under the keys of these.
-async fn holders(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<HashMap<Vec<u8>, Holder>, sqlx::Error> {
-    let idempotencies = commands.iter().filter_map(|envelope| envelope.idempotency.as_ref());
+/// The keys of these commands, all of them held.
+async fn keys(conn: &mut PgConnection, commands: &[Candidate<'_>]) -> Result<HashMap<Vec<u8>, Key>, sqlx::Error> {
+    let idempotencies = commands.iter().filter_map(|candidate| candidate.envelope.idempotency.as_ref());
     let keys: Vec<&[u8]> = idempotencies.map(|idempotency| idempotency.key.as_bytes().as_slice()).collect();
     let rows = sqlx::query!(
         r#"
-        SELECT key, fingerprint, command_id
+        SELECT
+            key, fingerprint, command_id, accepted_at,
+            earlier_fingerprint, earlier_command_id, earlier_accepted_at
         FROM idempotency_keys
         WHERE key = ANY($1)
         "#,
@@ -179,8 +270,57 @@ async fn holders(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Hash
     )
     .fetch_all(conn)
     .await?;
-    let holder = |fingerprint, command_id| Holder { fingerprint, command_id };
-    Ok(rows.into_iter().map(|row| (row.key, holder(row.fingerprint, row.command_id))).collect())
+    let holder = |fingerprint, command_id, accepted_at| Holder { fingerprint, command_id, accepted_at };
+    let keys = rows.into_iter().map(|row| {
+        let earlier = row.earlier_fingerprint.zip(row.earlier_command_id).zip(row.earlier_accepted_at);
+        let earlier = earlier.map(|((fingerprint, id), accepted_at)| holder(fingerprint, id, accepted_at));
+        (row.key, Key { current: holder(row.fingerprint, row.command_id, row.accepted_at), earlier })
+    });
+    Ok(keys.collect())
+}
+
+/// Gives keys to first commands that come after that of a later window.
+fn claim_earlier(
+    late: &[Candidate<'_>],
+    keys: &mut HashMap<Vec<u8>, Key>,
+    claimed: &mut HashSet<Uuid>,
+    times: &Times,
+) -> Vec<(Vec<u8>, Holder)> {
+    let mut earlier = Vec::new();
+    for Candidate { envelope, .. } in late {
+        let Some(idempotency) = envelope.idempotency else { continue };
+        let (name, accepted_at) = (idempotency.key.as_bytes().as_slice(), times.accepted_at(envelope));
+        let Some(key) = keys.get_mut(name) else { continue };
+        let command_id = Uuid::from(envelope.id);
+        if key.is_held_by(command_id) || key.holder(accepted_at, times).is_some() {
+            continue;
+        }
+        let holder = Holder { fingerprint: idempotency.fingerprint.as_bytes().to_vec(), command_id, accepted_at };
+        claimed.insert(command_id);
+        key.earlier = Some(holder.clone());
+        earlier.push((name.to_vec(), holder));
+    }
+    earlier
+}
+
+async fn write_earlier(conn: &mut PgConnection, holders: &[(Vec<u8>, Holder)]) -> Result<(), sqlx::Error> {
+    // Rare, and the rows are locked already.
+    for (key, holder) in holders {
+        sqlx::query!(
+            "
+            UPDATE idempotency_keys
+            SET earlier_fingerprint = $2, earlier_command_id = $3, earlier_accepted_at = $4
+            WHERE key = $1
+            ",
+            key,
+            holder.fingerprint,
+            holder.command_id,
+            holder.accepted_at,
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
 }
 
 /// The outcomes of commands that earlier transactions decided.
@@ -223,8 +363,8 @@ pub async fn prune(conn: &mut PgConnection, window: IdempotencyWindow) -> Result
         WHERE ctid = ANY(ARRAY(
             SELECT ctid
             FROM idempotency_keys
-            WHERE accepted_at < now() - make_interval(secs => $1)
-            ORDER BY accepted_at
+            WHERE claimed_at < now() - make_interval(secs => $1)
+            ORDER BY claimed_at
             LIMIT $2
             FOR UPDATE SKIP LOCKED
         ))

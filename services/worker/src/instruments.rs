@@ -1,14 +1,16 @@
 //! The worker's metrics.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use common::command::Envelope;
+use common::command::CommandId;
 use common::db::Pool;
 use common::telemetry::{SECONDS, meter};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use time::OffsetDateTime;
 
+use crate::incoming::IncomingMessage;
 use crate::users::Outcome;
 
 /// Cheap to clone; all clones are one.
@@ -34,7 +36,7 @@ impl Instruments {
                 .build(),
             undecodable: meter
                 .u64_counter("rollcall.worker.undecodable")
-                .with_description("Messages that were no command and were recorded as they came")
+                .with_description("Messages without a readable command id, recorded as they came")
                 .build(),
             dead_letters: meter
                 .u64_counter("rollcall.worker.dead_letters")
@@ -63,32 +65,31 @@ impl Instruments {
         }
     }
 
-    pub(crate) fn undecodable(&self) {
-        self.undecodable.add(1, &[]);
-    }
-
-    pub(crate) fn batch<'a>(
+    pub(crate) fn batch(
         &self,
         partition: u16,
-        commands: &'a [Envelope],
+        messages: &[IncomingMessage],
         took: Duration,
-        outcome_of: impl Fn(&'a Envelope) -> Option<&'a Outcome>,
+        outcomes: &HashMap<CommandId, Outcome>,
     ) {
-        for envelope in commands {
-            let labels = [
-                KeyValue::new("type", envelope.command.wire_name()),
-                KeyValue::new("outcome", label(outcome_of(envelope))),
-            ];
-            self.commands.add(1, &labels);
-            match outcome_of(envelope) {
+        for message in messages {
+            let Some(id) = message.id() else {
+                self.undecodable.add(1, &[]);
+                continue;
+            };
+            // Not the name in a message of another release: anybody can write one, and labels are kept.
+            let kind = message.envelope().map_or("unknown", |envelope| envelope.command.wire_name());
+            let outcome = outcomes.get(&id);
+            self.commands.add(1, &[KeyValue::new("type", kind), KeyValue::new("outcome", label(outcome))]);
+            match outcome {
                 Some(Outcome::Parked(code)) => self.dead_letters.add(1, &[KeyValue::new("reason", code.clone())]),
                 Some(Outcome::Behind) => self.parked.add(1, &[]),
                 Some(Outcome::Succeeded(_) | Outcome::Rejected(_)) | None => {}
             }
         }
-        self.batch_size.record(u64::try_from(commands.len()).unwrap_or(u64::MAX), &[]);
+        self.batch_size.record(u64::try_from(messages.len()).unwrap_or(u64::MAX), &[]);
         self.batch_seconds.record(took.as_secs_f64(), &[]);
-        if let Some(oldest) = commands.iter().map(|c| c.accepted_at).min() {
+        if let Some(oldest) = messages.iter().filter_map(|m| Some(m.envelope()?.accepted_at)).min() {
             let age = (OffsetDateTime::now_utc() - oldest).as_seconds_f64();
             self.oldest_age.record(age, &[KeyValue::new("partition", i64::from(partition))]);
         }

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::command::Envelope;
 use lapin::Acker;
 use lapin::options::BasicAckOptions;
 use sqlx::PgConnection;
@@ -109,7 +108,7 @@ pub(crate) fn fresh(inserted: HashSet<Uuid>, all: &[Uuid]) -> HashSet<Uuid> {
 }
 
 /// The commands in the order in which they are applied.
-pub(crate) fn ordered(mut commands: Vec<Envelope>) -> Vec<Envelope> {
+pub(crate) fn ordered<T>(mut commands: Vec<T>) -> Vec<T> {
     if active(Mutant::Order) {
         commands.reverse();
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
-use common::db::{DatabaseState, Pool};
+use common::db::DatabaseState;
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
@@ -40,6 +40,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
+/// Within this the broker delivers what waits; one that takes longer only makes the queue look empty until now.
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// For a batch that is under way when its partition is lost.
 const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// For taking off a try that was cut off, while the channel closes. It may have to wait for the end of the session that the
@@ -63,7 +65,6 @@ pub(crate) struct Partition {
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
     pub(crate) suspects: Suspects,
-    pub(crate) pool: Pool,
     pub(crate) replies: Replies,
     /// Whom a commit interests: the relay of the events.
     pub(crate) committed: Arc<Notify>,
@@ -288,6 +289,7 @@ impl Partition {
         let mut queue = QueueWatch::new(self.progress.clone(), self.number, self.batch);
         let mut stalls_at = Instant::now() + self.stall;
         loop {
+            let waiting = Instant::now();
             let first = tokio::select! {
                 // A batch that was begun is finished; only waiting is interrupted.
                 biased;
@@ -301,10 +303,15 @@ impl Partition {
                 () = tokio::time::sleep_until(stalls_at) => {
                     self.look_for_waiting(channel).await?;
                     stalls_at = Instant::now() + self.stall;
+                    self.applier.queue_was_empty(waiting);
                     continue;
                 }
             };
             self.stalls = 0;
+            // What another consumer had may be as old as it likes: while that one held it, nothing came here.
+            if waiting.elapsed() > AT_ONCE && !first.redelivered {
+                self.applier.queue_was_empty(waiting);
+            }
             let mut deliveries = vec![first];
             let most = if self.probing { 1 } else { usize::from(self.batch) };
             while deliveries.len() < most

@@ -99,8 +99,8 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
-        retention: service.retention,
         progress: progress.clone(),
+        health: health.clone(),
         shutdown: shutdown.clone(),
     };
     collector.start();
@@ -113,10 +113,9 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             topology: topology.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.retention, service.idempotency_window),
+            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window),
             probing: false,
             suspects: suspects.clone(),
-            pool: pool.clone(),
             replies: replies.clone(),
             committed: Arc::clone(&committed),
             instruments: instruments.clone(),

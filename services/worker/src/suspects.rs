@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::command::{CommandId, Envelope};
+use common::command::CommandId;
 use common::db::{Pool, within};
 use common::shutdown::chain;
 use tokio::sync::Mutex;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::apply::Applier;
 use crate::blame::ApplyError;
-use crate::dead_letters::Traces;
+use crate::incoming::IncomingMessage;
 use crate::users::Outcome;
 
 /// After so many tries that ended with their worker a command becomes a dead letter.
@@ -77,27 +77,27 @@ impl Suspects {
     pub async fn apply(
         &self,
         applier: &mut Applier,
-        envelope: &Envelope,
-        traces: &Traces,
+        message: &IncomingMessage,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        let Some(id) = message.id() else { return applier.apply(std::slice::from_ref(message)).await };
         let _turn = self.turn.lock().await;
         self.withdraw().await?;
-        let mut attempt = Try { id: envelope.id, dropped: self.dropped.clone(), taken_off: false };
-        let attempts = self.begin(envelope.id).await?;
+        let mut attempt = Try { id, dropped: self.dropped.clone(), taken_off: false };
+        let attempts = self.begin(id).await?;
         let end = if attempts > MOST_ATTEMPTS {
-            warn!(command.id = %envelope.id, attempts, "a command ended its worker again and again: a dead letter");
-            applier.give_up(envelope, traces).await
+            warn!(command.id = %id, attempts, "a command ended its worker again and again: a dead letter");
+            applier.give_up(message).await
         } else {
-            applier.apply_traced(std::slice::from_ref(envelope), traces).await
+            applier.apply(std::slice::from_ref(message)).await
         };
         if attempts > MOST_ATTEMPTS && end.is_err() {
             // It was not applied for another's fault: it comes again, and its earlier ends still count.
             return end;
         }
-        match self.finish(envelope.id).await {
+        match self.finish(id).await {
             Ok(()) => attempt.taken_off = true,
             Err(error) => {
-                warn!(command.id = %envelope.id, error = chain(&error), "a try is taken off later");
+                warn!(command.id = %id, error = chain(&error), "a try is taken off later");
                 return end.and(Err(error));
             }
         }

@@ -32,7 +32,10 @@ type Of<'a, T> = (&'a Envelope, &'a T);
 struct Judged {
     id: Uuid,
     reason: Option<String>,
+    /// The version after the command; of a deleted user the last one.
     version: Option<i64>,
+    /// Whether the command made that version.
+    changed: bool,
 }
 
 /// Applies one wave and records its events. Deletes and updates come before creates: they can set free an address that a create claims.
@@ -72,12 +75,9 @@ pub async fn apply_wave<'w>(
         judged.extend(create(conn, &creates).await?);
     }
     let versions: HashMap<Uuid, i64> =
-        judged.iter().filter(|j| j.reason.is_none()).filter_map(|j| Some((j.id, j.version?))).collect();
+        judged.iter().filter(|j| j.changed).filter_map(|j| Some((j.id, j.version?))).collect();
     let outcomes = outcomes(wave, judged)?;
-    let change = |envelope: &&'w Envelope| {
-        let version = versions.get(&envelope.command.user_id().into())?;
-        Some((*envelope, version + i64::from(matches!(envelope.command, Command::DeleteUser(_)))))
-    };
+    let change = |envelope: &&'w Envelope| Some((*envelope, *versions.get(&envelope.command.user_id().into())?));
     let changes: Vec<(&Envelope, i64)> = wave.iter().filter_map(change).collect();
     events::record(conn, &changes, origin).await?;
     Ok(outcomes)
@@ -96,9 +96,10 @@ async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Res
             FROM unnest($1::uuid[], $2::text[], $3::text[]) AS input (id, email, name)
         ),
         created AS (
-            INSERT INTO users (id, email, name)
-            SELECT id, email, name
+            INSERT INTO users (id, email, name, version)
+            SELECT input.id, email, name, coalesce(deleted_users.version, 0) + 1
             FROM input
+            LEFT JOIN deleted_users ON deleted_users.id = input.id
             ORDER BY lower(email COLLATE "C")
             ON CONFLICT DO NOTHING
             RETURNING id, version
@@ -110,7 +111,8 @@ async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Res
                 WHEN users.id IS NOT NULL THEN 'user-exists'
                 ELSE 'email-taken'
             END AS reason,
-            created.version AS "version?"
+            created.version AS "version?",
+            created.id IS NOT NULL AS "changed!"
         FROM input
         LEFT JOIN created ON created.id = input.id
         LEFT JOIN users ON users.id = input.id
@@ -138,6 +140,9 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
                 input.email,
                 input.name,
                 users.version,
+                -- Changes nothing: no version and no event.
+                coalesce(input.email, users.email) = users.email
+                    AND coalesce(input.name, users.name) = users.name AS same,
                 CASE
                     WHEN users.id IS NULL THEN 'user-not-found'
                     WHEN input.if_match <> users.version THEN 'version-lost'
@@ -158,10 +163,17 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
                 version = users.version + 1,
                 updated_at = now()
             FROM judged
-            WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
+            WHERE users.id = judged.id
+                AND users.version = judged.version
+                AND judged.reason IS NULL
+                AND NOT judged.same
             RETURNING users.id, users.version
         )
-        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        SELECT
+            judged.id AS "id!",
+            judged.reason,
+            CASE WHEN judged.same THEN judged.version ELSE changed.version END AS "version?",
+            changed.id IS NOT NULL AS "changed!"
         FROM judged
         LEFT JOIN changed ON changed.id = judged.id
         "#,
@@ -194,9 +206,19 @@ async fn delete(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<J
             DELETE FROM users
             USING judged
             WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
-            RETURNING users.id, users.version
+            RETURNING users.id, users.version + 1 AS version
+        ),
+        remembered AS (
+            INSERT INTO deleted_users (id, version)
+            SELECT id, version
+            FROM changed
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted_at = now()
         )
-        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        SELECT
+            judged.id AS "id!",
+            judged.reason,
+            changed.version AS "version?",
+            changed.id IS NOT NULL AS "changed!"
         FROM judged
         LEFT JOIN changed ON changed.id = judged.id
         "#,
@@ -240,7 +262,11 @@ async fn change_status(
             WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
             RETURNING users.id, users.version
         )
-        SELECT judged.id AS "id!", judged.reason, changed.version AS "version?"
+        SELECT
+            judged.id AS "id!",
+            judged.reason,
+            changed.version AS "version?",
+            changed.id IS NOT NULL AS "changed!"
         FROM judged
         LEFT JOIN changed ON changed.id = judged.id
         "#,

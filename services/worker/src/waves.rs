@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use common::command::{Command, Email, Envelope, UserId};
 
 /// The commands in waves; within a wave they are in order of arrival.
-pub fn waves(commands: &[Envelope]) -> Vec<Vec<&Envelope>> {
+pub fn waves<'e>(commands: impl IntoIterator<Item = &'e Envelope>) -> Vec<Vec<&'e Envelope>> {
     let mut next_of_user: HashMap<UserId, usize> = HashMap::new();
     let mut next_of_email: HashMap<String, usize> = HashMap::new();
-    let mut waves: Vec<Vec<&Envelope>> = Vec::new();
+    let mut waves: Vec<Vec<&'e Envelope>> = Vec::new();
     for envelope in commands {
         let by_user = next_of_user.entry(envelope.command.user_id()).or_default();
         let wave = match claimed_email(&envelope.command) {

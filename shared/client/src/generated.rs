@@ -20,14 +20,17 @@ pub mod types {
         pub id: ::uuid::Uuid,
         pub links: CommandLinks,
         /**Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
-the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, by an operator and for good.*/
+the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
+more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `worker-ended`; `expired`,
+`delivery-limit`, `queue-full`, `broker-refused` or `broker`, dead-lettered by the broker; or `discarded`, by an
+operator and for good.*/
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub reason: ::std::option::Option<::std::string::String>,
         pub status: CommandStatus,
         ///What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
         #[serde(rename = "type", skip_serializing_if = "::std::option::Option::is_none")]
         pub type_: ::std::option::Option<::std::string::String>,
-        ///The user concerned. Absent when a pending or unknown command is looked up.
+        ///The user concerned. Absent when a pending or unknown command is looked up, or no user could be read in a parked one.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub user_id: ::std::option::Option<::uuid::Uuid>,
         ///The user's version after it.
@@ -162,7 +165,7 @@ the command in `blocked_by`; `worker-ended`; `delivery-limit`; or `discarded`, b
     ///A page of a user's history, newest first
     #[derive(::serde::Deserialize, ::serde::Serialize, Clone, Debug, PartialEq)]
     pub struct HistoryPage {
-        ///The commands, in the reverse order of their acceptance.
+        ///The commands, in the reverse order in which they took effect.
         pub items: ::std::vec::Vec<HistoryEntry>,
         ///Continues with older ones; absent on the last page.
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]

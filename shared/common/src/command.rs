@@ -7,9 +7,21 @@
 //! # What may change?
 //! Wire names are frozen once released. A new field needs `#[serde(default)]`, because the worker is deployed before
 //! the API and replays old messages. `tests/it/command.rs` pins the JSON of each command.
+//!
+//! # Which members must be understood?
+//! A worker that was rolled back receives messages of the next release. It never applies a part of what was asked for:
+//!
+//! 1. Everything in `command` must be understood: its type and every member of its data.
+//! 2. A member of the envelope whose name begins with `if_` is a condition and must be understood.
+//! 3. Every other member of the envelope is a note, which a build that does not know it ignores, unless the array
+//!    `must_understand` of the envelope has its name.
+//!
+//! A new envelope member that is no condition but changes what the command does goes into `must_understand`. The worker
+//! parks what it does not understand with its original bytes and blocks the subject ([`Message`]).
 
 mod id;
 mod idempotency;
+mod message;
 mod text;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +29,7 @@ use time::OffsetDateTime;
 
 pub use id::{CommandId, InvalidId, UserId};
 pub use idempotency::{Digest, Idempotency, InvalidDigest};
+pub use message::{CommandHeader, DecodeError, Message, MessageProperties, UnreadCommand};
 pub use text::{Email, InvalidText, Name, Principal};
 
 /// The number of partitions unless `PARTITIONS` says otherwise.
@@ -45,7 +58,7 @@ pub struct Envelope {
 
 /// Everything that can be asked of a user. Closed: a forgotten handler is a compile error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", content = "data")]
+#[serde(tag = "type", content = "data", deny_unknown_fields)]
 pub enum Command {
     /// `users.create`
     #[serde(rename = "users.create")]
@@ -66,6 +79,7 @@ pub enum Command {
 
 /// Creates a user. Rejected with [`Rejection::EmailTaken`] or [`Rejection::UserExists`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CreateUser {
     /// Minted by the API, or derived from the idempotency key.
     pub user_id: UserId,
@@ -78,6 +92,7 @@ pub struct CreateUser {
 /// Changes the members that are given. Rejected with [`Rejection::NotFound`], [`Rejection::EmailTaken`] or
 /// [`Rejection::VersionLost`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UpdateUser {
     /// Whom to change.
     pub user_id: UserId,
@@ -91,6 +106,7 @@ pub struct UpdateUser {
 
 /// Removes a user's row; the commands stay. Rejected with [`Rejection::NotFound`] or [`Rejection::VersionLost`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeleteUser {
     /// Whom to remove.
     pub user_id: UserId,
@@ -99,6 +115,7 @@ pub struct DeleteUser {
 /// Suspends an active user. Rejected with [`Rejection::NotFound`], [`Rejection::VersionLost`] or
 /// [`Rejection::AlreadySuspended`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SuspendUser {
     /// Whom to suspend.
     pub user_id: UserId,
@@ -107,6 +124,7 @@ pub struct SuspendUser {
 /// Makes a suspended user active again. Rejected with [`Rejection::NotFound`], [`Rejection::VersionLost`] or
 /// [`Rejection::NotSuspended`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReactivateUser {
     /// Whom to reactivate.
     pub user_id: UserId,
@@ -135,9 +153,10 @@ impl Envelope {
     /// Reads a message body.
     ///
     /// # Errors
-    /// Says what cannot be decoded and where; such a message has no user to hold and is dead-lettered.
-    pub fn decode(body: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(body)
+    /// Says what cannot be decoded and where, or which member is not understood.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        message::check_members(body)?;
+        Ok(serde_json::from_slice(body)?)
     }
 
     /// Writes the message body.

@@ -1,4 +1,8 @@
 //! What was done to a user: the commands of its id, as entries and as SQL.
+//!
+//! # Why not in the order of the ids?
+//! They carry the clocks of the APIs. The worker numbers commands as they take effect, and a page goes by that position,
+//! which its cursors carry. A position changes only when an operator replays a parked command: it took effect then.
 
 use common::db::{DbError, Pool};
 use poem_openapi::payload::Json;
@@ -40,7 +44,7 @@ pub(crate) struct HistoryEntry {
 #[derive(Debug, Object)]
 #[oai(example, skip_serializing_if_is_none)]
 pub(crate) struct HistoryPage {
-    /// The commands, in the reverse order of their acceptance.
+    /// The commands, in the reverse order in which they took effect.
     pub(crate) items: Vec<HistoryEntry>,
     /// Continues with older ones; absent on the last page.
     pub(crate) next_cursor: Option<String>,
@@ -72,7 +76,7 @@ pub(crate) enum GetHistoryAnswer {
 }
 
 /// A row, before its status is read.
-pub(super) struct CommandRow {
+pub(crate) struct CommandRow {
     id: Uuid,
     kind: String,
     principal: String,
@@ -81,11 +85,20 @@ pub(super) struct CommandRow {
     user_version: Option<i64>,
     accepted_at: OffsetDateTime,
     applied_at: OffsetDateTime,
+    position: i64,
+}
+
+impl CommandRow {
+    /// Its position, as cursors carry it.
+    pub(crate) fn cursor(&self) -> Uuid {
+        // Positions are positive.
+        Uuid::from_u128(u128::try_from(self.position).unwrap_or_default())
+    }
 }
 
 impl From<CommandRow> for HistoryEntry {
     fn from(row: CommandRow) -> Self {
-        let CommandRow { id, kind, principal, status, reason, user_version, accepted_at, applied_at } = row;
+        let CommandRow { id, kind, principal, status, reason, user_version, accepted_at, applied_at, .. } = row;
         let status = match status.as_str() {
             "succeeded" => CommandStatus::Succeeded,
             "rejected" => CommandStatus::Rejected,
@@ -96,9 +109,8 @@ impl From<CommandRow> for HistoryEntry {
 }
 
 /// The rows of one page, in the order of reading; `None` when neither a user nor a command has this id.
-pub(crate) async fn page(pool: &Pool, user_id: Uuid, paging: &Paging) -> Result<Option<Vec<HistoryEntry>>, DbError> {
-    let rows = reading(pool, &(user_id, paging)).await?;
-    Ok(rows.map(|rows| rows.into_iter().map(HistoryEntry::from).collect()))
+pub(crate) async fn page(pool: &Pool, user_id: Uuid, paging: &Paging) -> Result<Option<Vec<CommandRow>>, DbError> {
+    reading(pool, &(user_id, paging)).await
 }
 
 impl Read for (Uuid, &Paging) {
@@ -107,6 +119,7 @@ impl Read for (Uuid, &Paging) {
     async fn read(&self, conn: &mut PgConnection) -> Result<Self::Found, sqlx::Error> {
         let (user_id, paging) = *self;
         let ((order, beyond), limit) = (paging.start(), paging.rows());
+        let beyond = position_of(beyond);
         let rows = match order {
             Order::Ascending => commands_after(conn, user_id, beyond, limit).await?,
             Order::Descending => commands_before(conn, user_id, beyond, limit).await?,
@@ -117,19 +130,24 @@ impl Read for (Uuid, &Paging) {
     }
 }
 
+/// The position in a cursor; its edges lie beyond every position.
+fn position_of(cursor: Uuid) -> i64 {
+    i64::try_from(cursor.as_u128()).unwrap_or(i64::MAX)
+}
+
 async fn commands_before(
     conn: &mut PgConnection,
     user_id: Uuid,
-    before: Uuid,
+    before: i64,
     limit: i64,
 ) -> Result<Vec<CommandRow>, sqlx::Error> {
     sqlx::query_as!(
         CommandRow,
         r#"
-        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at
+        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at, position
         FROM commands
-        WHERE user_id = $1 AND id < $2
-        ORDER BY id DESC
+        WHERE user_id = $1 AND position < $2
+        ORDER BY position DESC
         LIMIT $3
         "#,
         user_id,
@@ -143,16 +161,16 @@ async fn commands_before(
 async fn commands_after(
     conn: &mut PgConnection,
     user_id: Uuid,
-    after: Uuid,
+    after: i64,
     limit: i64,
 ) -> Result<Vec<CommandRow>, sqlx::Error> {
     sqlx::query_as!(
         CommandRow,
         r#"
-        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at
+        SELECT id, type AS kind, principal, status, reason, user_version, accepted_at, applied_at, position
         FROM commands
-        WHERE user_id = $1 AND id > $2
-        ORDER BY id
+        WHERE user_id = $1 AND position > $2
+        ORDER BY position
         LIMIT $3
         "#,
         user_id,

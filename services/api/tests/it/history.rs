@@ -47,12 +47,14 @@ async fn insert(conn: &mut PgConnection, user_id: Uuid, row: Row<'_>) -> Uuid {
 /// `count` commands of a user over as many days, the newest first, and as many of somebody else.
 async fn over_days(conn: &mut PgConnection, user_id: Uuid, count: i64) -> Vec<Uuid> {
     let mut ids = Vec::new();
-    for day in 0..count {
+    // In the order of the effects.
+    for day in (0..count).rev() {
         let at = OffsetDateTime::now_utc() - Duration::hours(24 * day);
         let row = |version| Row { at, kind: "users.update", status: "succeeded", reason: None, version };
         ids.push(insert(conn, user_id, row(Some(count - day))).await);
         insert(conn, Uuid::now_v7(), row(Some(1))).await;
     }
+    ids.reverse();
     ids
 }
 
@@ -141,6 +143,28 @@ async fn pages_of_a_history_lead_over_all_days_and_back() {
     }
 }
 
+/// Two APIs whose clocks differ: the ids say another order than the versions.
+#[tokio::test]
+async fn a_history_follows_the_effects_and_not_the_clocks_of_the_apis() {
+    let mut database = Database::create().await;
+    let user_id = Uuid::now_v7();
+    let now = OffsetDateTime::now_utc();
+    let mut ids = Vec::new();
+    for (version, ahead) in (1..).zip([0, 300, -300, 200, -90_000, 100]) {
+        let at = now + Duration::milliseconds(ahead);
+        let row = Row { at, kind: "users.update", status: "succeeded", reason: None, version: Some(version) };
+        ids.insert(0, insert(&mut database.conn, user_id, row).await);
+    }
+    let app = App::over(database.url());
+    for limit in [1, 2, 4, 6] {
+        let (pages, last) = walk(&app, &format!("/v1/users/{user_id}/history?limit={limit}"), "next").await;
+        assert_eq!(pages.concat(), ids, "limit {limit}");
+        let (mut pages, _) = walk(&app, &last, "prev").await;
+        pages.reverse();
+        assert_eq!(pages.concat(), ids, "limit {limit}, backward");
+    }
+}
+
 #[tokio::test]
 async fn who_was_deleted_has_a_history_and_who_never_was_has_none() {
     let mut database = Database::create().await;
@@ -181,7 +205,7 @@ async fn a_page_of_a_history_is_read_by_an_index_on_every_day() {
     let unindexed: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_inherits WHERE inhparent = 'commands'::regclass AND NOT EXISTS (
              SELECT FROM pg_index JOIN pg_inherits AS part ON part.inhrelid = pg_index.indexrelid
-             WHERE part.inhparent = 'commands_user_id_id_idx'::regclass AND pg_index.indrelid = pg_inherits.inhrelid
+             WHERE part.inhparent = 'commands_user_id_position_idx'::regclass AND pg_index.indrelid = pg_inherits.inhrelid
                  AND pg_index.indisvalid)",
     )
     .fetch_one(&mut database.conn)
@@ -191,12 +215,12 @@ async fn a_page_of_a_history_is_read_by_an_index_on_every_day() {
     sqlx::query("SET enable_seqscan = off").execute(&mut database.conn).await.expect("a setting");
     let plan: Vec<String> = sqlx::query_scalar(
         "EXPLAIN SELECT id FROM commands WHERE user_id = '01890a5d-ac96-774b-bcce-b302099a8057'
-             AND id < 'ffffffff-ffff-ffff-ffff-ffffffffffff' ORDER BY id DESC LIMIT 51",
+             AND position < 9223372036854775807 ORDER BY position DESC LIMIT 51",
     )
     .fetch_all(&mut database.conn)
     .await
     .expect("a plan");
     let plan = plan.join("\n");
-    assert!(plan.contains("_user_id_id_idx"), "{plan}");
-    assert!(!plan.contains("Sort") && !plan.contains("Seq Scan"), "the days follow each other in order: {plan}");
+    assert!(plan.contains("_user_id_position_idx"), "{plan}");
+    assert!(!plan.contains("Sort") && !plan.contains("Seq Scan"), "each day gives its part in order: {plan}");
 }

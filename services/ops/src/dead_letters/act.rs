@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use common::command::UserId;
-use common::telemetry::TraceHeaders;
 use sqlx::PgConnection;
 use worker::blame::ApplyError;
 use worker::dead_letters::{self, Discarded, Letter, ReplayError, Step, Terms, Verdict};
@@ -24,10 +23,9 @@ pub(super) async fn replay(
 ) -> anyhow::Result<usize> {
     let mut failed = 0;
     for letter in letters {
-        let trace = TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
         let end = retry_on_contention(async || match user(letter) {
             Some(user) => replay_open(conn, letter, user, terms).await,
-            None => dead_letters::replay_raw(conn, letter.id, &letter.payload, &trace, terms).await,
+            None => dead_letters::replay_raw(conn, letter, terms).await,
         });
         failed += usize::from(!report(letter, end.await, Verb::Replay, terms, json)?);
     }

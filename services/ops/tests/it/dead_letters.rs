@@ -142,8 +142,6 @@ async fn a_flood_of_dead_letters_pauses_the_worker_until_its_cause_is_mended() {
     }
     let line = worker.unready("applying").await;
     assert!(line.contains("would be dead letters"), "{line}");
-    let recorded = system.count("SELECT count(*) FROM dead_letters").await;
-    assert!(recorded <= 100, "{recorded}");
     execute(&system, "DROP TRIGGER refuse ON users").await;
     worker.ready().await;
     // Until the cause was gone, single commands were tried, and up to the limit they became letters, too.

@@ -27,6 +27,7 @@ mod limits;
 mod listening;
 mod lost;
 mod membership;
+mod messages;
 mod outages;
 mod output;
 mod pooler;

@@ -24,9 +24,9 @@ pub struct Filter {
 pub struct Letter {
     /// Its number.
     pub id: i64,
-    /// The command; none when the message is no command.
+    /// The command; none when its id could not be read.
     pub command_id: Option<Uuid>,
-    /// The user; none when the message is no command.
+    /// The user; none when it could not be read.
     pub user_id: Option<Uuid>,
     /// The wire name.
     pub kind: Option<String>,
@@ -71,7 +71,7 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Resul
         FROM dead_letters AS letter
         LEFT JOIN held_users ON held_users.user_id = letter.user_id
         WHERE state = 'open'
-            AND (letter.command_id IS NULL OR letter.command_id = held_users.command_id)
+            AND (letter.user_id IS NULL OR letter.command_id = held_users.command_id)
             AND ($1::uuid IS NULL OR letter.user_id = $1)
             AND ($2::text IS NULL OR type = $2)
             AND ($3::text IS NULL OR strpos(lower(reason), lower($3)) > 0)

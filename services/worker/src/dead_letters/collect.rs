@@ -1,27 +1,35 @@
-//! What the broker itself dead-letters (at a queue's delivery limit) is collected into the table.
+//! What the broker itself dead-letters is collected into the table: at a queue's delivery limit, or by a policy that our
+//! arguments cannot forbid. The metric and the line in `/readyz` say why; nothing else does, because such a policy stops
+//! nothing.
 //!
 //! Every worker stands by at that queue, and one is given its messages; each is acknowledged once it is recorded, and
 //! recording it twice does nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
-use common::command::Envelope;
-use common::config::Retention;
+use common::command::{Message, MessageProperties};
 use common::db::{DatabaseState, Pool, within};
+use common::health::{Ability, Health};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
-use common::telemetry::{TraceHeaders, amqp_trace_headers, meter};
+use common::telemetry::{amqp_trace_headers, meter};
 use futures_util::StreamExt;
+use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Counter;
 use sqlx::PgConnection;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{DELIVERY_LIMIT, RawMessage, open_letters, record_raw, record_undelivered};
-use crate::delivery::{acknowledge, kept};
+use super::broker::BrokerReason;
+use super::{BrokerCause, RawMessage, open_letters, record_raw, record_undelivered};
+use crate::delivery::acknowledge;
+use crate::incoming::IncomingMessage;
 use crate::progress::{Progress, Tick};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -33,6 +41,8 @@ const PREFETCH: u16 = 10;
 /// What closing the channel can take at a stop, and a little more.
 const STOP_MARGIN: Duration = Duration::from_millis(1500);
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+/// The line in `/readyz`, which never fails.
+const CHECK: &str = "broker dead letters";
 
 /// The consumer of the broker's dead letters.
 pub(crate) struct Collector {
@@ -40,9 +50,35 @@ pub(crate) struct Collector {
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) pool: Pool,
-    pub(crate) retention: Retention,
     pub(crate) progress: Progress,
+    pub(crate) health: Health,
     pub(crate) shutdown: Shutdown,
+}
+
+/// What was collected since the start of the process, by the broker's reason.
+struct Tally {
+    counts: BTreeMap<BrokerReason, u64>,
+    counter: Counter<u64>,
+    health: Health,
+}
+
+impl Tally {
+    fn new(health: Health) -> Self {
+        let counter = meter()
+            .u64_counter("rollcall.worker.broker_dead_letters")
+            .with_description("Messages that the broker dead-lettered, by its reason")
+            .build();
+        health.register(CHECK, Ability::Write);
+        health.set(CHECK, Ok("none since the start".to_owned()));
+        Self { counts: BTreeMap::new(), counter, health }
+    }
+
+    fn add(&mut self, reason: BrokerReason) {
+        *self.counts.entry(reason).or_default() += 1;
+        self.counter.add(1, &[KeyValue::new("reason", reason.code())]);
+        let lines = self.counts.iter().map(|(reason, count)| format!("{count} {}: {}", reason.code(), reason.advice()));
+        self.health.set(CHECK, Ok(format!("since the start {}", lines.collect::<Vec<_>>().join(", "))));
+    }
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -57,6 +93,7 @@ impl Collector {
     async fn run(mut self) -> TaskResult {
         let stopping = self.shutdown.clone();
         let mut pause = FIRST_PAUSE;
+        let mut tally = Tally::new(self.health.clone());
         loop {
             let opened = tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
@@ -66,7 +103,7 @@ impl Collector {
                 Err(failure) => failure,
                 Ok((channel, mut consumer)) => {
                     let end = tokio::select! {
-                        end = self.consume(&channel, &mut consumer, &mut pause) => end,
+                        end = self.consume(&channel, &mut consumer, &mut pause, &mut tally) => end,
                         () = stopping.finish_is_near(STOP_MARGIN) => Ok(()),
                     };
                     let _ = tokio::time::timeout(Duration::from_secs(1), channel.close(200, "released".into())).await;
@@ -100,10 +137,16 @@ impl Collector {
         Ok(tokio::time::timeout(OPEN_DEADLINE, opening).await??)
     }
 
-    async fn consume(&self, channel: &Channel, consumer: &mut Consumer, pause: &mut Duration) -> Result<(), Failure> {
+    async fn consume(
+        &self,
+        channel: &Channel,
+        consumer: &mut Consumer,
+        pause: &mut Duration,
+        tally: &mut Tally,
+    ) -> Result<(), Failure> {
         let mut ticks = self.progress.ticks();
         loop {
-            let delivery = tokio::select! {
+            let mut delivery = tokio::select! {
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
                 Some(tick) = Tick::next(&mut ticks) => {
                     self.look(channel, tick).await?;
@@ -111,14 +154,19 @@ impl Collector {
                 }
                 delivery = consumer.next() => delivery.ok_or("the broker ended the consumer")??,
             };
-            let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
+            let collected = CollectedMessage {
+                cause: BrokerCause::of(delivery.properties.headers().as_ref()),
+                message: IncomingMessage::take(&mut delivery),
+            };
             let mut lease = self.pool.acquire(PATIENCE).await?;
-            within(PATIENCE, collect_one(&mut lease, &delivery.data, &trace, self.retention)).await?;
+            within(PATIENCE, collect_one(&mut lease, &collected)).await?;
             lease.release().await?;
             if !acknowledge(&delivery.acker, false).await? {
                 return Err("an acknowledgement came too late for its channel".into());
             }
-            info!("recorded a message that the broker had given up");
+            let reason = collected.cause.reason();
+            warn!(reason = reason.code(), advice = reason.advice(), "recorded a message that the broker had given up");
+            tally.add(reason);
             *pause = FIRST_PAUSE;
         }
     }
@@ -139,30 +187,46 @@ impl Collector {
     }
 }
 
-/// Records a message that the broker gave up. A command holds its user and is `parked`, unless it was decided before.
+impl IncomingMessage {
+    /// The message of a delivery, whose body is empty afterwards.
+    pub(crate) fn take(delivery: &mut Delivery) -> Self {
+        let body = std::mem::take(&mut delivery.data);
+        let properties = &delivery.properties;
+        let repeated = MessageProperties {
+            message_id: properties.message_id().as_ref().map(ShortString::as_str),
+            kind: properties.kind().as_ref().map(ShortString::as_str),
+        };
+        let content = Message::read(&body, repeated);
+        Self { body, trace: amqp_trace_headers(properties.headers().as_ref()), content }
+    }
+}
+
+/// A message that the broker gave up.
+#[derive(Debug, Clone)]
+pub struct CollectedMessage {
+    /// What it says.
+    pub message: IncomingMessage,
+    /// Why it was given up.
+    pub cause: BrokerCause,
+}
+
+/// Records a message that the broker gave up. What has a readable id is `parked`, unless it was decided before, and holds
+/// its user, if that is readable.
 ///
 /// # Errors
 /// As the statements give them; then nothing is recorded.
-pub async fn collect_one(
-    conn: &mut PgConnection,
-    payload: &[u8],
-    trace: &TraceHeaders,
-    retention: Retention,
-) -> Result<(), sqlx::Error> {
-    match Envelope::decode(payload) {
-        Ok(envelope) if kept(envelope.id, retention) => {
-            let reason = "the broker gave it up at the queue's delivery limit";
-            record_undelivered(conn, &envelope, DELIVERY_LIMIT, reason, trace).await?;
-            Ok(())
+pub async fn collect_one(conn: &mut PgConnection, collected: &CollectedMessage) -> Result<(), sqlx::Error> {
+    let CollectedMessage { message, cause } = collected;
+    let reason = match &message.content {
+        Message::Command(_) => cause.to_string(),
+        Message::Unread(unread) => format!("{}; {cause}", unread.reason),
+        Message::Raw(reason) => {
+            let (payload, reason) = (message.body.as_slice(), format!("{reason}; {cause}"));
+            return record_raw(conn, RawMessage { payload, reason: &reason, trace: &message.trace }).await;
         }
-        Ok(_) => {
-            record_raw(conn, RawMessage { payload, reason: "out of time, and given up by the broker", trace }).await
-        }
-        Err(fault) => {
-            let reason = format!("undecodable, and given up by the broker: {fault}");
-            record_raw(conn, RawMessage { payload, reason: &reason, trace }).await
-        }
-    }
+    };
+    record_undelivered(conn, message, cause.code(), &reason).await?;
+    Ok(())
 }
 
 /// Starts the task that reports how many letters of the deployment are open; it ends when the process closes.

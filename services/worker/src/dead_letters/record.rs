@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 
-use common::command::{CommandId, Envelope, UserId};
+use common::command::{CommandHeader, Message, UserId};
 use common::config::Retention;
 use common::telemetry::TraceHeaders;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{BEHIND, Traces};
+use super::BEHIND;
+use crate::days;
+use crate::incoming::{Entry, IncomingMessage};
 use crate::pruning::PRUNED_AT_ONCE;
 
 /// Longer reasons are cut: a row is no place for a stack trace.
@@ -23,21 +25,41 @@ pub(crate) struct Letters {
 
 #[derive(Debug)]
 struct NewLetter {
-    envelope: Envelope,
+    header: CommandHeader,
+    body: Vec<u8>,
+    trace: TraceHeaders,
     reason: String,
     sqlstate: Option<String>,
     attempts: i32,
 }
 
-/// A message that is no command of ours.
+impl NewLetter {
+    fn of(entry: &Entry<'_>, sqlstate: Option<String>, reason: &str, attempts: i32) -> Self {
+        let (header, message) = (entry.header.clone(), entry.message);
+        let (body, trace) = (message.body.clone(), message.trace.clone());
+        Self { header, body, trace, reason: cut(reason), sqlstate, attempts }
+    }
+}
+
+/// A message without a readable id.
 #[derive(Debug, Clone, Copy)]
 pub struct RawMessage<'a> {
     /// As it came.
     pub payload: &'a [u8],
-    /// Why it is none.
+    /// Why it is no command.
     pub reason: &'a str,
     /// Where it came from.
     pub trace: &'a TraceHeaders,
+}
+
+impl<'a> RawMessage<'a> {
+    /// The message, if it is a raw one.
+    pub(crate) fn of(message: &'a IncomingMessage) -> Option<Self> {
+        match &message.content {
+            Message::Raw(reason) => Some(Self { payload: &message.body, reason, trace: &message.trace }),
+            Message::Command(_) | Message::Unread(_) => None,
+        }
+    }
 }
 
 impl Letters {
@@ -46,22 +68,27 @@ impl Letters {
         Self { held, letters: Vec::new() }
     }
 
-    /// Parks the command if its user is held, and says whether it is.
-    pub(crate) fn behind(&mut self, envelope: &Envelope) -> bool {
-        let held = self.held.contains(&envelope.command.user_id());
+    /// Whether commands of this user are parked.
+    pub(crate) fn holds(&self, user: UserId) -> bool {
+        let held = self.held.contains(&user);
         #[cfg(feature = "mutants")]
         let held = crate::mutants::held(held);
+        held
+    }
+
+    /// Parks the command if its user is held, and says whether it is.
+    pub(crate) fn behind(&mut self, entry: &Entry<'_>) -> bool {
+        let held = entry.user_id().is_some_and(|user| self.holds(user));
         if held {
-            let (envelope, reason) = (envelope.clone(), BEHIND.to_owned());
-            self.letters.push(NewLetter { envelope, reason, sqlstate: None, attempts: 0 });
+            self.letters.push(NewLetter::of(entry, None, BEHIND, 0));
         }
         held
     }
 
     /// Notes a command that cannot be applied; its user is held from here on.
-    pub(crate) fn guilty(&mut self, envelope: &Envelope, sqlstate: Option<String>, reason: &str, attempts: i32) {
-        self.held.insert(envelope.command.user_id());
-        self.letters.push(NewLetter { envelope: envelope.clone(), reason: cut(reason), sqlstate, attempts });
+    pub(crate) fn guilty(&mut self, entry: &Entry<'_>, sqlstate: Option<String>, reason: &str, attempts: i32) {
+        self.held.extend(entry.user_id());
+        self.letters.push(NewLetter::of(entry, sqlstate, reason, attempts));
     }
 
     /// How many commands were found guilty.
@@ -70,7 +97,7 @@ impl Letters {
     }
 
     /// Writes the letters, and holds the users of the guilty ones.
-    pub(crate) async fn record(self, conn: &mut PgConnection, traces: &Traces) -> Result<(), sqlx::Error> {
+    pub(crate) async fn record(self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
         let letters = self.letters;
         if letters.is_empty() {
             return Ok(());
@@ -78,9 +105,11 @@ impl Letters {
         let mut heads: Vec<(Uuid, Uuid)> = letters
             .iter()
             .filter(|letter| letter.attempts > 0)
-            .map(|letter| (letter.envelope.command.user_id().into(), letter.envelope.id.into()))
+            .filter_map(|letter| Some((letter.header.user_id?.into(), letter.header.id.into())))
             .collect();
-        heads.sort_unstable();
+        // Of a user with two only the first counts, and no statement may touch a row twice.
+        heads.sort_by_key(|(user, _)| *user);
+        heads.dedup_by_key(|(user, _)| *user);
         let (users, commands): (Vec<Uuid>, Vec<Uuid>) = heads.into_iter().unzip();
         sqlx::query!(
             "
@@ -96,13 +125,13 @@ impl Letters {
         )
         .execute(&mut *conn)
         .await?;
-        insert(conn, &letters, traces).await
+        insert(conn, &letters).await
     }
 }
 
 /// The users of these commands that are held, locked against operators until the end of the transaction.
-pub(crate) async fn held_users(conn: &mut PgConnection, commands: &[Envelope]) -> Result<HashSet<UserId>, sqlx::Error> {
-    let users: Vec<Uuid> = commands.iter().map(|c| c.command.user_id().into()).collect();
+pub(crate) async fn held_users(conn: &mut PgConnection, entries: &[Entry<'_>]) -> Result<HashSet<UserId>, sqlx::Error> {
+    let users: Vec<Uuid> = entries.iter().filter_map(|entry| entry.user_id().map(Uuid::from)).collect();
     let held = sqlx::query_scalar!(
         "
         SELECT user_id
@@ -147,13 +176,18 @@ pub async fn record_raw(conn: &mut PgConnection, message: RawMessage<'_>) -> Res
 /// As the statements give them; then nothing is recorded.
 pub async fn record_undelivered(
     conn: &mut PgConnection,
-    envelope: &Envelope,
+    message: &IncomingMessage,
     code: &str,
     reason: &str,
-    trace: &TraceHeaders,
 ) -> Result<bool, sqlx::Error> {
-    let (id, user) = (Uuid::from(envelope.id), Uuid::from(envelope.command.user_id()));
-    sqlx::query!("SELECT ensure_command_day($1)", envelope.id.minted_at().date()).execute(&mut *conn).await?;
+    let Some(header) = message.header() else { return Ok(false) };
+    let (id, user) = (Uuid::from(header.id), header.user_id.map(Uuid::from));
+    let dropped = days::ensure(conn, header.id.minted_at().date()).await?;
+    let reason = if dropped {
+        format!("{reason}; the records of its day were dropped: it may have been applied")
+    } else {
+        reason.to_owned()
+    };
     let mut tx = conn.begin().await?;
     let inserted = sqlx::query!(
         "
@@ -163,46 +197,52 @@ pub async fn record_undelivered(
         ",
         id,
         user,
-        envelope.command.wire_name(),
-        envelope.principal.as_str(),
-        envelope.accepted_at,
+        header.kind,
+        header.principal,
+        header.accepted_at,
         code,
     )
     .execute(&mut *tx)
     .await?;
     let fresh = inserted.rows_affected() == 1;
     if fresh {
-        // Changes nothing when the user is held, but waits for an operator who is about to end that.
-        sqlx::query!(
-            "
-            INSERT INTO held_users (user_id, command_id)
-            VALUES ($1, $2)
-            ON CONFLICT (user_id) DO UPDATE SET command_id = held_users.command_id
-            ",
-            user,
-            id,
-        )
-        .execute(&mut *tx)
-        .await?;
-        let letter = NewLetter { envelope: envelope.clone(), reason: cut(reason), sqlstate: None, attempts: 1 };
-        insert(&mut tx, &[letter], &Traces::from([(envelope.id, trace.clone())])).await?;
+        if let Some(user) = user {
+            hold(&mut tx, user, id).await?;
+        }
+        let entry = Entry { header, message };
+        insert(&mut tx, &[NewLetter::of(&entry, None, &reason, 1)]).await?;
     }
     sqlx::query!("DELETE FROM suspects WHERE command_id = $1", id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(fresh)
 }
 
-async fn insert(conn: &mut PgConnection, letters: &[NewLetter], traces: &Traces) -> Result<(), sqlx::Error> {
-    let of = |letter: &NewLetter| -> Option<&TraceHeaders> { traces.get::<CommandId>(&letter.envelope.id) };
-    let commands: Vec<Uuid> = letters.iter().map(|l| l.envelope.id.into()).collect();
-    let users: Vec<Uuid> = letters.iter().map(|l| l.envelope.command.user_id().into()).collect();
-    let types: Vec<&str> = letters.iter().map(|l| l.envelope.command.wire_name()).collect();
-    let payloads: Vec<Vec<u8>> = letters.iter().map(|l| l.envelope.encode()).collect();
+/// Holds a user for a command. Changes nothing when the user is held, but waits for an operator who is about to end that.
+pub(super) async fn hold(conn: &mut PgConnection, user: Uuid, command: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "
+        INSERT INTO held_users (user_id, command_id)
+        VALUES ($1, $2)
+        ON CONFLICT (user_id) DO UPDATE SET command_id = held_users.command_id
+        ",
+        user,
+        command,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn insert(conn: &mut PgConnection, letters: &[NewLetter]) -> Result<(), sqlx::Error> {
+    let commands: Vec<Uuid> = letters.iter().map(|l| l.header.id.into()).collect();
+    let users: Vec<Option<Uuid>> = letters.iter().map(|l| l.header.user_id.map(Uuid::from)).collect();
+    let types: Vec<&str> = letters.iter().map(|l| l.header.kind.as_str()).collect();
+    let payloads: Vec<&[u8]> = letters.iter().map(|l| l.body.as_slice()).collect();
     let reasons: Vec<&str> = letters.iter().map(|l| l.reason.as_str()).collect();
     let sqlstates: Vec<Option<&str>> = letters.iter().map(|l| l.sqlstate.as_deref()).collect();
     let attempts: Vec<i32> = letters.iter().map(|l| l.attempts).collect();
-    let parents: Vec<Option<&str>> = letters.iter().map(|l| of(l)?.traceparent.as_deref()).collect();
-    let states: Vec<Option<&str>> = letters.iter().map(|l| of(l)?.tracestate.as_deref()).collect();
+    let parents: Vec<Option<&str>> = letters.iter().map(|l| l.trace.traceparent.as_deref()).collect();
+    let states: Vec<Option<&str>> = letters.iter().map(|l| l.trace.tracestate.as_deref()).collect();
     // Numbered so that each user's are in the order of arrival.
     sqlx::query!(
         "
@@ -214,11 +254,13 @@ async fn insert(conn: &mut PgConnection, letters: &[NewLetter], traces: &Traces)
         ) WITH ORDINALITY
             AS input (command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate, position)
         ORDER BY position
+        -- Recorded before, and its row dropped with its day since.
+        ON CONFLICT (command_id) DO NOTHING
         ",
         &commands,
-        &users,
+        &users as &[Option<Uuid>],
         &types as &[&str],
-        &payloads,
+        &payloads as &[&[u8]],
         &reasons as &[&str],
         &sqlstates as &[Option<&str>],
         &attempts,

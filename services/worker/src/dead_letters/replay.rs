@@ -7,20 +7,21 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-use common::command::{CommandId, Envelope, UserId};
-use common::config::{IdempotencyWindow, Retention};
+use common::command::{CommandHeader, Envelope, Message, MessageProperties, UserId};
+use common::config::IdempotencyWindow;
 use common::telemetry::TraceHeaders;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::record::{cut, record_undelivered};
-use super::{DELIVERY_LIMIT, DISCARDED, Letters, Traces};
-use crate::alone::{Tried, try_alone};
+use super::record::{cut, hold};
+use super::{DISCARDED, Letter, Letters, NOT_UNDERSTOOD, Traces};
+use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
-use crate::commands::{decide, deduplicate};
-use crate::delivery::kept;
+use crate::commands::{self, decide};
+use crate::days;
 use crate::events::Origin;
-use crate::idempotency;
+use crate::idempotency::{self, Times};
+use crate::incoming::{Candidate, Entry, IncomingMessage};
 use crate::users::Outcome;
 
 /// Letters of one transaction, at most.
@@ -67,9 +68,6 @@ pub enum ReplayError {
     /// A raw message that this build cannot read either.
     #[error("the message is no command to this version: {0}")]
     Undecodable(String),
-    /// A raw message of a time whose commands are not kept: nobody knows whether it was applied.
-    #[error("the command is older than what is kept, or of the future: it cannot be told whether it was applied")]
-    OutOfTime,
 }
 
 impl From<sqlx::Error> for ReplayError {
@@ -83,8 +81,6 @@ impl From<sqlx::Error> for ReplayError {
 pub struct Terms {
     /// For how long an idempotency key counts.
     pub window: IdempotencyWindow,
-    /// How old a message may be that no batch has seen: an older one may have been applied before.
-    pub retention: Retention,
     /// Everything is tried and nothing kept; of each user one transaction's letters only.
     pub dry_run: bool,
 }
@@ -120,52 +116,133 @@ pub async fn discard(
     work(conn, user, Some(letters), terms).await
 }
 
-/// Closes the letter of a message that is no command.
+/// Closes the letter of a message without a readable user.
 ///
 /// # Errors
 /// See [`ReplayError`].
 pub async fn discard_raw(conn: &mut PgConnection, letter: i64) -> Result<(), ReplayError> {
-    close_raw(conn, letter, "discarded").await
+    let mut tx = conn.begin().await?;
+    if let Some(command) = close_raw(&mut tx, letter, "discarded").await? {
+        sqlx::query!("UPDATE commands SET reason = $2 WHERE id = $1", command, DISCARDED).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(())
 }
 
-/// Reads a raw message once more, because a newer version may know it: then it becomes the last letter of its user, and
-/// what is open of that user is replayed. A dry run only reads it.
+/// Reads a message without a readable user once more, because a newer version may know it: then it is a letter of its user,
+/// in the order of arrival, and what is open of that user is replayed. A dry run only reads it.
 ///
 /// # Errors
 /// See [`ReplayError`].
-pub async fn replay_raw(
-    conn: &mut PgConnection,
-    letter: i64,
-    payload: &[u8],
-    trace: &TraceHeaders,
-    terms: Terms,
-) -> Result<Vec<Step>, ReplayError> {
-    let envelope = Envelope::decode(payload).map_err(|fault| ReplayError::Undecodable(fault.to_string()))?;
-    if !kept(envelope.id, terms.retention) {
-        return Err(ReplayError::OutOfTime);
-    }
+pub async fn replay_raw(conn: &mut PgConnection, letter: &Letter, terms: Terms) -> Result<Vec<Step>, ReplayError> {
+    let name = letter.command_id.map(|id| id.to_string());
+    let properties = MessageProperties { message_id: name.as_deref(), kind: letter.kind.as_deref() };
+    let envelope = match Message::read(&letter.payload, properties) {
+        Message::Command(envelope) => envelope,
+        Message::Unread(unread) => return Err(ReplayError::Undecodable(unread.reason)),
+        Message::Raw(reason) => return Err(ReplayError::Undecodable(reason)),
+    };
     if terms.dry_run {
         return Ok(Vec::new());
     }
-    // Twice after a kill in between: the second time the command is known.
-    record_undelivered(conn, &envelope, DELIVERY_LIMIT, "could not be decoded at first", trace).await?;
-    close_raw(conn, letter, "replayed").await?;
-    replay(conn, envelope.command.user_id(), terms).await
+    let user = envelope.command.user_id();
+    adopt(conn, letter.id, &envelope).await?;
+    replay(conn, user, terms).await
 }
 
-async fn close_raw(conn: &mut PgConnection, letter: i64, state: &str) -> Result<(), ReplayError> {
-    let closed = sqlx::query!(
+/// Makes the letter of a message without a user one of its user. When the command was decided by another message, it is
+/// only closed.
+async fn adopt(conn: &mut PgConnection, letter: i64, envelope: &Envelope) -> Result<(), ReplayError> {
+    let header = CommandHeader::from(envelope);
+    let (id, user) = (Uuid::from(header.id), Uuid::from(envelope.command.user_id()));
+    days::ensure(conn, header.id.minted_at().date()).await?;
+    let mut tx = conn.begin().await?;
+    hold(&mut tx, user, id).await?;
+    let recorded = sqlx::query!(
+        "
+        INSERT INTO commands (id, user_id, type, principal, accepted_at, status, reason)
+        VALUES ($1, $2, $3, $4, $5, 'parked', $6)
+        ON CONFLICT (id) DO UPDATE
+        SET user_id = excluded.user_id,
+            type = excluded.type,
+            principal = excluded.principal,
+            accepted_at = excluded.accepted_at
+        WHERE commands.status = 'parked' AND commands.user_id IS NULL
+        ",
+        id,
+        user,
+        header.kind,
+        header.principal,
+        header.accepted_at,
+        NOT_UNDERSTOOD,
+    )
+    .execute(&mut *tx)
+    .await?;
+    if recorded.rows_affected() == 0 {
+        close_raw(&mut tx, letter, "replayed").await?;
+        sqlx::query!(
+            "
+            DELETE FROM held_users
+            WHERE user_id = $1 AND NOT EXISTS (SELECT FROM dead_letters WHERE user_id = $1 AND state = 'open')
+            ",
+            user,
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        return Ok(());
+    }
+    let adopted = sqlx::query!(
+        "
+        UPDATE dead_letters
+        SET command_id = $2, user_id = $3, type = $4
+        WHERE id = $1 AND state = 'open' AND user_id IS NULL
+        ",
+        letter,
+        id,
+        user,
+        header.kind,
+    )
+    .execute(&mut *tx)
+    .await?;
+    if adopted.rows_affected() == 0 {
+        return Err(ReplayError::NotOpen);
+    }
+    sqlx::query!(
+        "
+        UPDATE held_users
+        SET command_id = (
+            SELECT command_id
+            FROM dead_letters
+            WHERE user_id = $1 AND state = 'open'
+            ORDER BY id
+            LIMIT 1
+        )
+        WHERE user_id = $1
+        ",
+        user,
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Gives the command, if its id is known.
+async fn close_raw(conn: &mut PgConnection, letter: i64, state: &str) -> Result<Option<Uuid>, ReplayError> {
+    let closed = sqlx::query_scalar!(
         "
         UPDATE dead_letters
         SET state = $2, closed_at = now()
-        WHERE id = $1 AND state = 'open' AND command_id IS NULL
+        WHERE id = $1 AND state = 'open' AND user_id IS NULL
+        RETURNING command_id
         ",
         letter,
         state,
     )
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    if closed.rows_affected() == 1 { Ok(()) } else { Err(ReplayError::NotOpen) }
+    closed.ok_or(ReplayError::NotOpen)
 }
 
 struct Open {
@@ -212,8 +289,11 @@ async fn some(
         return Ok(false);
     }
     // What the services work with; whoever owns the user's partition publishes the events.
-    let partitions = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM partitions"#).fetch_one(&mut *tx).await?;
-    let partitions = u16::try_from(partitions).unwrap_or(u16::MAX);
+    let work = sqlx::query!(r#"SELECT count(*) AS "partitions!", now() AS "now!" FROM partitions"#)
+        .fetch_one(&mut *tx)
+        .await?;
+    let partitions = u16::try_from(work.partitions).unwrap_or(u16::MAX);
+    let times = Times { window: terms.window, now: work.now, published_after: None };
     let (mut next, mut failed) = (None, false);
     for (number, letter) in open.iter().enumerate() {
         if number == AT_ONCE || began.elapsed() > LONGEST {
@@ -226,7 +306,7 @@ async fn some(
             give_up(&mut tx, letter).await?;
             Verdict::Discarded
         } else {
-            again(&mut tx, letter, terms.window, partitions).await?
+            again(&mut tx, letter, &times, partitions).await?
         };
         if let Verdict::Failed(..) = verdict {
             failed = true;
@@ -323,34 +403,33 @@ async fn give_up(conn: &mut PgConnection, letter: &Open) -> Result<(), sqlx::Err
 }
 
 /// Tries one letter's command; what comes of it is written.
-async fn again(
-    conn: &mut PgConnection,
-    letter: &Open,
-    window: IdempotencyWindow,
-    partitions: u16,
-) -> Result<Verdict, ReplayError> {
-    let (sqlstate, reason) = match Envelope::decode(&letter.payload) {
-        Err(fault) => (None, format!("undecodable: {fault}")),
-        Ok(envelope) => match once(conn, &envelope, letter, window, partitions).await? {
-            // A retry of a command that was discarded.
-            Tried::Decided(Outcome::Parked(_)) => {
-                give_up(conn, letter).await?;
-                return Ok(Verdict::Discarded);
-            }
-            Tried::Decided(outcome) => {
-                close(conn, letter, "replayed").await?;
-                let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
-                if row.execute(&mut *conn).await?.rows_affected() == 0 {
-                    // Its day was dropped while it waited; its retries behind it need its outcome.
-                    let day = envelope.id.minted_at().date();
-                    sqlx::query!("SELECT ensure_command_day($1)", day).execute(&mut *conn).await?;
-                    deduplicate(conn, std::slice::from_ref(&envelope)).await?;
+async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions: u16) -> Result<Verdict, ReplayError> {
+    let message = letter.message();
+    let (sqlstate, reason) = match &message.content {
+        Message::Raw(reason) => (None, reason.clone()),
+        Message::Unread(unread) => (None, unread.reason.clone()),
+        Message::Command(envelope) => {
+            let entry = Entry { header: envelope.as_ref().into(), message: &message };
+            match once(conn, Candidate { entry: &entry, envelope }, times, partitions).await? {
+                // A retry of a command that was discarded.
+                AloneEnd::Outcome(Outcome::Parked(_)) => {
+                    give_up(conn, letter).await?;
+                    return Ok(Verdict::Discarded);
                 }
-                decide(conn, &[(envelope.id, outcome.clone())].into()).await?;
-                return Ok(Verdict::Decided(outcome));
+                AloneEnd::Outcome(outcome) => {
+                    close(conn, letter, "replayed").await?;
+                    let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
+                    if row.execute(&mut *conn).await?.rows_affected() == 0 {
+                        // Its day was dropped while it waited; its retries behind it need its outcome.
+                        days::ensure(conn, entry.day()).await?;
+                        commands::insert(conn, &[&entry.header]).await?;
+                    }
+                    decide(conn, &[(envelope.id, outcome.clone())]).await?;
+                    return Ok(Verdict::Decided(outcome));
+                }
+                AloneEnd::Failed { sqlstate, reason } => (Some(sqlstate), reason),
             }
-            Tried::Guilty { sqlstate, reason } => (Some(sqlstate), reason),
-        },
+        }
     };
     let reason = cut(&reason);
     sqlx::query!(
@@ -365,31 +444,44 @@ async fn again(
     )
     .execute(&mut *conn)
     .await?;
-    if let Ok(id) = CommandId::try_from(letter.command_id) {
-        let code = sqlstate.clone().unwrap_or_else(|| "undecodable".to_owned());
-        decide(conn, &[(id, Outcome::Parked(code))].into()).await?;
-    }
+    // It keeps its place in the user's history: nothing took effect.
+    let code = sqlstate.as_deref().unwrap_or(NOT_UNDERSTOOD);
+    sqlx::query!("UPDATE commands SET status = 'parked', reason = $2 WHERE id = $1", letter.command_id, code)
+        .execute(conn)
+        .await?;
     Ok(Verdict::Failed(sqlstate, reason))
 }
 
 /// Tries a command, unless it repeats one that has an outcome.
 async fn once(
     conn: &mut PgConnection,
-    envelope: &Envelope,
-    letter: &Open,
-    window: IdempotencyWindow,
+    candidate: Candidate<'_>,
+    times: &Times,
     partitions: u16,
-) -> Result<Tried, ApplyError> {
-    let (first, retries) = idempotency::claim(conn, vec![envelope.clone()], window).await?;
+) -> Result<AloneEnd, ApplyError> {
+    let Candidate { entry, envelope } = candidate;
+    let (first, retries) = idempotency::claim(conn, vec![candidate], times).await?;
     if !first.is_empty() {
-        let trace = TraceHeaders { traceparent: letter.traceparent.clone(), tracestate: letter.tracestate.clone() };
-        let traces = Traces::from([(envelope.id, trace)]);
+        let traces = Traces::from([(envelope.id, entry.message.trace.clone())]);
         let partition = envelope.command.user_id().partition(partitions);
         return try_alone(conn, envelope, Origin { partition, traces: &traces }).await;
     }
     let mut outcomes = HashMap::new();
     idempotency::repeat(retries, &mut outcomes, &mut Letters::new(HashSet::new()));
-    outcomes.remove(&envelope.id).map(Tried::Decided).ok_or(ApplyError::Contention(None))
+    outcomes.remove(&envelope.id).map(AloneEnd::Outcome).ok_or(ApplyError::Contention(None))
+}
+
+impl Open {
+    /// What this build reads in the message.
+    fn message(&self) -> IncomingMessage {
+        let name = self.command_id.to_string();
+        let properties = MessageProperties { message_id: Some(&name), kind: Some(&self.kind) };
+        IncomingMessage {
+            body: self.payload.clone(),
+            trace: TraceHeaders { traceparent: self.traceparent.clone(), tracestate: self.tracestate.clone() },
+            content: Message::read(&self.payload, properties),
+        }
+    }
 }
 
 async fn close(conn: &mut PgConnection, letter: &Open, state: &str) -> Result<(), sqlx::Error> {

@@ -3,59 +3,37 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::command::{CommandId, Envelope};
-use common::db::within;
+use common::command::CommandId;
 use common::shutdown::chain;
-use common::telemetry::amqp_trace_headers;
 use lapin::message::Delivery;
 use tokio::time::Instant;
-use tracing::{Instrument, warn};
+use tracing::Instrument;
 
 use super::{Interrupted, Partition};
 use crate::blame::ApplyError;
-use crate::dead_letters::{RawMessage, Traces, record_raw};
-use crate::delivery::{BatchSpans, acknowledge, decode, suspicious};
+use crate::delivery::{BatchSpans, acknowledge, suspicious};
+use crate::incoming::IncomingMessage;
 use crate::users::Outcome;
 
-/// How long a message that is no command may take to be recorded.
-const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
 
 impl Partition {
     pub(super) async fn process(&mut self, deliveries: Vec<Delivery>) -> Result<(), Interrupted> {
         let Some(last) = deliveries.last().map(|delivery| delivery.acker.clone()) else { return Ok(()) };
-        let mut decoded = Vec::with_capacity(deliveries.len());
-        let mut commands = Vec::with_capacity(deliveries.len());
-        for delivery in deliveries {
-            match decode(&delivery, &self.applier) {
-                Ok(envelope) => {
-                    commands.push(envelope);
-                    decoded.push(delivery);
-                }
-                Err(reason) => {
-                    // Without the reason: it can quote what stands in the message.
-                    warn!(partition = self.number, "a message that cannot be decoded is recorded as it came");
-                    self.record(&delivery, &reason).await?;
-                    self.instruments.undecodable();
-                }
-            }
-        }
+        let mut deliveries = deliveries;
+        let messages: Vec<IncomingMessage> = deliveries.iter_mut().map(IncomingMessage::take).collect();
         #[cfg(feature = "mutants")]
         let acknowledged = crate::mutants::acknowledged(&last).await?;
-        if !commands.is_empty() {
-            let spans = BatchSpans::open(&decoded, &commands);
-            let transactions = spans.transactions();
-            let started = Instant::now();
-            let alone = decoded.iter().any(suspicious);
-            let traces = decoded.iter().zip(&commands);
-            let traces = traces.map(|(d, c)| (c.id, amqp_trace_headers(d.properties.headers().as_ref()))).collect();
-            let outcomes = self.apply(&commands, &traces, alone).instrument(spans.batch.clone()).await?;
-            self.committed.notify_one();
-            drop(transactions);
-            spans.record(commands.iter().map(|c| outcomes.get(&c.id)));
-            self.instruments.batch(self.number, &commands, started.elapsed(), |c| outcomes.get(&c.id));
-        }
+        let spans = BatchSpans::open(&deliveries, &messages);
+        let transactions = spans.transactions();
+        let started = Instant::now();
+        let alone = deliveries.iter().any(suspicious);
+        let outcomes = self.apply(&messages, alone).instrument(spans.batch.clone()).await?;
+        self.committed.notify_one();
+        drop(transactions);
+        spans.record(messages.iter().filter_map(IncomingMessage::id).map(|id| outcomes.get(&id)));
+        self.instruments.batch(self.number, &messages, started.elapsed(), &outcomes);
         #[cfg(feature = "mutants")]
         if acknowledged {
             return Ok(());
@@ -64,34 +42,27 @@ impl Partition {
         if !acknowledge(&last, true).await? {
             return Err(Interrupted::AckLost);
         }
-        for (delivery, envelope) in decoded.iter().zip(&commands) {
-            if let Some(reply_to) = delivery.properties.reply_to() {
-                self.replies.hint(reply_to, envelope.id);
+        for (delivery, message) in deliveries.iter().zip(&messages) {
+            if let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) {
+                self.replies.hint(reply_to, id);
             }
         }
         Ok(())
     }
 
-    async fn record(&self, delivery: &Delivery, reason: &str) -> Result<(), ApplyError> {
-        let trace = amqp_trace_headers(delivery.properties.headers().as_ref());
-        let mut lease = self.pool.acquire(RECORD_DEADLINE).await?;
-        let message = RawMessage { payload: &delivery.data, reason, trace: &trace };
-        within(RECORD_DEADLINE, record_raw(&mut lease, message)).await?;
-        lease.release().await?;
-        Ok(())
-    }
-
     async fn apply(
         &mut self,
-        commands: &[Envelope],
-        traces: &Traces,
+        messages: &[IncomingMessage],
         alone: bool,
     ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
         let mut tries = 1;
         loop {
-            let end = match commands {
-                [command] if alone => self.suspects.apply(&mut self.applier, command, traces).await,
-                _ => self.applier.apply_traced(commands, traces).await,
+            let end = match messages {
+                // What is not understood is parked without a try.
+                [message] if alone && message.envelope().is_some() => {
+                    self.suspects.apply(&mut self.applier, message).await
+                }
+                _ => self.applier.apply(messages).await,
             };
             match end {
                 Err(ApplyError::Contention(_)) if tries < CONTENTION_TRIES => {

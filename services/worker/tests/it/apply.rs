@@ -6,14 +6,18 @@ use std::time::Duration;
 use common::command::{CommandId, Envelope, Rejection, UserId};
 use rollcall_worker::apply::Applier;
 use rollcall_worker::blame::ApplyError;
+use rollcall_worker::commands::drop_days;
+use rollcall_worker::dead_letters::{Verdict, replay};
 use rollcall_worker::users::Outcome;
 use time::OffsetDateTime;
 use uuid::{NoContext, Timestamp, Uuid};
 
-use crate::support::{Fixture, GONE, create, delete, done, in_order, reactivate, soon, suspend, update};
+use crate::support::{
+    Fixture, GONE, RETENTION, TERMS, create, delete, done, in_order, messages, reactivate, soon, suspend, update,
+};
 
 async fn apply(applier: &mut Applier, batch: &[Envelope]) -> Vec<Option<Outcome>> {
-    let mut outcomes = soon("a commit", applier.apply(batch)).await.expect("outcomes");
+    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes");
     in_order(batch, &mut outcomes)
 }
 
@@ -31,7 +35,7 @@ async fn a_command_that_comes_twice_is_applied_once() {
     let renaming = update(ada, None, Some("Ada King"));
 
     let batch = [creating.clone(), renaming.clone(), creating.clone(), renaming.clone()];
-    let mut outcomes = applier.apply(&batch).await.expect("outcomes");
+    let mut outcomes = applier.apply(&messages(&batch)).await.expect("outcomes");
     assert_eq!(in_order(&batch[..2], &mut outcomes), [Some(done(1)), Some(done(2))]);
 
     assert_eq!(apply(&mut applier, &[renaming.clone(), creating.clone()]).await, [None, None], "in a later batch");
@@ -121,7 +125,7 @@ async fn an_empty_batch_is_nothing() {
 /// Applies a batch as a partition does: again when another transaction was in the way.
 async fn insist(mut applier: Applier, batch: Vec<Envelope>) -> HashMap<CommandId, Outcome> {
     loop {
-        match applier.apply(&batch).await {
+        match applier.apply(&messages(&batch)).await {
             Ok(outcomes) => return outcomes,
             Err(ApplyError::Contention(_)) => {}
             Err(other) => panic!("{other:?}"),
@@ -240,23 +244,110 @@ async fn appliers_that_need_a_new_days_table_at_once_share_one() {
     fixture.stop().await;
 }
 
+/// Makes the server believe that the table of a day was not used since.
+async fn unused(fixture: &mut Fixture, day: OffsetDateTime) {
+    let used_at = format!("UPDATE command_days SET used_at = day WHERE day = '{}'", day.date());
+    fixture.database.execute(&used_at).await;
+}
+
 #[tokio::test]
-async fn only_ids_within_the_retention_are_kept() {
-    let fixture = Fixture::start().await;
-    let applier = fixture.applier();
+async fn a_command_is_applied_however_long_it_waited() {
+    let mut fixture = Fixture::start().await;
+    let (old, ada) = (OffsetDateTime::now_utc() - time::Duration::days(400), UserId::mint());
+    let batch = [Envelope { id: minted_at(old), ..create(ada, "ada@example.org", "Ada") }];
+    assert_eq!(apply(&mut fixture.applier(), &batch).await, [Some(done(1))]);
+    // Retention comes while others of that day still wait: what was just used is kept.
+    assert_eq!(drop_days(&mut fixture.database.conn, RETENTION).await.expect("a drop"), 0);
+    let next = [Envelope { id: minted_at(old), ..suspend(ada) }, batch[0].clone()];
+    assert_eq!(apply(&mut fixture.applier(), &next).await, [Some(done(2)), None]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_of_a_day_that_was_dropped_is_parked_and_blocks_its_user() {
+    let mut fixture = Fixture::start().await;
+    let (old, ada) = (OffsetDateTime::now_utc() - time::Duration::days(400), UserId::mint());
+    let batch = [Envelope { id: minted_at(old), ..create(ada, "ada@example.org", "Ada") }];
+    assert_eq!(apply(&mut fixture.applier(), &batch).await, [Some(done(1))]);
+    unused(&mut fixture, old).await;
+    assert_eq!(drop_days(&mut fixture.database.conn, RETENTION).await.expect("a drop"), 1);
+
+    // The same message once more, and one that may or may not have been there.
+    let again =
+        [batch[0].clone(), Envelope { id: minted_at(old), ..suspend(ada) }, update(ada, None, Some("Ada King"))];
+    let parked = Outcome::Parked("record-dropped".to_owned());
+    let expected = [Some(parked), Some(Outcome::Behind), Some(Outcome::Behind)];
+    assert_eq!(apply(&mut fixture.applier(), &again).await, expected);
+    let row = fixture.database.command(again[0].id).await;
+    assert_eq!(row.as_deref(), Some("users.create anonymous parked record-dropped"));
+    assert_eq!(fixture.letters().await.len(), 3);
+    // An operator decides: nothing is refused for its age.
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
+    let exists = Outcome::Rejected(Rejection::UserExists);
+    let verdicts: Vec<_> = steps.into_iter().map(|step| step.verdict).collect();
+    assert_eq!(verdicts, [exists, done(2), done(3)].map(Verdict::Decided));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_of_the_future_is_parked_and_blocks_its_user() {
+    let mut fixture = Fixture::start().await;
+    let (ada, bob) = (UserId::mint(), UserId::mint());
+    apply(&mut fixture.applier(), &[create(ada, "ada@example.org", "Ada")]).await;
     let now = OffsetDateTime::now_utc();
-    let (day, hour) = (time::Duration::days(1), time::Duration::hours(1));
-    let table = [
-        ("now", now, true),
-        ("within the retention", now - day * 29, true),
-        ("before the retention", now - day * 31, false),
-        ("a publisher's clock that is ahead", now + hour, true),
-        ("the day after tomorrow", now + day * 2, false),
-        ("1970", OffsetDateTime::UNIX_EPOCH, false),
+    let at = |at, envelope| Envelope { id: minted_at(at), ..envelope };
+    let batch = [
+        at(now + time::Duration::hours(23), create(bob, "bob@example.org", "Bob")),
+        suspend(ada),
+        at(now + time::Duration::hours(25), reactivate(ada)),
+        update(ada, None, Some("Ada King")),
+        at(time::macros::datetime!(9999-12-31 23:59 UTC), suspend(bob)),
     ];
-    for (reason, at, kept) in table {
-        assert_eq!(applier.keeps(minted_at(at)), kept, "{reason}");
+    let ahead = || Some(Outcome::Parked("id-ahead".to_owned()));
+    let expected = [Some(done(1)), Some(done(2)), ahead(), Some(Outcome::Behind), ahead()];
+    assert_eq!(apply(&mut fixture.applier(), &batch).await, expected);
+    assert_eq!(apply(&mut fixture.applier(), &batch).await, [None, None, None, None, None]);
+    assert_eq!(fixture.letters().await.len(), 3);
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
+    assert_eq!(steps.len(), 2);
+    assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v4 f"));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_vanished_under_a_running_worker_is_made_again() {
+    let mut fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    apply(&mut applier, &[create(ada, "ada@example.org", "Ada")]).await;
+    let table = "SELECT relname::text FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'commands'::regclass";
+    let table: String = sqlx::query_scalar(table).fetch_one(&mut fixture.database.conn).await.expect("a table");
+    for gone in
+        [format!("DROP TABLE {table}"), format!("ALTER TABLE commands DETACH PARTITION {table}; DROP TABLE {table}")]
+    {
+        fixture.database.execute(&gone).await;
+        let outcomes = apply(&mut applier, &[update(ada, None, Some(&gone[..20]))]).await;
+        assert!(matches!(outcomes[..], [Some(Outcome::Succeeded(_))]), "{gone}: {outcomes:?}");
     }
+    assert_eq!(fixture.letters().await, []);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn positions_follow_the_effects_and_not_the_clocks_of_the_apis() {
+    let mut fixture = Fixture::start().await;
+    let ada = UserId::mint();
+    let now = OffsetDateTime::now_utc();
+    let batch: Vec<_> = [0, 300, 100, 200]
+        .into_iter()
+        .zip([create(ada, "ada@example.org", "Ada"), suspend(ada), reactivate(ada), delete(ada)])
+        .map(|(behind, envelope)| Envelope { id: minted_at(now - time::Duration::seconds(behind)), ..envelope })
+        .collect();
+    apply(&mut fixture.applier(), &batch[..1]).await;
+    apply(&mut fixture.applier(), &batch[1..]).await;
+    let order = "SELECT id FROM commands ORDER BY position";
+    let order: Vec<Uuid> = sqlx::query_scalar(order).fetch_all(&mut fixture.database.conn).await.expect("rows");
+    assert_eq!(order, batch.iter().map(|envelope| Uuid::from(envelope.id)).collect::<Vec<_>>());
     fixture.stop().await;
 }
 
@@ -266,7 +357,7 @@ async fn a_missing_table_is_the_deployments_fault_and_nothing_is_decided() {
     fixture.database.execute("ALTER TABLE users RENAME TO people").await;
     let (mut applier, creating) = (fixture.applier(), create(UserId::mint(), "ada@example.org", "Ada"));
     let batch = [creating.clone()];
-    let end = applier.apply(&batch).await.expect_err("no table");
+    let end = applier.apply(&messages(&batch)).await.expect_err("no table");
     assert!(matches!(end, ApplyError::Deployment(_)), "{end:?}");
     assert_eq!(fixture.database.command(creating.id).await, None);
     fixture.database.execute("ALTER TABLE people RENAME TO users").await;
@@ -283,7 +374,8 @@ async fn a_batch_that_was_given_up_at_a_lock_is_not_half_applied() {
     let (bob, suspending) = (create(UserId::mint(), "bob@example.org", "Bob"), suspend(ada));
     let batch = [bob.clone(), suspending.clone()];
     {
-        let waiting = tokio::time::timeout(Duration::from_millis(100), applier.apply(&batch));
+        let messages = messages(&batch);
+        let waiting = tokio::time::timeout(Duration::from_millis(100), applier.apply(&messages));
         assert!(waiting.await.is_err(), "it waits for the lock");
     }
     fixture.database.execute("COMMIT").await;
@@ -304,7 +396,7 @@ async fn an_applier_whose_epoch_has_passed_applies_nothing() {
     ] {
         let mut applier = fixture.applier();
         fixture.database.execute(takeover).await;
-        let end = applier.apply(&batch).await;
+        let end = applier.apply(&messages(&batch)).await;
         assert!(matches!(end, Err(ApplyError::Fenced)), "{takeover}: {end:?}");
     }
     assert_eq!(fixture.database.count("commands").await + fixture.database.count("users").await, 0);

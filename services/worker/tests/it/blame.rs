@@ -37,6 +37,14 @@ async fn every_sqlstate_has_somebody_to_blame() {
     let table = [
         ("a unique constraint", USER.to_owned(), "23505", Fault::Command),
         ("a check constraint", "UPDATE users SET version = 0".to_owned(), "23514", Fault::Command),
+        (
+            "a missing day of commands",
+            "INSERT INTO commands (id, type, principal, accepted_at) VALUES (gen_random_uuid(), '', '', now())"
+                .to_owned(),
+            "23514",
+            Fault::Deployment,
+        ),
+        ("a trigger's check", raise("23514"), "23514", Fault::Command),
         ("a missing value", "UPDATE users SET name = NULL".to_owned(), "23502", Fault::Command),
         ("division by zero", "SELECT 1 / 0".to_owned(), "22012", Fault::Command),
         ("text that is no date", "SELECT 'soon'::date".to_owned(), "22007", Fault::Command),

@@ -2,10 +2,14 @@
 
 use common::command::{Envelope, UserId};
 use common::telemetry::TraceHeaders;
-use rollcall_worker::dead_letters::{Filter, RawMessage, Traces, behind, collect_one, list, record_raw};
+use lapin::types::{AMQPValue, FieldTable};
+use rollcall_worker::dead_letters::{
+    BrokerCause, CollectedMessage, Filter, RawMessage, behind, collect_one, list, record_raw,
+};
+use rollcall_worker::incoming::IncomingMessage;
 use rollcall_worker::users::Outcome;
 
-use crate::support::{Fixture, RETENTION, TRIGGER, create, done, poisoned, suspend, update};
+use crate::support::{Fixture, TRIGGER, create, done, message, poisoned, suspend, update};
 
 fn line(envelope: &Envelope, line: &str) -> (Option<uuid::Uuid>, String) {
     (Some(envelope.id.into()), line.to_owned())
@@ -35,9 +39,8 @@ async fn what_comes_after_a_dead_letter_of_its_user_is_parked_in_order_and_nobod
         line(&guilty, "22023 1"),
         line(&follower, "- 0"),
         line(&second[0], "- 0"),
-        // Of one batch: first those whose users were held before; only each user's own order means anything.
-        line(&third[1], "- 0"),
         line(&third[0], "22023 1"),
+        line(&third[1], "- 0"),
         line(&third[2], "- 0"),
     ];
     assert_eq!(fixture.letters().await, expected);
@@ -103,30 +106,60 @@ async fn a_dead_letter_keeps_the_trace_of_its_message() {
     fixture.database.execute(TRIGGER).await;
     let guilty = create(UserId::mint(), "ada@example.org", "Poison");
     let trace = TraceHeaders { traceparent: Some("00-a-b-01".to_owned()), tracestate: Some("x=y".to_owned()) };
-    let traces = Traces::from([(guilty.id, trace)]);
-    fixture.applier().apply_traced(&[guilty], &traces).await.expect("outcomes");
+    let guilty = IncomingMessage { trace, ..message(&guilty.encode()) };
+    fixture.applier().apply(&[guilty]).await.expect("outcomes");
     let kept = fixture.database.count("dead_letters WHERE traceparent = '00-a-b-01' AND tracestate = 'x=y'").await;
     assert_eq!((kept, fixture.letters().await.len()), (1, 1));
     fixture.stop().await;
 }
 
+/// What the broker gave up for this reason, in its own word.
+fn given_up(word: &str, body: &[u8]) -> CollectedMessage {
+    let mut headers = FieldTable::default();
+    headers.insert("x-first-death-reason".into(), AMQPValue::LongString(word.into()));
+    CollectedMessage { message: message(body), cause: BrokerCause::of(Some(&headers)) }
+}
+
 #[tokio::test]
 async fn what_the_broker_gave_up_is_collected_once_and_holds_its_user() {
     let mut fixture = Fixture::start().await;
-    let (lost, known, none) = (UserId::mint(), UserId::mint(), TraceHeaders::default());
+    let (lost, known) = (UserId::mint(), UserId::mint());
     let decided = create(known, "known@example.org", "Known");
     fixture.apply(std::slice::from_ref(&decided)).await;
-    let given_up = create(lost, "lost@example.org", "Lost");
-    for payload in [decided.encode(), given_up.encode(), given_up.encode(), b"{}".to_vec(), b"{}".to_vec()] {
-        collect_one(&mut fixture.database.conn, &payload, &none, RETENTION).await.expect("a record");
+    let undelivered = create(lost, "lost@example.org", "Lost");
+    for payload in [decided.encode(), undelivered.encode(), undelivered.encode(), b"{}".to_vec(), b"{}".to_vec()] {
+        collect_one(&mut fixture.database.conn, &given_up("delivery_limit", &payload)).await.expect("a record");
     }
-    let row = fixture.database.command(given_up.id).await;
+    let row = fixture.database.command(undelivered.id).await;
     assert_eq!(row.as_deref(), Some("users.create anonymous parked delivery-limit"));
     let row = fixture.database.command(decided.id).await;
     assert_eq!(row.as_deref(), Some("users.create anonymous succeeded - v1"), "it was applied before");
-    let next = [suspend(lost), suspend(known), given_up.clone()];
+    let next = [suspend(lost), suspend(known), undelivered.clone()];
     assert_eq!(fixture.apply(&next).await, [Some(Outcome::Behind), Some(done(2)), None]);
-    let expected = [line(&given_up, "- 1"), (None, "- 2".to_owned()), line(&next[0], "- 0")];
+    let expected = [line(&undelivered, "- 1"), (None, "- 2".to_owned()), line(&next[0], "- 0")];
     assert_eq!(fixture.letters().await, expected);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_letter_of_the_broker_says_why() {
+    let mut fixture = Fixture::start().await;
+    let table = [
+        ("expired", "expired", "message-ttl"),
+        ("delivery_limit", "delivery-limit", "delivery-limit below"),
+        ("maxlen", "queue-full", "drop-head"),
+        ("rejected", "broker-refused", "other than the worker"),
+        ("no word of ours", "broker", "given up by the broker"),
+    ];
+    for (word, code, advice) in table {
+        let command = suspend(UserId::mint());
+        let collected = given_up(word, &command.encode());
+        collect_one(&mut fixture.database.conn, &collected).await.expect("a record");
+        let row = fixture.database.command(command.id).await;
+        assert_eq!(row, Some(format!("users.suspend anonymous parked {code}")), "{word}");
+        let letters = list(&mut fixture.database.conn, &Filter::default(), 10).await.expect("letters");
+        assert!(letters.last().is_some_and(|letter| letter.reason.contains(advice)), "{word}: {letters:?}");
+    }
+    assert_eq!(fixture.letters().await.len(), 5);
     fixture.stop().await;
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use common::command::UserId;
 use common::telemetry::TraceHeaders;
 use rollcall_worker::commands::drop_days;
-use rollcall_worker::dead_letters::{Traces, replay};
+use rollcall_worker::dead_letters::replay;
 use rollcall_worker::events::prune;
 use rollcall_worker::users::Outcome;
 
 use crate::support::{
-    DRY_RUN, Fixture, GONE, MEND, RETENTION, TERMS, TRIGGER, create, delete, done, if_match, poisoned, reactivate,
-    suspend, update,
+    DRY_RUN, Fixture, GONE, MEND, RETENTION, TERMS, TRIGGER, create, delete, done, if_match, messages, poisoned,
+    reactivate, suspend, update,
 };
 
 const ADA: &str = r#"{"name": "Ada", "email": "ada@example.org", "status": "active", "version": 1}"#;
@@ -61,8 +61,9 @@ async fn a_parked_command_is_an_event_once_it_was_replayed() {
     let guilty = update(ada, None, Some("Poison"));
     let trace = TraceHeaders { traceparent: Some("00-a-b-01".to_owned()), tracestate: None };
     let batch = [create(ada, "ada@example.org", "Ada"), guilty.clone(), update(ada, None, Some("Ada King"))];
-    let mut outcomes =
-        fixture.applier().apply_traced(&batch, &Traces::from([(guilty.id, trace)])).await.expect("outcomes");
+    let mut traced = messages(&batch);
+    traced[1].trace = trace;
+    let mut outcomes = fixture.applier().apply(&traced).await.expect("outcomes");
     assert_eq!(outcomes.remove(&guilty.id), Some(poisoned()));
     assert_eq!(fixture.database.events(ada).await, [format!("users.created v1 {ADA}")]);
     fixture.database.execute(MEND).await;
@@ -109,11 +110,16 @@ async fn the_commands_of_days_that_are_no_longer_kept_are_dropped() {
     for age in [29, 30, 31, 32, 40] {
         fixture.database.execute(&format!("SELECT ensure_command_day((now() AT TIME ZONE 'UTC')::date - {age})")).await;
     }
+    fixture
+        .database
+        .execute("UPDATE command_days SET used_at = day + interval '1 day' WHERE day < current_date - 1")
+        .await;
     let tables = "pg_inherits WHERE inhparent = 'commands'::regclass";
     let before = fixture.database.count(tables).await;
     assert_eq!(drop_days(&mut fixture.database.conn, RETENTION).await.expect("a drop"), 2);
     assert_eq!(drop_days(&mut fixture.database.conn, RETENTION).await.expect("a drop"), 0);
     assert_eq!(fixture.database.count(tables).await, before - 2);
+    assert_eq!(fixture.database.count("command_days WHERE dropped_at IS NOT NULL").await, 2);
     assert_eq!(fixture.database.count("commands").await, 1);
     fixture.stop().await;
 }

@@ -3,7 +3,7 @@
 use common::command::{Envelope, UserId};
 use rollcall_worker::blame::ApplyError;
 
-use crate::support::{Fixture, MEND, TRIGGER, create, done, poisoned};
+use crate::support::{Fixture, MEND, TRIGGER, create, done, message, messages, poisoned};
 
 fn creates(count: usize, name: &str) -> Vec<Envelope> {
     (0..count).map(|_| create(UserId::mint(), &format!("{}@example.org", UserId::mint()), name)).collect()
@@ -17,7 +17,7 @@ async fn a_flood_of_dead_letters_is_refused_and_goes_through_once_its_cause_is_m
     assert_eq!(fixture.apply(&first).await, vec![Some(poisoned()); 100], "up to the limit they are recorded");
     let flood = creates(50, "Poison");
     for batch in [&flood[..], &flood[..1]] {
-        let refused = fixture.applier().apply(batch).await.expect_err("a flood");
+        let refused = fixture.applier().apply(&messages(batch)).await.expect_err("a flood");
         assert!(matches!(refused, ApplyError::Flood(dead) if dead == 100 + batch.len()), "{refused:?}");
     }
     assert_eq!(fixture.database.count("commands").await, 100, "nothing was decided");
@@ -39,5 +39,25 @@ async fn dead_letters_among_many_good_commands_are_no_flood() {
         assert_eq!(fixture.apply(&creates(40, "Poison")).await, vec![Some(poisoned()); 40]);
     }
     assert_eq!(fixture.letters().await.len(), 200);
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn messages_that_are_no_commands_are_a_flood_too() {
+    let mut fixture = Fixture::start().await;
+    let unknown = |number: usize| {
+        let creating = create(UserId::mint(), &format!("u{number}@example.org"), "User");
+        let body = String::from_utf8(creating.encode()).expect("text").replace("users.create", "users.invite");
+        message(body.as_bytes())
+    };
+    let mut garbage: Vec<_> = (0..50).map(|number| message(format!("garbage {number}").as_bytes())).collect();
+    garbage.extend((0..50).map(unknown));
+    fixture.applier().apply(&garbage).await.expect("up to the limit they are recorded");
+    assert_eq!(fixture.letters().await.len(), 100);
+    for one in [message(b"more garbage"), unknown(50)] {
+        let refused = fixture.applier().apply(&[one]).await.expect_err("a flood");
+        assert!(matches!(refused, ApplyError::Flood(101)), "{refused:?}");
+    }
+    assert_eq!(fixture.letters().await.len(), 100);
     fixture.stop().await;
 }

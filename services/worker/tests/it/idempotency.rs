@@ -12,8 +12,8 @@ use sqlx::Connection;
 use time::OffsetDateTime;
 
 use crate::support::{
-    Fixture, GONE, MEND, TERMS, TRIGGER, WINDOW, again, create, delete, done, if_match, in_order, keyed, reactivate,
-    soon, suspend, update,
+    Fixture, GONE, MEND, TERMS, TRIGGER, WINDOW, again, create, delete, done, if_match, in_order, keyed, messages,
+    poisoned, reactivate, soon, suspend, update,
 };
 
 const REUSED: Outcome = Outcome::Rejected(Rejection::KeyReused);
@@ -28,7 +28,7 @@ fn window() -> time::Duration {
 }
 
 async fn apply(applier: &mut Applier, batch: &[Envelope]) -> Vec<Outcome> {
-    let mut outcomes = soon("a commit", applier.apply(batch)).await.expect("outcomes");
+    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes");
     let outcomes = in_order(batch, &mut outcomes);
     outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
 }
@@ -84,7 +84,7 @@ async fn a_message_that_is_delivered_again_is_still_a_duplicate() {
     let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
     let retry = again(&creating);
     assert_eq!(apply(&mut applier, &[creating.clone(), retry.clone()]).await, [done(1), done(1)]);
-    assert!(applier.apply(&[retry, creating]).await.expect("outcomes").is_empty());
+    assert!(applier.apply(&messages(&[retry, creating])).await.expect("outcomes").is_empty());
     fixture.stop().await;
 }
 
@@ -162,6 +162,7 @@ async fn of_two_partitions_that_race_for_a_key_one_applies_and_the_other_repeats
             while fixture.database.count(waiting).await < 2 {}
             holding.rollback().await.expect("a rollback");
         };
+        let batches = batches.map(|batch| messages(&batch));
         let all = async { tokio::join!(here.apply(&batches[0]), there.apply(&batches[1]), letting_go) };
         let (one, two, ()) = soon("both batches", Box::pin(all)).await;
         holder.release().await.expect("released");
@@ -185,7 +186,7 @@ async fn a_key_is_free_again_when_the_transaction_that_claimed_it_is_rolled_back
     fixture.database.execute("BEGIN; LOCK TABLE users").await;
     {
         let mut applier = fixture.applier();
-        let batch = [creating.clone()];
+        let batch = messages(std::slice::from_ref(&creating));
         let given_up = tokio::time::timeout(Duration::from_millis(100), applier.apply(&batch));
         assert!(given_up.await.is_err(), "it waits for the lock");
     }
@@ -238,8 +239,9 @@ async fn a_key_counts_for_the_window_and_is_then_the_next_commands() {
     assert_eq!(apply(&mut applier, &[renaming()]).await, [done(2)], "a minute before the end");
 
     fixture.database.execute("UPDATE idempotency_keys SET accepted_at = accepted_at - interval '2 minutes'").await;
-    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(3)], "a minute after it");
-    assert_eq!(apply(&mut applier, &[renaming(), renaming()]).await, [done(3), done(3)], "a window of its own");
+    assert_eq!(apply(&mut applier, &[update(ada, None, Some("Between"))]).await, [done(3)]);
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(4)], "a minute after it");
+    assert_eq!(apply(&mut applier, &[renaming(), renaming()]).await, [done(4), done(4)], "a window of its own");
     let other = keyed("rename", suspend(ada));
     assert_eq!(apply(&mut applier, &[other]).await, [REUSED]);
     assert_eq!(fixture.database.count("idempotency_keys").await, 1);
@@ -260,6 +262,87 @@ async fn a_retry_that_had_to_wait_in_its_queue_is_still_one() {
 }
 
 #[tokio::test]
+async fn two_requests_a_window_apart_take_effect_twice_in_whatever_batches_they_come() {
+    for size in [1, 2, 4] {
+        let fixture = Fixture::start().await;
+        let (mut applier, ada) = (fixture.applier(), UserId::mint());
+        let renaming = |name| keyed("rename", update(ada, None, Some(name)));
+        let past = window() + MINUTE;
+        let commands = [
+            accepted(past, create(ada, "ada@example.org", "Ada")),
+            accepted(past, renaming("First")),
+            accepted(past, renaming("First")),
+            update(ada, None, Some("Between")),
+            renaming("First"),
+            renaming("First"),
+            suspend(ada),
+        ];
+        let mut outcomes = Vec::new();
+        for batch in commands.chunks(size) {
+            outcomes.extend(apply(&mut applier, batch).await);
+        }
+        assert_eq!(outcomes, [1, 2, 2, 3, 4, 4, 5].map(done), "batches of {size}");
+        // Another request than the first one's, a window later, is no misuse of the key.
+        let later = accepted(-window() - MINUTE, renaming("Second"));
+        assert_eq!(apply(&mut applier, &[later]).await, [REUSED], "the clock of an API cannot end a window");
+        fixture.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_retry_through_an_api_whose_clock_is_wrong_takes_effect_once() {
+    let wrong = [window() + MINUTE, -window() - MINUTE];
+    for (one, other) in
+        wrong.into_iter().flat_map(|wrong| [(wrong, time::Duration::ZERO), (time::Duration::ZERO, wrong)])
+    {
+        let mut fixture = Fixture::start().await;
+        let (mut applier, ada) = (fixture.applier(), UserId::mint());
+        let at = |ago, batch: &[Envelope]| batch.iter().map(|c| accepted(ago, again(c))).collect::<Vec<_>>();
+        // As the partition knows, who waited for the next message.
+        applier.queue_was_empty(tokio::time::Instant::now());
+        let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
+        let renaming = keyed("rename", update(ada, None, Some("First")));
+        let first = at(one, &[creating.clone(), renaming.clone()]);
+        assert_eq!(apply(&mut applier, &first).await, [done(1), done(2)]);
+        assert_eq!(apply(&mut applier, &[update(ada, None, Some("Second"))]).await, [done(3)]);
+        assert_eq!(apply(&mut applier, &at(other, &[renaming])).await, [done(2)], "{one} and {other}");
+        assert_eq!(apply(&mut applier, &[delete(ada)]).await, [GONE]);
+        assert_eq!(prune(&mut fixture.database.conn, WINDOW).await.expect("a deletion"), 0);
+        assert_eq!(apply(&mut applier, &at(other, &[creating])).await, [done(1)]);
+        assert_eq!(fixture.database.user(ada).await, None, "a retry brings nobody back: {one} and {other}");
+        fixture.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_first_command_that_comes_after_that_of_the_next_window_is_applied_once() {
+    let mut fixture = Fixture::start().await;
+    fixture.database.execute(TRIGGER).await;
+    let (mut applier, ada, bob) = (fixture.applier(), UserId::mint(), UserId::mint());
+    let past = window() + MINUTE * 5;
+    apply(&mut applier, &[create(ada, "ada@example.org", "Ada"), create(bob, "bob@example.org", "Bob")]).await;
+    // Parked with the key in its hands; in the next window the key is another request's.
+    let parked = accepted(past, keyed("key", update(ada, None, Some("Poison"))));
+    assert_eq!(apply(&mut applier, &[parked]).await, [poisoned()]);
+    let later = keyed("key", update(bob, None, Some("Robert")));
+    assert_eq!(apply(&mut applier, std::slice::from_ref(&later)).await, [done(2)]);
+    fixture.database.execute(MEND).await;
+    let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
+    assert_eq!(steps[0].verdict, Verdict::Decided(done(2)));
+
+    // One that never held it, because its partition was paused; and its own retry.
+    let paused = accepted(past, keyed("other", suspend(ada)));
+    let later_too = keyed("other", suspend(bob));
+    assert_eq!(apply(&mut applier, std::slice::from_ref(&later_too)).await, [done(3)]);
+    let retry = accepted(past - MINUTE, again(&paused));
+    assert_eq!(apply(&mut applier, &[paused, retry.clone()]).await, [done(3), done(3)]);
+    assert_eq!(apply(&mut applier, &[accepted(past - MINUTE, again(&retry))]).await, [done(3)], "in a later batch");
+    // The later window's retries still find their own.
+    assert_eq!(apply(&mut applier, &[again(&later), again(&later_too)]).await, [done(2), done(3)]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_command_whose_first_outcome_is_no_longer_kept_is_applied() {
     let mut fixture = Fixture::start().await;
     let (mut applier, ada) = (fixture.applier(), UserId::mint());
@@ -267,7 +350,8 @@ async fn a_command_whose_first_outcome_is_no_longer_kept_is_applied() {
     let renaming = || keyed("rename", update(ada, None, Some("Ada King")));
     assert_eq!(apply(&mut applier, &[renaming()]).await, [done(2)]);
     fixture.database.execute("DELETE FROM commands").await;
-    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(3)]);
+    assert_eq!(apply(&mut applier, &[update(ada, None, Some("Between"))]).await, [done(3)]);
+    assert_eq!(apply(&mut applier, &[renaming()]).await, [done(4)]);
     fixture.stop().await;
 }
 
@@ -277,8 +361,8 @@ async fn old_keys_are_pruned_in_small_batches_and_nobody_waits() {
     let oldest = window() + time::Duration::try_from(BACKLOG).expect("a span of time");
     let fill = |number: u32, age: time::Duration| {
         format!(
-            "INSERT INTO idempotency_keys
-             SELECT sha256(gen_random_uuid()::text::bytea), '', gen_random_uuid(), now() - interval '{} seconds'
+            "INSERT INTO idempotency_keys (key, fingerprint, command_id, claimed_at, accepted_at)
+             SELECT sha256(gen_random_uuid()::text::bytea), '', gen_random_uuid(), now() - interval '{} seconds', now()
              FROM generate_series(1, {number})",
             age.whole_seconds(),
         )
@@ -288,7 +372,7 @@ async fn old_keys_are_pruned_in_small_batches_and_nobody_waits() {
     }
     // A claim that is under way holds some of them.
     let mut other = db::connect(&fixture.database.settings(1), "other").await.expect("a connection");
-    let held = "BEGIN; SELECT FROM idempotency_keys ORDER BY accepted_at LIMIT 10 FOR UPDATE";
+    let held = "BEGIN; SELECT FROM idempotency_keys ORDER BY claimed_at LIMIT 10 FOR UPDATE";
     fixture.database.execute(held).await;
     let mut pruned = Vec::new();
     for _ in 0..3 {

@@ -16,6 +16,7 @@ mod poison;
 mod replay;
 mod settings;
 mod suspects;
+mod unread;
 mod users;
 mod waves;
 

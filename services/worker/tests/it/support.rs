@@ -5,17 +5,19 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::command::{
-    Command, CommandId, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Name, Principal, ReactivateUser,
-    SuspendUser, UpdateUser, UserId,
+    Command, CommandId, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Message, MessageProperties, Name,
+    Principal, ReactivateUser, SuspendUser, UpdateUser, UserId,
 };
 use common::config::{DatabaseSettings, IdempotencyWindow, Retention, database_url};
 use common::db::{self, Pool};
+use common::telemetry::TraceHeaders;
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use rollcall_worker::apply::{Applier, Fence};
 use rollcall_worker::dead_letters::{Terms, Traces};
 use rollcall_worker::events::Origin;
 use rollcall_worker::flood::FloodGuard;
+use rollcall_worker::incoming::IncomingMessage;
 use rollcall_worker::users::{Outcome, apply_wave};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -137,14 +139,14 @@ impl Fixture {
     }
 
     pub(crate) fn applier(&self) -> Applier {
-        let mut applier = Applier::new(self.pool.clone(), self.guard.clone(), RETENTION, WINDOW);
+        let mut applier = Applier::new(self.pool.clone(), self.guard.clone(), WINDOW);
         applier.fence(self.fence);
         applier
     }
 
     /// Applies a batch and gives the outcomes in its order.
     pub(crate) async fn apply(&self, batch: &[Envelope]) -> Vec<Option<Outcome>> {
-        let mut outcomes = soon("a commit", self.applier().apply(batch)).await.expect("outcomes");
+        let mut outcomes = soon("a commit", self.applier().apply(&messages(batch))).await.expect("outcomes");
         in_order(batch, &mut outcomes)
     }
 
@@ -173,7 +175,7 @@ impl Fixture {
     }
 }
 
-pub(crate) const TERMS: Terms = Terms { window: WINDOW, retention: RETENTION, dry_run: false };
+pub(crate) const TERMS: Terms = Terms { window: WINDOW, dry_run: false };
 pub(crate) const DRY_RUN: Terms = Terms { dry_run: true, ..TERMS };
 pub(crate) const RETENTION: Retention = Retention(Duration::from_hours(30 * 24));
 
@@ -198,6 +200,17 @@ pub(crate) const MEND: &str = "DROP TRIGGER refuse ON users";
 /// What [`TRIGGER`] makes of a command.
 pub(crate) fn poisoned() -> Outcome {
     Outcome::Parked("22023".to_owned())
+}
+
+/// Commands as their messages.
+pub(crate) fn messages(batch: &[Envelope]) -> Vec<IncomingMessage> {
+    batch.iter().map(|envelope| message(&envelope.encode())).collect()
+}
+
+/// A message with this body.
+pub(crate) fn message(body: &[u8]) -> IncomingMessage {
+    let content = Message::read(body, MessageProperties::default());
+    IncomingMessage { body: body.to_vec(), trace: TraceHeaders::default(), content }
 }
 
 /// Each command's outcome in the order of the commands; `None` for one that had been decided before.

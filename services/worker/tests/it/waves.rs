@@ -37,7 +37,7 @@ fn commands_of_different_users_share_one_wave() {
     let batch: Vec<_> =
         (0..200).map(|number| create(UserId::mint(), &format!("u{number}@example.org"), "User")).collect();
     assert_eq!(waves(&batch).len(), 1);
-    assert_eq!(waves(&[]).len(), 0);
+    assert_eq!(waves(&Vec::new()).len(), 0);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use uuid::{Builder, Uuid};
+use uuid::{Builder, NoContext, Timestamp, Uuid};
 
 use super::Digest;
 
@@ -35,7 +35,7 @@ pub enum InvalidId {
     /// Not a UUID at all.
     #[error("not a UUID; write it as 36 characters like 01890a5d-ac96-774b-bcce-b302099a8057")]
     NotUuid,
-    /// A UUID of another version; RFC 9562 §5.7 defines version 7.
+    /// A UUID of another version, or of a time after the year 9999; RFC 9562 §5.7 defines version 7.
     #[error("not a version 7 UUID; use an id that this service handed out")]
     NotV7,
     /// A UUID of another version; RFC 9562 §5.7 and §5.8 define versions 7 and 8.
@@ -69,7 +69,17 @@ impl UserId {
 impl CommandId {
     /// A fresh id with its checksum.
     pub fn mint() -> Self {
-        let mut bytes = Uuid::now_v7().into_bytes();
+        Self::checked(Uuid::now_v7())
+    }
+
+    /// A fresh id of another clock's time; before 1970 counts as 1970.
+    pub fn mint_at(at: OffsetDateTime) -> Self {
+        let seconds = u64::try_from(at.unix_timestamp()).unwrap_or_default();
+        Self::checked(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, at.nanosecond())))
+    }
+
+    fn checked(id: Uuid) -> Self {
+        let mut bytes = id.into_bytes();
         let sum = checksum(&bytes);
         bytes[14..].copy_from_slice(&sum);
         Self(Uuid::from_bytes(bytes))
@@ -83,11 +93,15 @@ impl CommandId {
 
     /// When it was minted, to the millisecond.
     pub fn minted_at(self) -> OffsetDateTime {
-        let bytes = self.0.as_bytes();
-        let ms = bytes[..6].iter().fold(0_i128, |ms, b| (ms << 8) | i128::from(*b));
-        // 48 bits of milliseconds reach the year 10889, one digit more than `time` represents.
-        OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        // Only ids of a time that can be represented are ids.
+        minted_at(&self.0).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
+}
+
+/// 48 bits of milliseconds reach the year 10889, one digit more than `time` and a day's table represent.
+fn minted_at(id: &Uuid) -> Option<OffsetDateTime> {
+    let ms = id.as_bytes()[..6].iter().fold(0_i128, |ms, b| (ms << 8) | i128::from(*b));
+    OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).ok()
 }
 
 fn checksum(bytes: &[u8; 16]) -> [u8; 2] {
@@ -107,12 +121,13 @@ fn fold(hash: u64) -> u32 {
 }
 
 macro_rules! uuid_of {
-    ($id:ty, $versions:pat, $fault:expr) => {
+    ($id:ty, $versions:pat, $fault:expr, $holds:expr) => {
         impl TryFrom<Uuid> for $id {
             type Error = InvalidId;
 
             fn try_from(uuid: Uuid) -> Result<Self, InvalidId> {
-                if matches!(uuid.get_version_num(), $versions) { Ok(Self(uuid)) } else { Err($fault) }
+                let holds: fn(&Uuid) -> bool = $holds;
+                if matches!(uuid.get_version_num(), $versions) && holds(&uuid) { Ok(Self(uuid)) } else { Err($fault) }
             }
         }
 
@@ -138,5 +153,5 @@ macro_rules! uuid_of {
     };
 }
 
-uuid_of!(UserId, 7 | 8, InvalidId::NotV7OrV8);
-uuid_of!(CommandId, 7, InvalidId::NotV7);
+uuid_of!(UserId, 7 | 8, InvalidId::NotV7OrV8, |_| true);
+uuid_of!(CommandId, 7, InvalidId::NotV7, |id| minted_at(id).is_some());

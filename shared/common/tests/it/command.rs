@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use rollcall_common::command::{
-    Command, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Name, Principal, ReactivateUser, Rejection,
-    SuspendUser, UpdateUser, UserId,
+    Command, CommandHeader, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Message, MessageProperties,
+    Name, Principal, ReactivateUser, Rejection, SuspendUser, UnreadCommand, UpdateUser, UserId,
 };
+use serde_json::{Value, json};
 use time::macros::datetime;
 
 /// A command without its file does not compile. The files are never edited: old messages look like this.
@@ -158,14 +159,61 @@ fn the_fingerprint_tells_requests_apart_and_knows_the_same_one_again() {
 }
 
 #[test]
-fn members_of_a_later_release_are_ignored() {
+fn notes_of_a_later_release_are_ignored_and_what_must_be_understood_is_not() {
+    let table: [(&str, fn(&mut Value), bool); 8] = [
+        ("a note", |json| json["later"] = json!({"deep": [1, 2]}), true),
+        ("known members that must be understood", |json| json["must_understand"] = json!(["if_match", "id"]), true),
+        ("an unknown member that must be understood", |json| json["must_understand"] = json!(["later"]), false),
+        ("an unknown condition", |json| json["if_absent"] = true.into(), false),
+        ("a list of another type", |json| json["must_understand"] = "later".into(), false),
+        ("an unknown member of the command", |json| json["command"]["later"] = 1.into(), false),
+        ("an unknown member of its data", |json| json["command"]["data"]["later"] = 1.into(), false),
+        ("an unknown type", |json| json["command"]["type"] = "users.merge".into(), false),
+    ];
     for envelope in samples() {
-        let mut json: serde_json::Value = serde_json::from_slice(&envelope.encode()).expect("JSON");
-        json["later"] = "new".into();
-        json["command"]["data"]["later"] = serde_json::json!({"deep": [1, 2]});
-        let read = Envelope::decode(json.to_string().as_bytes()).expect("a command");
-        assert_eq!(read, envelope);
+        for (reason, change, read) in table {
+            let mut json = serde_json::from_slice(&envelope.encode()).expect("JSON");
+            change(&mut json);
+            let body = json.to_string().into_bytes();
+            assert_eq!(Envelope::decode(&body).is_ok(), read, "{reason}");
+            match Message::read(&body, MessageProperties::default()) {
+                Message::Command(found) => assert!(read && *found == envelope, "{reason}"),
+                Message::Unread(UnreadCommand { header, .. }) => {
+                    let expected = CommandHeader { kind: header.kind.clone(), ..CommandHeader::from(&envelope) };
+                    assert!(!read && header == expected, "{reason}: {header:?}");
+                }
+                Message::Raw(fault) => panic!("{reason}: {fault}"),
+            }
+        }
     }
+}
+
+#[test]
+fn what_can_be_read_of_a_broken_message_is_read() {
+    let envelope = samples().remove(0);
+    let (bytes, id) = (envelope.encode(), envelope.id.to_string());
+    let properties = MessageProperties { message_id: Some(&id), kind: Some("users.create") };
+    let cut = &bytes[..bytes.len() - 1];
+    let Message::Unread(unread) = Message::read(cut, properties) else { panic!("the property has the id") };
+    let header = unread.header;
+    assert_eq!((header.id, header.user_id, header.kind.as_str()), (envelope.id, None, "users.create"));
+    assert_eq!((header.principal.as_str(), header.accepted_at), ("unknown", envelope.id.minted_at()));
+    for (reason, body, message_id) in [
+        ("no property", cut, None),
+        ("a property that is no id", cut, Some("7")),
+        ("no JSON", b"\xff".as_slice(), None),
+        ("no object", b"[]".as_slice(), None),
+        ("nothing", b"".as_slice(), None),
+    ] {
+        let read = Message::read(body, MessageProperties { message_id, kind: None });
+        assert!(matches!(read, Message::Raw(_)), "{reason}");
+    }
+    // Of two that differ the body's counts, as in a message that is understood.
+    let other = samples().remove(1).id.to_string();
+    let unknown = String::from_utf8(bytes).expect("text").replace("users.create", "users.invite");
+    let properties = MessageProperties { message_id: Some(&other), kind: None };
+    let Message::Unread(unread) = Message::read(unknown.as_bytes(), properties) else { panic!("an id") };
+    assert_eq!((unread.header.id, unread.header.kind.as_str()), (envelope.id, "users.invite"));
 }
 
 #[test]

@@ -64,7 +64,8 @@ impl Rows {
         let commands: Vec<Row> = sqlx::query_as(
             "SELECT id, user_id, type AS kind, status, reason, user_version AS version, accepted_at, applied_at,
                  EXISTS (SELECT FROM dead_letters WHERE command_id = commands.id) AS letter
-             FROM commands",
+             FROM commands
+             WHERE user_id IS NOT NULL",
         )
         .fetch_all(&mut *connection)
         .await?;

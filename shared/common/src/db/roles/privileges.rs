@@ -8,7 +8,9 @@ pub type Grant = (ServerRole, &'static [&'static str]);
 /// What each role may do with each table. The migrator owns them all; the backup reads them all.
 pub const TABLES: &[(&str, &[Grant])] = &[
     ("users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
+    ("deleted_users", &[(Worker, &["SELECT", "INSERT", "UPDATE"])]),
     ("commands", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
+    ("command_days", &[]),
     ("idempotency_keys", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
     // Who lets users go again is an operator, as the migrator.
     ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
@@ -38,6 +40,8 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("ensure_command_day", &[Worker]),
     ("drop_command_days", &[Worker]),
     ("command_day_bound", &[]),
+    ("has_command_day", &[]),
+    ("next_command_position", &[Worker]),
     ("join_membership", &[Control]),
     ("beat_membership", &[Control]),
     ("release_partitions", &[Control]),

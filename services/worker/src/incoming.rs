@@ -1,0 +1,80 @@
+//! Messages of one batch: the bytes as they came, and what this build reads in them.
+
+use common::command::{CommandHeader, CommandId, Envelope, Message, UserId};
+use common::telemetry::TraceHeaders;
+use time::Date;
+
+/// A message with what a dead letter keeps of it.
+#[derive(Debug, Clone)]
+pub struct IncomingMessage {
+    /// The body as it came.
+    pub body: Vec<u8>,
+    /// Its trace context.
+    pub trace: TraceHeaders,
+    /// What it says.
+    pub content: Message,
+}
+
+impl IncomingMessage {
+    /// The command's id, if it can be read.
+    pub fn id(&self) -> Option<CommandId> {
+        match &self.content {
+            Message::Command(envelope) => Some(envelope.id),
+            Message::Unread(unread) => Some(unread.header.id),
+            Message::Raw(_) => None,
+        }
+    }
+
+    /// The command, if it is one to this build.
+    pub fn envelope(&self) -> Option<&Envelope> {
+        match &self.content {
+            Message::Command(envelope) => Some(envelope),
+            Message::Unread(_) | Message::Raw(_) => None,
+        }
+    }
+
+    /// What the row of the command says of it.
+    pub(crate) fn header(&self) -> Option<CommandHeader> {
+        match &self.content {
+            Message::Command(envelope) => Some(envelope.as_ref().into()),
+            Message::Unread(unread) => Some(unread.header.clone()),
+            Message::Raw(_) => None,
+        }
+    }
+}
+
+/// A message with a readable id.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry<'m> {
+    pub(crate) header: CommandHeader,
+    pub(crate) message: &'m IncomingMessage,
+}
+
+impl<'m> Entry<'m> {
+    /// Those of a batch, in order of arrival; one that comes twice counts once.
+    pub(crate) fn all(messages: &'m [IncomingMessage]) -> Vec<Self> {
+        let mut once = std::collections::HashSet::new();
+        let entries = messages.iter().filter_map(|message| Some(Self { header: message.header()?, message }));
+        entries.filter(|entry| once.insert(entry.header.id)).collect()
+    }
+
+    pub(crate) fn id(&self) -> CommandId {
+        self.header.id
+    }
+
+    pub(crate) fn user_id(&self) -> Option<UserId> {
+        self.header.user_id
+    }
+
+    /// The day whose table has its row.
+    pub(crate) fn day(&self) -> Date {
+        self.header.id.minted_at().date()
+    }
+}
+
+/// A command that can be applied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Candidate<'m> {
+    pub(crate) entry: &'m Entry<'m>,
+    pub(crate) envelope: &'m Envelope,
+}

@@ -1,0 +1,145 @@
+//! Message of a partition queue: a command, or as much of one as this build can read.
+//!
+//! What has a readable id has a status; what has a readable subject as well blocks it, in order. Both are looked for apart
+//! from the rest of the message, so that a command of a later release, or one with a fault, cannot be overtaken.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{CommandId, Envelope, Principal, UserId};
+
+/// The members of an envelope that this build understands.
+const MEMBERS: [&str; 7] = ["id", "accepted_at", "principal", "if_match", "idempotency", "command", "must_understand"];
+/// What a row says of a member that cannot be read.
+const UNKNOWN: &str = "unknown";
+/// Longer names are cut.
+const LONGEST_NAME: usize = 200;
+
+/// Why a message body is no command to this build.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// No JSON, a type that is not known, or a member that is missing, wrong or not known.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A member of the envelope must be understood and is not known.
+    #[error("the member {0:?} must be understood, and this release does not know it")]
+    Member(String),
+}
+
+/// What the row of a command says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandHeader {
+    /// The command's id.
+    pub id: CommandId,
+    /// The subject; none when it cannot be read.
+    pub user_id: Option<UserId>,
+    /// The wire name, or `unknown`.
+    pub kind: String,
+    /// Who sent it, or `unknown`.
+    pub principal: String,
+    /// When it was accepted, or else minted.
+    pub accepted_at: OffsetDateTime,
+}
+
+/// A command with a readable id that this build cannot apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadCommand {
+    /// What could be read.
+    pub header: CommandHeader,
+    /// Why the rest could not.
+    pub reason: String,
+}
+
+/// A message, as far as this build understands it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A command.
+    Command(Box<Envelope>),
+    /// Has a readable id, and is not understood.
+    Unread(UnreadCommand),
+    /// Has no readable id, for this reason.
+    Raw(String),
+}
+
+/// AMQP properties that repeat a part of the body.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MessageProperties<'a> {
+    /// `message_id`: the command's id.
+    pub message_id: Option<&'a str>,
+    /// `type`: the wire name.
+    pub kind: Option<&'a str>,
+}
+
+impl Message {
+    /// Reads a message.
+    pub fn read(body: &[u8], properties: MessageProperties<'_>) -> Self {
+        let fault = match Envelope::decode(body) {
+            Ok(envelope) => return Self::Command(Box::new(envelope)),
+            Err(fault) => fault,
+        };
+        match CommandHeader::find(body, properties) {
+            Some(header) => Self::Unread(UnreadCommand { header, reason: format!("not understood: {fault}") }),
+            None => Self::Raw(format!("undecodable: {fault}")),
+        }
+    }
+}
+
+impl From<&Envelope> for CommandHeader {
+    fn from(envelope: &Envelope) -> Self {
+        Self {
+            id: envelope.id,
+            user_id: Some(envelope.command.user_id()),
+            kind: envelope.command.wire_name().to_owned(),
+            principal: envelope.principal.as_str().to_owned(),
+            accepted_at: envelope.accepted_at,
+        }
+    }
+}
+
+impl CommandHeader {
+    /// What can be read of a command of another release, or of a faulty one.
+    fn find(body: &[u8], properties: MessageProperties<'_>) -> Option<Self> {
+        let json: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |pointer: &str| json.pointer(pointer).and_then(Value::as_str);
+        let id: CommandId =
+            [text("/id"), properties.message_id].into_iter().flatten().find_map(|id| id.parse().ok())?;
+        let accepted_at = text("/accepted_at").and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+        let principal = text("/principal").and_then(|name| Principal::parse(name).ok());
+        Some(Self {
+            id,
+            user_id: text("/command/data/user_id").and_then(|id| id.parse().ok()),
+            kind: text("/command/type").or(properties.kind).map_or_else(|| UNKNOWN.to_owned(), name),
+            principal: principal.map_or_else(|| UNKNOWN.to_owned(), |principal| principal.as_str().to_owned()),
+            accepted_at: accepted_at.unwrap_or_else(|| id.minted_at()),
+        })
+    }
+}
+
+/// A name that anybody can have written, as a column takes it.
+fn name(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect()
+}
+
+#[derive(Deserialize)]
+struct Members {
+    #[serde(default)]
+    must_understand: Vec<String>,
+    #[serde(flatten)]
+    #[expect(clippy::zero_sized_map_values, reason = "members are flattened into maps only")]
+    others: BTreeMap<String, IgnoredAny>,
+}
+
+/// Refuses an envelope with a member that must be understood and is not known.
+pub(super) fn check_members(body: &[u8]) -> Result<(), DecodeError> {
+    let Members { must_understand, others } = serde_json::from_slice(body)?;
+    let conditions = others.into_keys().filter(|name| name.starts_with("if_"));
+    match must_understand.into_iter().chain(conditions).find(|name| !MEMBERS.contains(&name.as_str())) {
+        Some(unknown) => Err(DecodeError::Member(name(&unknown))),
+        None => Ok(()),
+    }
+}
