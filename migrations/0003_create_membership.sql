@@ -9,8 +9,10 @@ CREATE TABLE membership (
     id boolean NOT NULL DEFAULT true,
     -- For how long a heartbeat holds, by the server's clock.
     time_to_live interval NOT NULL DEFAULT '5 seconds',
-    -- What all instances together may have open, their control connections included; set by whoever joined last.
+    -- What all instances together may have open, their control connections included, and how that number came about. Set by a
+    -- join that is admitted, or by an operator.
     budget integer NOT NULL DEFAULT 0,
+    arithmetic text NOT NULL DEFAULT '',
     -- When the next of those that found no room may ask again, so that they come one at a time.
     next_knock_at timestamptz NOT NULL DEFAULT '-infinity',
     -- Grows when the members have reason to look again before their next heartbeat.
@@ -201,11 +203,13 @@ BEGIN
 END
 $$;
 
--- What the server gives a role, and what of it stays free for migrations, backups and people.
+-- What the server gives a role (`usable`), or any role (`shared`); what of it stays free for migrations, backups and people,
+-- what sessions that are not this deployment's hold now, and the budget that is left when none is configured.
 CREATE FUNCTION connection_limits(
     pool_role text,
     OUT most integer, OUT reserved integer, OUT of_database integer, OUT of_role integer,
-    OUT usable integer, OUT headroom integer
+    OUT usable integer, OUT shared integer, OUT headroom integer, OUT others integer, OUT computed integer,
+    OUT arithmetic text, OUT computation text
 )
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
@@ -215,22 +219,50 @@ CREATE FUNCTION connection_limits(
                 current_setting('superuser_reserved_connections')::integer
                     -- Since PostgreSQL 16.
                     + coalesce(current_setting('reserved_connections', true), '0')::integer AS reserved,
-                (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS of_database,
-                (SELECT rolconnlimit FROM pg_roles WHERE rolname = pool_role) AS of_role
+                -- A limit of -1 is none.
+                (SELECT datconnlimit FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0) AS of_database,
+                (SELECT rolconnlimit FROM pg_roles WHERE rolname = pool_role AND rolconnlimit >= 0) AS of_role
+        ),
+        foreign_sessions AS (
+            SELECT
+                count(*)::integer AS on_server,
+                (count(*) FILTER (WHERE datname = current_database()))::integer AS in_database,
+                (count(*) FILTER (WHERE usename = pool_role))::integer AS of_role
+            FROM pg_stat_activity
+            WHERE usename IS NOT NULL
+                AND datname IS NOT NULL
+                -- Hidden from a role that may not see more of the session.
+                AND coalesce(backend_type, 'client backend') = 'client backend'
+                AND NOT (datname = current_database() AND coalesce(application_name, '') LIKE 'rollcall%')
         ),
         usable AS (
             SELECT
-                most, reserved, of_database, of_role,
-                -- A limit of -1 is none.
+                given.most, given.reserved, given.of_database, given.of_role,
+                least(given.most - given.reserved, given.of_database, given.of_role) AS usable,
+                least(given.most - given.reserved, given.of_database) AS shared,
                 least(
-                    most - reserved,
-                    CASE WHEN of_database >= 0 THEN of_database END,
-                    CASE WHEN of_role >= 0 THEN of_role END
-                ) AS usable
-            FROM given
+                    given.most - given.reserved - on_server, given.of_database - in_database, given.of_role - foreign_sessions.of_role
+                ) AS free,
+                format('max_connections %s - %s reserved', given.most, given.reserved)
+                    || coalesce(', database limit ' || given.of_database, '')
+                    || coalesce(', role limit ' || given.of_role, '') AS limits
+            FROM given, foreign_sessions
+        ),
+        reduced AS (
+            SELECT
+                most, reserved, of_database, of_role, usable, shared,
+                greatest(3, ceil(usable / 10.0)::integer) AS headroom,
+                usable - free AS others,
+                limits || format(': %s usable', usable) AS arithmetic
+            FROM usable
         )
-        SELECT most, reserved, of_database, of_role, usable, greatest(3, ceil(usable / 10.0)::integer)
-        FROM usable
+        SELECT
+            most, reserved, of_database, of_role, usable, shared, headroom, others,
+            usable - headroom - others,
+            arithmetic,
+            arithmetic || format(' - %s for migrations, backups and people', headroom)
+                || CASE WHEN others > 0 THEN format(' - %s that others held at the start', others) ELSE '' END
+        FROM reduced
     $$;
 
 -- The places of a budget that no share takes, so that an instance which arrives finds room for its control connection. They
@@ -408,47 +440,42 @@ BEGIN
 END
 $$;
 
--- Takes part. A deployment has one number of partitions for ever: another one is refused. So is a budget that the server
--- cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking again. `own_session`
--- says that the caller's session ends with the caller.
+-- Takes part. `settings` is what all processes must have in common, `joined_before` the deployment that this one has joined
+-- before, if any. A process whose settings differ is refused before anything is changed (`compare_deployment`), and so is a
+-- budget that the server cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking
+-- again; that changes nothing either. `own_session` says that the caller's session ends with the caller.
 CREATE FUNCTION join_membership(
-    instance uuid, service text, version text, partition_count integer,
-    weight integer, floor integer, most integer, wished_budget integer, pool_role text,
-    own_session boolean,
+    instance uuid, service text, version text, settings jsonb, joined_before uuid,
+    weight integer, floor integer, most integer, pool_role text, own_session boolean,
     OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
 )
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
-    known bigint;
+    configured integer := (settings ->> 'database_connection_budget')::integer;
     limits record;
-    arithmetic text;
     total integer;
+    basis text;
+    alone boolean;
     taken integer;
 BEGIN
-    SELECT server.most, reserved, of_database, of_role, usable, headroom INTO limits
+    PERFORM FROM membership FOR UPDATE;
+    PERFORM pg_stat_clear_snapshot();
+    PERFORM compare_deployment(settings, joined_before);
+    SELECT
+        server.usable, server.shared, server.headroom, server.of_role, server.computed, server.arithmetic, server.computation
+    INTO limits
     FROM connection_limits(coalesce(pool_role, session_user)) AS server;
-    arithmetic := format('max_connections %s - %s reserved', limits.most, limits.reserved)
-        || CASE WHEN limits.of_database >= 0 THEN format(', database limit %s', limits.of_database) ELSE '' END
-        || CASE WHEN limits.of_role >= 0 THEN format(', role limit %s', limits.of_role) ELSE '' END
-        || format(': %s usable', limits.usable);
-    IF wished_budget > limits.usable THEN
-        RAISE EXCEPTION 'DATABASE_CONNECTION_BUDGET is %, but the server gives less (%)', wished_budget, arithmetic
-            USING ERRCODE = 'RC001';
+    -- An operator may have changed it since this process read its own.
+    IF EXISTS (SELECT FROM deployment) THEN
+        SELECT database_connection_budget INTO configured FROM deployment;
     END IF;
-    IF wished_budget IS NULL THEN
-        arithmetic := arithmetic || format(' - %s for migrations, backups and people', limits.headroom);
-    END IF;
-    total := coalesce(wished_budget, limits.usable - limits.headroom);
-    -- An API and a worker, each with a control connection and one more.
-    IF total < 4 + arrival_places(total) THEN
-        RAISE EXCEPTION 'a budget of % connections (%) is too small: an API and a worker need 4, and % are kept for arrivals',
-            total, arithmetic, arrival_places(total)
+    -- A server that gives less than it did must not end processes that run.
+    IF joined_before IS NULL AND configured > limits.usable THEN
+        RAISE EXCEPTION 'DATABASE_CONNECTION_BUDGET is %, but the server gives less (%)', configured, limits.arithmetic
             USING ERRCODE = 'RC001';
     END IF;
 
-    PERFORM FROM membership FOR UPDATE;
-    PERFORM pg_stat_clear_snapshot();
     -- It lost its control connection and came back before its heartbeat was too old: not gone, and what it has is still its own.
     UPDATE members SET control_pid = CASE WHEN own_session THEN pg_backend_pid() END, control_lost_at = NULL
     WHERE members.instance = join_membership.instance AND expires_at > clock_timestamp();
@@ -457,42 +484,62 @@ BEGIN
         PERFORM redistribute();
         PERFORM pg_stat_clear_snapshot();
     END IF;
-    SELECT count(*) INTO known FROM partitions;
-    IF known = 0 AND join_membership.service = 'worker' THEN
-        INSERT INTO partitions (number) SELECT generate_series(0, partition_count - 1);
-    ELSIF known NOT IN (0, partition_count) THEN
-        RAISE EXCEPTION 'PARTITIONS is % here, but this deployment has %; give every process the same', partition_count, known
-            USING ERRCODE = 'RC001';
-    END IF;
-    UPDATE membership SET budget = total WHERE budget <> total;
-    IF FOUND THEN
-        -- Whether or not there is room for this one: the others must heed it.
-        PERFORM redistribute();
-        PERFORM pg_stat_clear_snapshot();
+
+    -- The others' budget is this one's: a budget that is computed depends on the role and on the moment. Only a server that
+    -- gives less by now makes it smaller.
+    alone := NOT EXISTS (SELECT FROM members WHERE members.instance <> join_membership.instance);
+    IF configured IS NOT NULL THEN
+        total := least(configured, limits.shared);
+        basis := 'configured; ' || limits.arithmetic;
+    ELSIF alone THEN
+        total := limits.computed;
+        basis := limits.computation;
+    ELSE
+        SELECT least(membership.budget, limits.shared), membership.arithmetic INTO total, basis FROM membership;
+        IF joined_before IS NULL AND total > limits.usable THEN
+            RAISE EXCEPTION 'the budget of % connections (%) is more than the role of this process may have (%); give the roles of all services that limit at least, or set DATABASE_CONNECTION_BUDGET',
+                total, basis, limits.arithmetic
+                USING ERRCODE = 'RC001';
+        END IF;
     END IF;
 
-    -- Seats: a control connection and the floor for each, and one seat for each service that is not here yet.
-    SELECT coalesce(sum(1 + least(members.floor, members.most)), 0) INTO taken
-    FROM members
-    WHERE members.instance <> join_membership.instance;
-    SELECT taken + 2 * count(*) INTO taken
-    FROM unnest(ARRAY['api', 'worker']) AS needed
-    WHERE needed <> join_membership.service AND needed NOT IN (SELECT members.service FROM members);
-    IF taken + 1 + join_membership.floor + arrival_places(total) > total THEN
+    -- An API and a worker, each with a control connection and one more.
+    IF total < 4 + arrival_places(total) THEN
         reason := format(
-            'the budget of %s connections (%s) feeds no more than the %s instances that are here; %s of it are kept for arrivals',
-            total, arithmetic, (SELECT count(*) FROM members), arrival_places(total)
+            'a budget of %s connections (%s) is too small: an API and a worker need 4, and %s are kept for arrivals',
+            total, basis, arrival_places(total)
         );
         away := interval '1 second';
-        IF EXISTS (SELECT FROM members WHERE control_lost_at IS NOT NULL) THEN
-            reason := 'waits for the place of an instance that just ended';
+        -- Not for what others hold, which they may give back.
+        IF joined_before IS NULL
+            AND coalesce(configured, limits.usable - limits.headroom) < 4 + arrival_places(coalesce(configured, limits.usable - limits.headroom))
+        THEN
+            RAISE EXCEPTION '%', reason USING ERRCODE = 'RC001';
+        END IF;
+    ELSE
+        -- Seats: a control connection and the floor for each, and one seat for each service that is not here yet.
+        SELECT coalesce(sum(1 + least(members.floor, members.most)), 0) INTO taken
+        FROM members
+        WHERE members.instance <> join_membership.instance;
+        SELECT taken + 2 * count(*) INTO taken
+        FROM unnest(ARRAY['api', 'worker']) AS needed
+        WHERE needed <> join_membership.service AND needed NOT IN (SELECT members.service FROM members);
+        IF taken + 1 + join_membership.floor + arrival_places(total) > total THEN
+            reason := format(
+                'the budget of %s connections (%s) feeds no more than the %s instances that are here; %s of it are kept for arrivals; raise it with `rollcall deployment set budget=N`, or run fewer instances',
+                total, basis, (SELECT count(*) FROM members), arrival_places(total)
+            );
+            away := interval '1 second';
+            IF EXISTS (SELECT FROM members WHERE control_lost_at IS NOT NULL) THEN
+                reason := 'waits for the place of an instance that just ended';
+                away := interval '0 seconds';
+            END IF;
+        ELSIF taken_connections() >= total
+            AND NOT EXISTS (SELECT FROM members WHERE members.instance = join_membership.instance)
+        THEN
+            reason := format('others are closing connections to make room in the budget of %s', total);
             away := interval '0 seconds';
         END IF;
-    ELSIF taken_connections() >= total
-        AND NOT EXISTS (SELECT FROM members WHERE members.instance = join_membership.instance)
-    THEN
-        reason := format('others are closing connections to make room in the budget of %s', total);
-        away := interval '0 seconds';
     END IF;
     IF reason IS NOT NULL THEN
         UPDATE membership SET next_knock_at = greatest(next_knock_at, clock_timestamp()) + interval '250 milliseconds'
@@ -500,6 +547,8 @@ BEGIN
         RETURN;
     END IF;
 
+    PERFORM write_deployment(settings, joined_before);
+    UPDATE membership SET budget = total, arithmetic = basis WHERE (budget, arithmetic) <> (total, basis);
     INSERT INTO members (
         instance, service, version, weight, floor, most, expires_at, control_pid
     )
@@ -507,7 +556,7 @@ BEGIN
         join_membership.instance, join_membership.service, join_membership.version, join_membership.weight,
         join_membership.floor,
         -- Its own role may be given less than another one, by which the budget was computed.
-        least(join_membership.most, CASE WHEN limits.of_role >= 0 THEN limits.of_role END),
+        least(join_membership.most, limits.of_role),
         clock_timestamp() + time_to_live,
         CASE WHEN own_session THEN pg_backend_pid() END
     FROM membership
@@ -693,7 +742,7 @@ BEGIN
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, integer, integer, integer, integer, integer, text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, jsonb, uuid, integer, integer, integer, text, boolean) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer, interval) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION set_consumes(uuid, boolean) FROM PUBLIC;

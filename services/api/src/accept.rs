@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
 use common::command::{Command, CommandId, Digest, Envelope, Idempotency, Principal, UserId};
+use common::db::DatabaseClock;
 use common::shutdown::{Phase, Shutdown};
 use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
@@ -32,6 +33,7 @@ pub(crate) struct Acceptor {
     waiting: Waiting,
     decisions: Loader<Decided>,
     backlog: Backlog,
+    clock: DatabaseClock,
     shutdown: Shutdown,
 }
 
@@ -109,9 +111,10 @@ impl Acceptor {
         waiting: Waiting,
         decisions: Loader<Decided>,
         backlog: Backlog,
+        clock: DatabaseClock,
         shutdown: Shutdown,
     ) -> Self {
-        Self { publishers, topology, waiting, decisions, backlog, shutdown }
+        Self { publishers, topology, waiting, decisions, backlog, clock, shutdown }
     }
 
     /// Publishes a command of this principal and waits as its terms say, unless too many wait: then the terms say so. A
@@ -122,6 +125,8 @@ impl Acceptor {
         command: Command,
         terms: &mut Terms,
     ) -> Result<Accepted, Problem> {
+        // The command's id and its time come from this process's clock.
+        self.clock.check().map_err(|reason| Problem::new(ProblemKind::NotReady).detail(reason))?;
         let envelope = Envelope {
             id: CommandId::mint(),
             accepted_at: OffsetDateTime::now_utc(),

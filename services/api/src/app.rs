@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::broker::{Link, LinkState, PublisherPool, Topology};
 use common::command::DEFAULT_PARTITIONS;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
-use common::db::Pool;
+use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::http::probes;
 use common::shutdown::Shutdown;
@@ -60,17 +60,19 @@ impl Api {
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;
         let health = Health::new(ReadyWhen::default(), shutdown.clone());
-        let retention = Retention(Duration::from_hours(720));
-        Ok(Self::over(shutdown, &health, pool, &broker, link, retention, &Limits::default()))
+        let (clock, retention) = (DatabaseClock::default(), Retention(Duration::from_hours(720)));
+        Ok(Self::over(shutdown, &health, pool, &broker, link, clock, retention, &Limits::default()))
     }
 
     /// An API over its servers.
+    #[expect(clippy::too_many_arguments, reason = "each is a part that an API stands on")]
     pub fn over(
         shutdown: &Shutdown,
         health: &Health,
         pool: Pool,
         broker: &BrokerSettings,
         link: Link,
+        clock: DatabaseClock,
         retention: Retention,
         limits: &Limits,
     ) -> Self {
@@ -82,6 +84,7 @@ impl Api {
             Waiting::start(shutdown, link, limits.waiting),
             decisions,
             backlog,
+            clock,
             shutdown.clone(),
         );
         Self { users: Loader::start(shutdown, &pool, users::by_ids), acceptor, pool, retention }

@@ -113,7 +113,7 @@ problems! {
     BrokerUnavailable "broker-unavailable" 503 "Commands cannot be accepted";
     /// Too much waits already. Send it again after the time in Retry-After.
     Overloaded "overloaded" 503 "The service is overloaded";
-    /// The instance is starting or stopping, or something it needs is away; `checks` says what.
+    /// The instance is starting or stopping, or something it needs is away; `checks` says what. A write is answered so while the clock of the instance is wrong, and nothing was accepted then.
     NotReady "not-ready" 503 "The instance is not ready";
     /// The broker did not confirm the command in time: it may or may not be applied. Ask for it under `command_id`, or send it again if it came with an Idempotency-Key. One that is still pending when commands that were accepted later are decided was lost.
     OutcomeUnknown "outcome-unknown" 504 "Whether the command was accepted is unknown";

@@ -43,6 +43,7 @@ struct Member {
 
 struct Total {
     budget: i32,
+    arithmetic: String,
     arrivals: i32,
     taken: i64,
     sessions: i64,
@@ -76,6 +77,7 @@ async fn total(conn: &mut PgConnection) -> Result<Total, sqlx::Error> {
         r#"
         SELECT
             budget,
+            arithmetic,
             arrival_places(budget) AS "arrivals!",
             taken_connections() AS "taken!",
             (
@@ -145,13 +147,14 @@ fn table(total: &Total, members: &[Member]) -> String {
     }
     let _ = write!(
         text,
-        "\ntotal: {} open now, {} taken of {} ({} instances with a control connection each, {} kept for arrivals); the server gives {}",
+        "\ntotal: {} open now, {} taken of {} ({} instances with a control connection each, {} kept for arrivals); the server gives {}\nbudget: {}",
         total.sessions,
         total.taken,
         total.budget,
         members.len(),
         total.arrivals,
         total.usable,
+        if total.arithmetic.is_empty() { "no process has joined yet" } else { &total.arithmetic },
     );
     text
 }
@@ -175,6 +178,7 @@ fn object(total: &Total, members: &[Member]) -> Value {
         .collect();
     json!({
         "budget": total.budget,
+        "arithmetic": total.arithmetic,
         "kept_for_arrivals": total.arrivals,
         "taken": total.taken,
         "open": total.sessions,

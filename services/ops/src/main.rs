@@ -3,6 +3,7 @@
 mod budget;
 mod connection;
 mod dead_letters;
+mod deployment;
 mod export;
 mod files;
 mod generate;
@@ -56,6 +57,8 @@ enum Command {
     DeadLetters(dead_letters::Arguments),
     /// Show which instance has how many of the database's connections
     Budget(budget::Arguments),
+    /// Show what all processes of the deployment have in common, or change it
+    Deployment(deployment::Arguments),
     /// Ask a service whether it is well; for container health checks
     Health(health::Arguments),
     /// Create a user for each row of a file, and say what became of each
@@ -96,6 +99,7 @@ impl Command {
             Self::Keys(arguments) => keys::run(arguments).await,
             Self::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Self::Budget(arguments) => budget::run(arguments).await,
+            Self::Deployment(arguments) => deployment::run(arguments).await,
             Self::Health(arguments) => health::run(arguments).await,
             Self::Import(arguments) => import::run(arguments).await,
             Self::Export(arguments) => export::run(arguments).await,
@@ -116,6 +120,7 @@ impl Command {
             Self::Roles(arguments) => arguments.changes(),
             Self::Keys(arguments) => arguments.changes(),
             Self::DeadLetters(arguments) => arguments.changes(),
+            Self::Deployment(arguments) => arguments.changes(),
             Self::Up(_) | Self::Import(_) | Self::Export(_) | Self::Load(_) | Self::Torture(_) | Self::Generate(_) => {
                 true
             }

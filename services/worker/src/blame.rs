@@ -70,8 +70,9 @@ impl From<sqlx::Error> for ApplyError {
         match (class, sqlstate.as_str()) {
             // Serialization failure, deadlock, lock not available, statement cancelled.
             ("40", _) | (_, "55P03" | "57014") => Self::Contention(Some(error)),
-            // Connection, insufficient resources, operator intervention, system error, read-only transaction.
-            ("08" | "53" | "57" | "58", _) | (_, "25006") => Self::Outage(error.into()),
+            // Connection, insufficient resources, operator intervention, system error, read-only transaction, and sessions that the
+            // server ended because a transaction was idle or took too long.
+            ("08" | "53" | "57" | "58", _) | (_, "25006" | "25P03" | "25P04") => Self::Outage(error.into()),
             // Syntax or access rule, feature not supported, authorization, schema or database name.
             ("42" | "0A" | "28" | "3F" | "3D", _) => Self::Deployment(error),
             // Integrity (23), data (22), and what nobody foresaw: tried alone, so that neighbours go on.
@@ -84,9 +85,11 @@ impl From<DbError> for ApplyError {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Statement(error) => error.into(),
-            DbError::Exhausted(_) | DbError::Connect { .. } | DbError::Deadline(_) | DbError::Pooler(_) => {
-                Self::Outage(error.into())
-            }
+            DbError::Exhausted(_)
+            | DbError::Connect { .. }
+            | DbError::Deadline(_)
+            | DbError::Pooler(_)
+            | DbError::Standby(_) => Self::Outage(error.into()),
         }
     }
 }

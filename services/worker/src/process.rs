@@ -27,6 +27,8 @@ use crate::suspects::Suspects;
 
 /// Whoever holds a user for longer, an operator for instance, is in the way: the batch says so and tries again.
 const LOCK_TIMEOUT: &str = "5s";
+/// Longer than a batch may take, and not less because the database or the role has another default.
+const STATEMENT_TIMEOUT: &str = "35s";
 /// Side by side, a user's events always through the same one.
 const EVENT_PUBLISHERS: u16 = 4;
 
@@ -48,11 +50,13 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
-    let (member, holdings, pool) = Member::new(WORKER, &service, &[("lock_timeout", LOCK_TIMEOUT)])?;
+    let session = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT)];
+    let (member, holdings, pool) = Member::new(WORKER, &service, Some(&settings.event_source), &session)?;
+    let identity = member.identity();
     let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
-    let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker);
-    let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker);
+    let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker, Some(identity.clone()));
+    let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker, Some(identity));
     let replies = Replies::start(shutdown, publishing.clone());
     let most = http::possible_connections(http::MOST_CONNECTIONS);
     let limits = http::ConnectionLimits { most, ..http::ConnectionLimits::default() };

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 b104a6b83980a79f808f1236736c374bd88a9631722d4346aaa2ca280a6c2e18.
+// Written by `cargo run -- generate` from the contract with the SHA-256 1ef6e09e63a4dd6123207bb19b831d21549f35505842c61bf5eccaad11888838.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};

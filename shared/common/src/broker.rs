@@ -1,7 +1,8 @@
-//! RabbitMQ: the supervised connection, the topology, the confirmed publisher.
+//! RabbitMQ: the supervised connection, the broker's identity, the topology, the confirmed publisher.
 
 mod channel;
 mod dial;
+mod identity;
 mod link;
 mod publisher;
 mod refusal;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 pub use channel::{ChannelError, open_channel};
 pub(crate) use dial::dial;
+pub use identity::Identity;
+pub(crate) use identity::{IdentityKeeper, identity};
 pub use link::{Link, LinkState, supervise};
 pub use publisher::{Message, PublishError, Publisher, PublisherPool};
 pub use refusal::TopologyError;

@@ -1,5 +1,6 @@
 //! PostgreSQL: the pool, the migrations, and the monitor behind readiness.
 
+mod clock;
 mod connector;
 mod migrations;
 mod monitor;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
+pub use clock::{CLOCK_TOLERANCE, DatabaseClock};
 pub use migrations::{
     MigrateError, Migrated, MigrationStatus, migrate, migration_status, migrations_fingerprint, migrations_pending,
     required_version,
@@ -49,6 +51,9 @@ pub enum DbError {
          DATABASE_URL_DIRECT to the server"
     )]
     Pooler(String),
+    /// The server replicates another one and takes no writes.
+    #[error("the server at {0} is a read-only standby; the URL must lead to the primary")]
+    Standby(String),
     /// A statement failed.
     #[error("a statement failed")]
     Statement(#[from] sqlx::Error),
@@ -65,12 +70,14 @@ impl DbError {
     pub fn lost_connection(&self) -> bool {
         match self {
             Self::Statement(sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => true,
-            // Administrator or crash shutdown, and connection exceptions.
-            Self::Statement(error) => error
-                .as_database_error()
-                .and_then(sqlx::error::DatabaseError::code)
-                .is_some_and(|state| state.starts_with("57P") || state.starts_with("08")),
-            Self::Exhausted(_) | Self::Connect { .. } | Self::Deadline(_) | Self::Pooler(_) => false,
+            // Administrator or crash shutdown, connection exceptions, and sessions that the server ends for their idle or too
+            // long transaction.
+            Self::Statement(error) => {
+                error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|state| {
+                    state.starts_with("57P") || state.starts_with("08") || state == "25P03" || state == "25P04"
+                })
+            }
+            Self::Exhausted(_) | Self::Connect { .. } | Self::Deadline(_) | Self::Pooler(_) | Self::Standby(_) => false,
         }
     }
 }

@@ -9,12 +9,29 @@
 //! The others see that its session is gone and need not wait for its lease, but for less than a second: see `pace`. So this
 //! instance must stop, too: it owns nothing and opens no connection more. Those that it has it may use until its lease runs out.
 //!
+//! # Why may heartbeats be lost at a failover?
+//! A control session commits without waiting for a synchronous standby (`synchronous_commit = local`): otherwise the loss of a
+//! standby would stop every heartbeat, and with them all reads. So a standby that is promoted may know older owners, epochs and
+//! grants than the old primary did. It knows a prefix of the old primary's log, and that is what keeps the promises:
+//!
+//! - A batch waits for the standby when it commits. Its fence read the owner and the epoch in the same log, so a standby that has
+//!   the batch has the epoch under which it was applied, and every earlier one. An epoch that is lost was that of no batch whose
+//!   commit was confirmed, and whose messages were acknowledged: it is as if the partition had not changed hands.
+//! - The new primary may give a lost epoch away again. The fence compares the owner, too, and a worker that believes in the lost
+//!   one commits nothing under it: no transaction survives a failover, and a new one is refused unless the row names it.
+//! - A grant that is lost was used over sessions of the old primary, which are gone. A member opens nothing after its control
+//!   connection ended, until it has joined again and heard what the new primary grants.
+//!
+//! What clients rely on at once, the row of the deployment and the broker's mark, waits for the standby like any other commit.
+//! All of this holds for a standby that is synchronous. One that lags loses commits, whatever a control session does.
+//!
 //! # What is different behind a pooler?
 //! A pooler that lends sessions by the transaction decides by itself how many it opens, and whose they are cannot be seen.
 //! So a member whose pool leads through one asks for no share and uses what its own settings allow. When its control connection
 //! leads through one too, only the clock tells that it is gone.
 
 mod demand;
+mod deployment;
 mod door;
 mod holdings;
 mod pace;
@@ -31,6 +48,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::demand::Demand;
+use self::deployment::Deployment;
 use self::door::Door;
 pub(crate) use self::door::Turn;
 pub use self::holdings::{Holding, Holdings, Ownership};
@@ -38,8 +56,9 @@ use self::pace::Pace;
 pub use self::protocol::MembershipError;
 use self::protocol::{Admission, Application, BeatAnswer};
 pub use self::share::{API, Claim, Share, Standing, WORKER};
+use crate::broker::Identity;
 use crate::config::ServiceSettings;
-use crate::db::{DbError, Heard, Pool, PoolStatus, Session};
+use crate::db::{DatabaseClock, DbError, Heard, Pool, PoolStatus, Session};
 
 /// Between the end of a lease by this process's clock and by the server's.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -49,8 +68,8 @@ const MARGIN: Duration = Duration::from_secs(1);
 pub struct Member {
     instance: Uuid,
     claim: Claim,
-    partitions: u16,
-    budget: Option<u16>,
+    deployment: Deployment,
+    clock: DatabaseClock,
     /// Whose sessions the pool's are, where the URL says so.
     pool_role: Option<String>,
     pool: Pool,
@@ -70,6 +89,8 @@ pub struct Member {
     reaching: watch::Receiver<bool>,
     /// What the others know of it.
     consumes: bool,
+    /// A mark that the broker has and the deployment may take.
+    claimed: Option<Uuid>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -91,13 +112,15 @@ pub(crate) enum Beat {
 }
 
 impl Member {
-    /// An instance that has not joined yet, and its pool, which lends nothing before.
+    /// An instance that has not joined yet, and its pool, which lends nothing before. A service that publishes no events has
+    /// no source of them.
     ///
     /// # Errors
     /// [`DbError::Connect`] when sqlx cannot read the URL.
     pub fn new(
         claim: Claim,
         settings: &ServiceSettings,
+        event_source: Option<&str>,
         session: &[(&str, &str)],
     ) -> Result<(Self, Holdings, Pool), DbError> {
         let instance = Uuid::now_v7();
@@ -110,8 +133,8 @@ impl Member {
         let member = Self {
             instance,
             claim,
-            partitions: settings.broker.partitions,
-            budget: settings.budget,
+            deployment: Deployment::new(settings, event_source),
+            clock: DatabaseClock::default(),
             pool_role: settings.database.url.user.clone(),
             pool: pool.clone(),
             door: Door::new(&settings.broker),
@@ -127,8 +150,24 @@ impl Member {
             let_go: BTreeSet::new(),
             reaching,
             consumes: true,
+            claimed: None,
         };
         Ok((member, holdings, pool))
+    }
+
+    /// What the connections to the broker wait for and compare.
+    pub fn identity(&self) -> Identity {
+        self.deployment.identity()
+    }
+
+    /// The database's clock, as heartbeats read it.
+    pub fn clock(&self) -> DatabaseClock {
+        self.clock.clone()
+    }
+
+    /// Whether it was a member of the deployment before.
+    pub(crate) fn joined_before(&self) -> bool {
+        self.deployment.joined_before().is_some()
     }
 
     /// Waits until it may open the control connection.
@@ -138,7 +177,12 @@ impl Member {
 
     /// Whether it has something of its own, and so the places that are kept for arrivals are free again.
     pub(crate) fn fed(&self) -> bool {
-        matches!(self.standing(), Standing::Member(share) if share.granted >= self.claim.floor)
+        match self.standing() {
+            Standing::Member(share) => share.granted >= self.claim.floor,
+            // Its connections are a pooler's: nothing else will come.
+            Standing::Shareless(_) => true,
+            Standing::Outside | Standing::TurnedAway(_) => false,
+        }
     }
 
     /// The name of the control connection.
@@ -171,9 +215,10 @@ impl Member {
     }
 
     /// Waits until this instance has something to say that should not wait for the next heartbeat: a partition is let go,
-    /// or the pool has shrunk.
+    /// the pool has shrunk, or the broker can be marked.
     pub(crate) async fn asked(&mut self) {
         tokio::select! {
+            candidate = self.deployment.claimed() => self.claimed = Some(candidate),
             partition = self.letting_go.recv() => match partition {
                 Some(partition) => {
                     self.let_go.insert(partition);
@@ -229,9 +274,7 @@ impl Member {
             self.pool.resize(0);
             return Ok(Beat::Kept);
         }
-        let connection = session.connection_mut();
-        protocol::check_partitions(connection, self.partitions).await?;
-        let partitions = protocol::partitions(connection, self.instance).await?;
+        let partitions = protocol::partitions(session.connection_mut(), self.instance).await?;
         self.awaiting |= partitions.iter().any(|one| !one.already);
         let owned = partitions.into_iter().filter(|one| one.already);
         self.publish(owned.map(|one| (one.partition, one.holding)).collect());
@@ -252,6 +295,12 @@ impl Member {
             protocol::set_consumes(session.connection_mut(), self.instance, consumes).await?;
             self.consumes = consumes;
         }
+        self.claimed = self.claimed.or_else(|| self.deployment.claim());
+        if let Some(candidate) = self.claimed {
+            let mark = protocol::mark_broker(session.connection_mut(), candidate).await?;
+            self.deployment.marked(mark);
+            self.claimed = None;
+        }
         Ok(())
     }
 
@@ -265,11 +314,11 @@ impl Member {
         let asking = Application {
             instance: self.instance,
             service: self.claim.service,
-            partitions: self.partitions,
+            settings: self.deployment.settings(),
+            joined_before: self.deployment.joined_before(),
             weight: self.claim.weight,
             floor,
             most,
-            budget: self.budget,
             pool_role: self.pool_role.as_deref(),
             own_session: !session.pooled(),
         };
@@ -280,7 +329,18 @@ impl Member {
                 return Ok(Err(away));
             }
         };
-        info!(instance = %self.instance, epoch, "joined");
+        let row = protocol::deployment(session.connection_mut()).await?;
+        info!(instance = %self.instance, epoch, deployment = %row.id, "joined");
+        if row.computed && !self.joined_before() {
+            info!(
+                budget = row.budget,
+                arithmetic = row.arithmetic,
+                "the connection budget is computed as if nobody else needed more of the server later; set \
+                 DATABASE_CONNECTION_BUDGET where others use it, too"
+            );
+        }
+        self.deployment.joined(row.id);
+        self.deployment.marked(row.broker_mark);
         // Whatever was open belonged to an earlier membership; the others have ended it.
         self.pool.discard_idle();
         let joined = Joined { epoch, lives, shareless };
@@ -307,9 +367,13 @@ impl Member {
             let connection = session.connection_mut();
             let answer = protocol::beat(connection, who, held, status, demand, Pace::grace(counts)).await?;
             self.counts = counts;
-            let Some(BeatAnswer { granted, target, soon, budget, instances, turn, sessions }) = answer else {
+            let Some(BeatAnswer { granted, target, soon, budget, instances, turn, sessions, broker_mark, now }) =
+                answer
+            else {
                 return Ok(false);
             };
+            self.clock.note(now, asked_at);
+            self.deployment.marked(broker_mark);
             self.awaiting = soon;
             self.turn = turn;
             let until = asked_at + joined.lives.saturating_sub(MARGIN);
@@ -336,6 +400,12 @@ impl Member {
     /// Stops everything: somebody else may own it by now.
     pub(crate) fn lost(&mut self) {
         self.stand(Standing::Outside);
+        self.stop();
+    }
+
+    /// The same for one whose settings do not fit the deployment any more.
+    pub(crate) fn misfit(&mut self, reason: String) {
+        self.stand(Standing::TurnedAway(reason));
         self.stop();
     }
 

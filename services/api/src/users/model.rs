@@ -236,15 +236,15 @@ macro_rules! failures {
 
 failures! {
     CreateFailures: InvalidRequest RequestTimeout EmailTaken UserExists CommandParked BodyTooLarge UnsupportedMediaType
-        IdempotencyKeyReused BrokerUnavailable Overloaded OutcomeUnknown;
+        IdempotencyKeyReused BrokerUnavailable NotReady Overloaded OutcomeUnknown;
     ChangeFailures: InvalidRequest UserNotFound RequestTimeout EmailTaken CommandParked VersionLost BodyTooLarge
-        UnsupportedMediaType IdempotencyKeyReused BrokerUnavailable Overloaded OutcomeUnknown;
-    DeleteFailures: InvalidRequest UserNotFound CommandParked VersionLost IdempotencyKeyReused BrokerUnavailable Overloaded
-        OutcomeUnknown;
+        UnsupportedMediaType IdempotencyKeyReused BrokerUnavailable NotReady Overloaded OutcomeUnknown;
+    DeleteFailures: InvalidRequest UserNotFound CommandParked VersionLost IdempotencyKeyReused BrokerUnavailable NotReady
+        Overloaded OutcomeUnknown;
     SuspendFailures: InvalidRequest UserNotFound AlreadySuspended CommandParked VersionLost IdempotencyKeyReused
-        BrokerUnavailable Overloaded OutcomeUnknown;
+        BrokerUnavailable NotReady Overloaded OutcomeUnknown;
     ReactivateFailures: InvalidRequest UserNotFound NotSuspended CommandParked VersionLost IdempotencyKeyReused
-        BrokerUnavailable Overloaded OutcomeUnknown;
+        BrokerUnavailable NotReady Overloaded OutcomeUnknown;
     GetFailures: InvalidRequest UserNotFound DatabaseUnavailable Overloaded;
     ListFailures: InvalidRequest DatabaseUnavailable;
     HistoryFailures: InvalidRequest UserNotFound DatabaseUnavailable;

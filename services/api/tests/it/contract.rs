@@ -116,7 +116,7 @@ fn every_failure_lists_its_problems_with_true_examples() {
         }
     }
     // What is answered where no operation is, or by what is none.
-    let elsewhere = [ProblemKind::NoSuchRoute, ProblemKind::MethodNotAllowed, ProblemKind::NotReady];
+    let elsewhere = [ProblemKind::NoSuchRoute, ProblemKind::MethodNotAllowed];
     for kind in ProblemKind::ALL {
         assert_eq!(seen.contains(kind), !elsewhere.contains(kind), "{kind:?}");
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::broker::LinkState;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
-use common::db::Pool;
+use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::shutdown::Shutdown;
 use local_stack::Stack;
@@ -72,8 +72,9 @@ impl App {
         let broker =
             BrokerSettings { url: "amqp://127.0.0.1:1".into(), file: None, prefix: String::new(), partitions: 16 };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
-        let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, Retention(RETENTION), &Limits::default());
+        let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());
+        let (retention, limits) = (Retention(RETENTION), Limits::default());
+        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, clock, retention, &limits);
         Self::of(api, &pool, shutdown, auth, Limits::default())
     }
 

@@ -17,7 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::harness::{Process, System, Writers, eventually, problem, stack};
 use crate::proxy::Proxy;
 
-/// 20 connections, of which PostgreSQL keeps 3 for superusers and Rollcall 3 for people.
+/// Of 20 connections, of which PostgreSQL keeps 3 for superusers; the test itself needs some.
 const BUDGET: i64 = 14;
 
 /// Far less than any hang, and far more than the deadlines of reads (under 2 seconds), for a busy machine.
@@ -46,6 +46,8 @@ impl Small {
         url.set_username("app").unwrap();
         url.set_password(Some("app")).unwrap();
         system.set("DATABASE_URL", url.as_str());
+        // What is computed leaves out the sessions of the test itself.
+        system.set("DATABASE_CONNECTION_BUDGET", &BUDGET.to_string());
         Self { system, postgres: Arc::new(postgres), folder }
     }
 
@@ -317,6 +319,41 @@ async fn a_budget_that_the_server_cannot_give_is_refused_with_the_arithmetic() {
     let reason =
         "DATABASE_CONNECTION_BUDGET is 5000, but the server gives less (max_connections 200 - 3 reserved: 197 usable)";
     assert!(output.contains(reason), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lowered_limit_ends_no_running_process() {
+    let mut system = System::prepare().await;
+    system.set("DATABASE_CONNECTION_BUDGET", "20");
+    let (mut api, mut worker) = tokio::join!(system.api(), system.worker());
+    let mut admin = system.database().await;
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut admin).await.unwrap();
+    let mut lower = async |connections: i64| {
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name LIKE 'rollcall%'";
+        let limit = format!("ALTER DATABASE {name} CONNECTION LIMIT {connections}");
+        sqlx::query(sqlx::AssertSqlSafe(limit)).execute(&mut admin).await.unwrap();
+        sqlx::query(end).execute(&mut admin).await.unwrap();
+    };
+    // Enough for them, and then too little for anybody.
+    lower(12).await;
+    eventually("they share what is left", async || {
+        let total = system.count("SELECT budget::bigint FROM membership").await;
+        (total == 12 && system.count("SELECT count(*) FROM members WHERE granted > 0").await == 2).then_some(())
+    })
+    .await;
+    tokio::join!(api.ready(), worker.ready());
+    lower(5).await;
+    for process in [&api, &worker] {
+        eventually("it says why it has nothing", async || {
+            process.unready("budget").await.contains("5 usable").then_some(())
+        })
+        .await;
+    }
+    assert!(api.running() && worker.running());
+    lower(-1).await;
+    tokio::join!(api.ready(), worker.ready());
+    system.create(&api, "ada@example.org").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,6 +41,7 @@ fn every_command_has_help() {
         "keys",
         "dead-letters",
         "budget",
+        "deployment",
         "health",
         "import",
         "export",

@@ -110,3 +110,12 @@ async fn without_a_way_past_the_pooler_the_services_work_and_the_commands_say_wh
     let (shown, reason) = pooled.rollcall(&["migrate", "status"]).await;
     assert!(!shown && reason.contains("set DATABASE_URL_DIRECT"), "{reason}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_pooler_no_arrival_waits_for_a_share() {
+    let pooled = Pooled::prepare().await;
+    // If each kept the others waiting for ten seconds, the last ones would exceed the patience of a test.
+    let mut processes = vec![pooled.system.worker_unready()];
+    processes.extend((0..5).map(|_| pooled.system.api_unready()));
+    futures_util::future::join_all(processes.iter().map(Process::ready)).await;
+}

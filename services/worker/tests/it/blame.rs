@@ -69,6 +69,8 @@ async fn every_sqlstate_has_somebody_to_blame() {
             Fault::Contention,
         ),
         ("a read-only server", "SET TRANSACTION READ ONLY; DELETE FROM users".to_owned(), "25006", Fault::Outage),
+        ("an idle transaction that the server ended", raise("25P03"), "25P03", Fault::Outage),
+        ("a long transaction that the server ended", raise("25P04"), "25P04", Fault::Outage),
         ("too many connections", raise("53300"), "53300", Fault::Outage),
         ("a full disk", raise("53100"), "53100", Fault::Outage),
         ("an input/output error", raise("58030"), "58030", Fault::Outage),

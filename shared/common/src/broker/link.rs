@@ -12,9 +12,11 @@ use futures_util::StreamExt;
 use lapin::{Connection, Event};
 use tokio::sync::watch;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::dial::{DialError, dial};
-use super::{LinkReports, Topology, TopologyError, missing};
+use super::identity::IdentityError;
+use super::{Identity, LinkReports, Topology, TopologyError, missing};
 use crate::config::BrokerSettings;
 use crate::health::{Ability, Health};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -48,13 +50,20 @@ pub enum LinkState {
 pub type Link = watch::Receiver<LinkState>;
 
 /// Keeps a connection until the process closes, declares the topology on each, and reports to `health` under `name`.
-/// A queue with wrong arguments ends the process.
-pub fn supervise(shutdown: &Shutdown, health: &Health, name: &'static str, settings: &BrokerSettings) -> Link {
+/// A queue with wrong arguments ends the process. With an `identity` it waits until the process has joined its deployment once,
+/// because until then nobody has compared its settings, and connects to the deployment's broker only.
+pub fn supervise(
+    shutdown: &Shutdown,
+    health: &Health,
+    name: &'static str,
+    settings: &BrokerSettings,
+    identity: Option<Identity>,
+) -> Link {
     health.register(name, Ability::Write);
     let (sender, receiver) = watch::channel(LinkState::Down("not connected yet".to_owned()));
     let reports = Arc::new(LinkReports::new(Topology::new(settings)));
     let (health, settings) = (health.clone(), settings.clone());
-    let keeper = Keeper { name, settings, health, reports, shutdown: shutdown.clone(), sender };
+    let keeper = Keeper { name, settings, identity, health, reports, shutdown: shutdown.clone(), sender };
     shutdown.supervise(name, Tier::Links, keeper.keep());
     receiver
 }
@@ -62,6 +71,8 @@ pub fn supervise(shutdown: &Shutdown, health: &Health, name: &'static str, setti
 struct Keeper {
     name: &'static str,
     settings: BrokerSettings,
+    /// None for tools, which belong to no deployment.
+    identity: Option<Identity>,
     health: Health,
     reports: Arc<LinkReports>,
     shutdown: Shutdown,
@@ -70,17 +81,24 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(self) -> TaskResult {
+        if let Some(identity) = &self.identity {
+            self.tell(LinkState::Down("waits until this process has joined its deployment".to_owned()));
+            tokio::select! {
+                () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
+                () = identity.joined() => {}
+            }
+        }
         let mut pause = FIRST_PAUSE;
         let mut generation = 0;
         loop {
             let ended = tokio::select! {
                 () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
                 connected = self.connect() => match connected {
-                    Ok(connection) => {
+                    Ok((connection, mark)) => {
                         generation += 1;
                         pause = FIRST_PAUSE;
                         info!(link = self.name, generation, "connected to the broker");
-                        match self.hold(connection, generation).await {
+                        match self.hold(connection, generation, mark).await {
                             None => return Ok(()),
                             Some(reason) => format!("the connection ended: {reason}"),
                         }
@@ -99,22 +117,36 @@ impl Keeper {
         }
     }
 
-    /// Connects and declares the topology.
-    async fn connect(&self) -> Result<Connection, LinkError> {
+    /// Connects, makes sure that this is the deployment's broker, and declares the topology. Gives the broker's mark, too.
+    async fn connect(&self) -> Result<(Connection, Option<Uuid>), LinkError> {
         let connection = dial(&self.settings, self.name).await?;
-        let declaring = self.reports.topology().declare(&connection);
-        tokio::time::timeout(DECLARE_DEADLINE, declaring).await.map_err(|_| LinkError::Deadline)??;
-        Ok(connection)
+        let declaring = async {
+            let mark = match &self.identity {
+                Some(identity) => Some(identity.verify(&connection, &self.settings.prefix).await?),
+                None => None,
+            };
+            self.reports.topology().declare(&connection).await?;
+            Ok::<_, LinkError>(mark)
+        };
+        let mark = tokio::time::timeout(DECLARE_DEADLINE, declaring).await.map_err(|_| LinkError::Deadline)??;
+        Ok((connection, mark))
     }
 
     /// Watches one connection; `None` when the process closes, else why the connection ended.
-    async fn hold(&self, connection: Connection, generation: u64) -> Option<String> {
+    async fn hold(&self, connection: Connection, generation: u64, mark: Option<Uuid>) -> Option<String> {
         let mut events = Box::pin(connection.events_listener());
         let connection = Arc::new(connection);
         let up = || {
             let (connection, reports) = (Arc::clone(&connection), Arc::clone(&self.reports));
             LinkState::Up { connection, generation, reports }
         };
+        let replaced = async {
+            match (&self.identity, mark) {
+                (Some(identity), Some(mark)) => identity.replaced(mark).await,
+                _ => std::future::pending().await,
+            }
+        };
+        let mut replaced = std::pin::pin!(replaced);
         self.tell(if connection.status().blocked() { blocked("already") } else { up() });
         loop {
             tokio::select! {
@@ -136,6 +168,11 @@ impl Keeper {
                     None => return Some("the client library ended".to_owned()),
                     Some(_) => {}
                 },
+                () = &mut replaced => {
+                    // The deployment has another broker from now on, which this one may be.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "replaced".into())).await;
+                    return Some("the deployment has another broker".to_owned());
+                }
                 () = tokio::time::sleep(STATUS_POLL) => {
                     if !connection.status().connected() {
                         return Some("it is not connected any more".to_owned());
@@ -168,6 +205,8 @@ enum LinkError {
     Dial(#[from] DialError),
     #[error("the broker did not answer within {DECLARE_DEADLINE:?}")]
     Deadline,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error(transparent)]
     Topology(#[from] TopologyError),
 }

@@ -46,8 +46,8 @@ const DATABASE_CONNECTION_BUDGET: Variable = Variable::optional(
     "DATABASE_CONNECTION_BUDGET",
     "plan-50",
     "Connections of all processes together: a number, or plan-50, plan-300 or plan-1000 for what a host's plan leaves after \
-     a tenth for migrations, backups and people; computed from the server's limits when it is not set. The same for every \
-     process of a deployment.",
+     a tenth for migrations, backups and people; computed from the server's limits and from what others hold when it is not \
+     set. The same for every process of a deployment (`rollcall deployment set budget=`).",
 );
 const DATABASE_POOL_MAX: Variable = Variable::with_default(
     "DATABASE_POOL_MAX",
@@ -68,22 +68,25 @@ const AMQP_URL_FILE: Variable = Variable::optional(
 const BROKER_PREFIX: Variable = Variable::optional(
     "BROKER_PREFIX",
     "staging.",
-    "In front of the name of every exchange and queue, so that several deployments can share a broker.",
+    "In front of the name of every exchange and queue, so that several deployments can share a broker; the same for every \
+     process of a deployment.",
 );
 const PARTITIONS: Variable = Variable::with_default(
     "PARTITIONS",
     "16",
-    "Partition queues that users are spread over; the same for every process of a deployment, for ever.",
+    "Partition queues that users are spread over; the same for every process of a deployment, whose first one decides.",
 );
 const COMMAND_RETENTION_DAYS: Variable = Variable::with_default(
     "COMMAND_RETENTION_DAYS",
     "30",
-    "How long a command's outcome can be asked for, in days; the same for every process of a deployment.",
+    "How long a command's outcome can be asked for, in days; the same for every process of a deployment (`rollcall deployment \
+     set retention=`).",
 );
 const IDEMPOTENCY_WINDOW_HOURS: Variable = Variable::with_default(
     "IDEMPOTENCY_WINDOW_HOURS",
     "24",
-    "For how long a request under the same Idempotency-Key takes effect only once, in hours; at most the retention.",
+    "For how long a request under the same Idempotency-Key takes effect only once, in hours; at most the retention; the same for \
+     every process of a deployment (`rollcall deployment set window=`).",
 );
 const STOP_DEADLINE_MS: Variable = Variable::with_default(
     "STOP_DEADLINE_MS",

@@ -21,9 +21,17 @@ use super::{CONNECT_DEADLINE, DbError, within};
 use crate::config::{DatabaseSettings, DatabaseUrl, Reached, Server, Tls};
 use crate::net;
 
-/// What the server shall do about a client that is gone without a word. Measured: a partition is noticed after 5 s
-/// instead of a minute, and a statement whose client was killed ends within the interval instead of at its own end.
-const SESSION: [(&str, &str); 5] = [
+/// How every transaction must be isolated, whatever the database's default is: a statement that waited for another transaction
+/// goes on with what that one did.
+const ISOLATION: (&str, &str) = ("default_transaction_isolation", "read committed");
+
+/// What the server does about a client that is gone without a word, and defaults of a database or role that must not count here.
+/// Measured: a partition is noticed after 5 s instead of a minute, and a statement whose client was killed ends within the
+/// interval instead of at its own end.
+const SESSION: [(&str, &str); 7] = [
+    ISOLATION,
+    // A connection that waits in a pool is not forgotten.
+    ("idle_session_timeout", "0"),
     ("tcp_keepalives_idle", "5"),
     ("tcp_keepalives_interval", "2"),
     ("tcp_keepalives_count", "3"),
@@ -44,6 +52,13 @@ const LIMITS: [(&str, &str); 3] = [
     ("idle_in_transaction_session_timeout", "5s"),
     ("statement_timeout", "15s"),
 ];
+
+/// Corrects defaults that only some servers have. `off` would acknowledge messages whose changes a crash undoes; every other
+/// value is the operator's to choose. Since PostgreSQL 17 a transaction can be ended for its length, which a migration, an export
+/// or a batch that waits for a lock cannot bear. `%` says whether it counts for the transaction or for the session.
+const CORRECTIONS: &str = "SELECT
+    CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', %) END,
+    CASE WHEN current_setting('transaction_timeout', true) <> '0' THEN set_config('transaction_timeout', '0', %) END";
 
 /// How often two connections are asked for their sessions before they are taken for direct ones.
 const COMPARISONS: usize = 5;
@@ -86,7 +101,10 @@ impl Connector {
             // Under a name that no budget counts: the sessions are the pooler's.
             pooled: plain.clone().application_name(&application_name.replacen("rollcall", "rollcall-pooled", 1)),
             plain,
-            begin: format!("BEGIN{access}; {begin}"),
+            begin: format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED{access}; {begin}; {}",
+                CORRECTIONS.replace('%', "true")
+            ),
             settings: SESSION.iter().chain(session).map(|setting| set("", *setting)).collect(),
             url: settings.url.clone(),
         })
@@ -113,6 +131,10 @@ impl Connector {
         };
         if reached == Reached::WithoutOptions {
             self.set(&mut connection).await?;
+        }
+        if reached != Reached::ThroughPooler {
+            let correcting = sqlx::raw_sql(AssertSqlSafe(CORRECTIONS.replace('%', "false")));
+            within(CONNECT_DEADLINE, correcting.execute(&mut connection)).await?;
         }
         Ok(Session::new(connection, begin))
     }

@@ -34,6 +34,11 @@ pub enum MigrateError {
     /// A migration failed or was changed after it had run.
     #[error("failed to migrate")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    /// The database cannot hold every name.
+    #[error(
+        "the database is encoded in {0}, which cannot hold every name; create it with ENCODING 'UTF8' TEMPLATE template0"
+    )]
+    Encoding(String),
     /// Another migrator kept the lock.
     #[error("another migration has been running for {0:?}; wait for it, or end it, and run this again")]
     Busy(Duration),
@@ -122,6 +127,11 @@ pub async fn migrations_pending(connection: &mut PgConnection) -> Result<Vec<Str
 /// # Errors
 /// See [`MigrateError`]; what ran before the failing migration stays.
 pub async fn migrate(connection: &mut PgConnection, patience: Duration) -> Result<Migrated, MigrateError> {
+    let encoding: String =
+        sqlx::query_scalar("SELECT current_setting('server_encoding')").fetch_one(&mut *connection).await?;
+    if encoding != "UTF8" {
+        return Err(MigrateError::Encoding(encoding));
+    }
     lock(connection, patience).await?;
     let result = run(connection).await;
     sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(connection).await?;

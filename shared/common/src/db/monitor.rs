@@ -41,10 +41,18 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 /// How long connections in use may take to come back when the process ends.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a control connection asks of its session. A database that is made read-only still keeps its members; and where a
-/// pooler makes a heartbeat one transaction, a process that freezes in the middle of it holds up the others for a second only.
-const CONTROL: [(&str, &str); 3] =
-    [(READ_ONLY, "off"), ("idle_in_transaction_session_timeout", "1s"), ("statement_timeout", "4s")];
+/// How long a process whose settings do not fit the deployment any more stays away.
+const MISFIT_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a control connection asks of its session. A database that is made read-only still keeps its members; where a pooler makes
+/// a heartbeat one transaction, a process that freezes in the middle of it holds up the others for a second only; and a standby
+/// that is lost must not hold up heartbeats: see `membership`.
+const CONTROL: [(&str, &str); 4] = [
+    (READ_ONLY, "off"),
+    ("idle_in_transaction_session_timeout", "1s"),
+    ("statement_timeout", "4s"),
+    ("synchronous_commit", "local"),
+];
 
 /// What the last look at the database showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,11 +84,22 @@ pub fn monitor(
     health.register("schema", ability);
     if let Role::Member(member) = &role {
         health.register("budget", ability);
+        // Reads need no clock.
+        health.register("clock", Ability::Write);
         member.observe();
         shutdown.supervise("connection lease", Tier::Back, expire(member.pool().clone(), shutdown.clone()));
     }
     let (sender, receiver) = watch::channel(DatabaseState::Down("not checked yet".to_owned()));
-    let watch = Watch { health: health.clone(), settings, role, sender, connection: None, turn: None, refusals: 0 };
+    let watch = Watch {
+        health: health.clone(),
+        settings,
+        role,
+        sender,
+        connection: None,
+        turn: None,
+        refusals: 0,
+        standby: false,
+    };
     shutdown.supervise("database monitor", Tier::Back, watch.run(shutdown.clone()));
     receiver
 }
@@ -123,6 +142,8 @@ struct Watch {
     turn: Option<Turn>,
     /// How often in a row the server had no connection left, or took too long over one.
     refusals: u32,
+    /// The last server that was reached is a standby, whose connections no budget counts.
+    standby: bool,
 }
 
 impl Watch {
@@ -144,7 +165,15 @@ impl Watch {
                     }
                     away = Some(stay);
                 }
-                Err(misfit @ MembershipError::Misfit(_)) => return Err(misfit.into()),
+                Err(misfit @ MembershipError::Misfit(_)) => {
+                    // Before the first join nothing would get better by itself; after that it must not end what works.
+                    let Some(member) = self.role.member().filter(|member| member.joined_before()) else {
+                        return Err(misfit.into());
+                    };
+                    member.misfit(misfit.to_string());
+                    self.connection = None;
+                    away = Some(MISFIT_PAUSE);
+                }
                 Err(error) => {
                     state = DatabaseState::Down(chain(&error));
                     self.lost();
@@ -179,7 +208,7 @@ impl Watch {
     /// Waits for its turn before it takes a connection that nobody counts.
     async fn arrive(&mut self) {
         let Some(member) = self.role.member() else { return };
-        if self.connection.is_none() && self.turn.is_none() {
+        if self.connection.is_none() && self.turn.is_none() && !self.standby {
             self.health
                 .set("budget", Err("waits for its turn: instances take a connection one after the other".to_owned()));
             self.turn = member.enter().await;
@@ -270,12 +299,13 @@ impl Watch {
                 probe(open, if lease { MEMBER_PROBE_DEADLINE } else { PROBE_DEADLINE }).await
             }
             None => match self.open().await {
-                Ok(open) => first_probe(open).await,
+                Ok(open) => first_probe(open, &self.settings).await,
                 Err(error) => Err(error),
             },
         };
         let late = |error: &DbError| matches!(error, DbError::Deadline(_)) && !had_one;
         let full = probed.as_ref().is_err_and(|error| error.refused_for_number() || late(error));
+        self.standby = matches!(probed, Err(DbError::Standby(_)));
         self.refusals = if full { self.refusals.saturating_add(1) } else { 0 };
         let needed = required_version();
         match probed {
@@ -310,17 +340,24 @@ impl Watch {
         self.health.set("schema", schema);
         if let Some(member) = self.role.member() {
             self.health.set("budget", member.check(away));
+            self.health.set("clock", member.clock().check());
         }
     }
 }
 
-async fn first_probe(mut session: Session) -> Result<(Session, i64), DbError> {
-    within(PROBE_DEADLINE, async {
+async fn first_probe(mut session: Session, settings: &DatabaseSettings) -> Result<(Session, i64), DbError> {
+    let standby: bool = within(PROBE_DEADLINE, async {
         session.begin().await?;
         tell_wall(session.connection_mut()).await?;
-        session.end().await
+        let asking = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(session.connection_mut());
+        let standby = asking.await?;
+        session.end().await?;
+        Ok(standby)
     })
     .await?;
+    if standby {
+        return Err(DbError::Standby(settings.url.address()));
+    }
     probe(session, PROBE_DEADLINE).await
 }
 

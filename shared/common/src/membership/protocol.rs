@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Holding;
@@ -39,11 +41,13 @@ impl From<sqlx::Error> for MembershipError {
 pub(super) struct Application<'a> {
     pub(super) instance: Uuid,
     pub(super) service: &'static str,
-    pub(super) partitions: u16,
+    /// What all processes must have in common.
+    pub(super) settings: &'a Value,
+    /// The deployment that this process has joined before.
+    pub(super) joined_before: Option<Uuid>,
     pub(super) weight: i32,
     pub(super) floor: i32,
     pub(super) most: usize,
-    pub(super) budget: Option<u16>,
     pub(super) pool_role: Option<&'a str>,
     /// The session of the control connection ends with it.
     pub(super) own_session: bool,
@@ -84,6 +88,23 @@ pub(super) struct BeatAnswer {
     pub(super) turn: i64,
     /// What the server shows of the pool.
     pub(super) sessions: i32,
+    /// The mark of the deployment's broker, as it was when the question came.
+    pub(super) broker_mark: Option<Uuid>,
+    /// The database's clock when it answered.
+    pub(super) now: OffsetDateTime,
+}
+
+/// What a join says of the deployment.
+#[derive(sqlx::FromRow)]
+pub(super) struct DeploymentRow {
+    pub(super) id: Uuid,
+    /// None when no broker is marked yet.
+    pub(super) broker_mark: Option<Uuid>,
+    /// Whether the budget was computed.
+    pub(super) computed: bool,
+    pub(super) budget: i32,
+    /// How the budget came about.
+    pub(super) arithmetic: String,
 }
 
 /// A partition that this instance owns, or shall own once its owner has let go.
@@ -105,11 +126,11 @@ pub(super) async fn join(
     .bind(asking.instance)
     .bind(asking.service)
     .bind(env!("CARGO_PKG_VERSION"))
-    .bind(i32::from(asking.partitions))
+    .bind(asking.settings)
+    .bind(asking.joined_before)
     .bind(asking.weight)
     .bind(asking.floor)
     .bind(count(asking.most))
-    .bind(asking.budget.map(i32::from))
     .bind(asking.pool_role)
     .bind(asking.own_session)
     .fetch_one(connection)
@@ -134,7 +155,9 @@ pub(super) async fn beat(
     grace: Duration,
 ) -> Result<Option<BeatAnswer>, MembershipError> {
     let beat = sqlx::query_as(
-        "SELECT granted, target, soon, budget, instances, turn, sessions
+        "SELECT
+             granted, target, soon, budget, instances, turn, sessions,
+             (SELECT broker_mark FROM deployment) AS broker_mark, clock_timestamp() AS now
          FROM beat_membership($1, $2, $3, $4, $5, $6, $7, $8)
          WHERE alive",
     )
@@ -198,17 +221,21 @@ pub(super) async fn leave(connection: &mut PgConnection, instance: Uuid) -> Resu
     Ok(())
 }
 
-/// Whether a deployment's database knows another number of partitions than this process. An instance that joined before the
-/// first worker learns it late.
-pub(super) async fn check_partitions(connection: &mut PgConnection, partitions: u16) -> Result<(), MembershipError> {
-    let known: i64 = sqlx::query_scalar("SELECT count(*) FROM partitions").fetch_one(connection).await?;
-    if known == 0 || known == i64::from(partitions) {
-        Ok(())
-    } else {
-        Err(MembershipError::Misfit(format!(
-            "PARTITIONS is {partitions} here, but this deployment has {known}; give every process the same"
-        )))
-    }
+/// The deployment that was joined.
+pub(super) async fn deployment(connection: &mut PgConnection) -> Result<DeploymentRow, MembershipError> {
+    let row = sqlx::query_as(
+        "SELECT deployment.id, broker_mark, database_connection_budget IS NULL AS computed, budget, arithmetic
+         FROM deployment, membership",
+    );
+    Ok(row.fetch_one(connection).await?)
+}
+
+/// Claims the deployment's broker; gives the mark that counts.
+pub(super) async fn mark_broker(
+    connection: &mut PgConnection,
+    candidate: Uuid,
+) -> Result<Option<Uuid>, MembershipError> {
+    Ok(sqlx::query_scalar("SELECT mark_broker($1)").bind(candidate).fetch_one(connection).await?)
 }
 
 fn interval(duration: Duration) -> PgInterval {

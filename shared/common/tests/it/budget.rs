@@ -15,6 +15,17 @@ use self::event::event;
 use self::model::{Claim, Fault, Server};
 use self::world::World;
 
+/// What a process brings to its join.
+pub(crate) fn shared_settings(partitions: i32, budget: impl Into<Option<i32>>) -> serde_json::Value {
+    serde_json::json!({
+        "partitions": partitions,
+        "broker_prefix": "t.",
+        "command_retention_days": 30,
+        "idempotency_window_hours": 24,
+        "database_connection_budget": budget.into(),
+    })
+}
+
 const SCHEDULES: u32 = 10_000;
 
 /// Runs schedules until one breaks a promise; says which promise.

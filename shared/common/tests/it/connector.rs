@@ -40,6 +40,48 @@ async fn every_session_has_the_server_watch_its_client() {
     }
 }
 
+/// Gives the database defaults that the protocol cannot live with.
+async fn with_bad_defaults() -> local_stack::testing::TestDatabase {
+    let database = database().await;
+    let mut conn = connect(database.url()).await;
+    let name: String =
+        sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut conn).await.expect("a name");
+    for default in
+        ["synchronous_commit = off", "default_transaction_isolation = serializable", "idle_session_timeout = '1s'"]
+    {
+        conn.execute(AssertSqlSafe(format!("ALTER DATABASE {name} SET {default}"))).await.expect("a default");
+    }
+    database
+}
+
+#[tokio::test]
+async fn defaults_that_would_break_a_promise_do_not_count() {
+    let database = with_bad_defaults().await;
+    let (whole, _one) = pooler(database.url(), Lends::Sessions).await;
+    let (shared, _two) = pooler(database.url(), Lends::Transactions).await;
+    for url in [database.url(), whole.url(), shared.url()] {
+        let pool = Pool::new(&settings(url, 1), "rollcall/test", &[]).expect("a pool");
+        let mut lease = pool.acquire(PATIENCE).await.expect("a connection");
+        assert_eq!(shown(&mut lease, "synchronous_commit").await, "on", "{url}");
+        assert_eq!(shown(&mut lease, "transaction_isolation").await, "read committed", "{url}");
+        if url != shared.url() {
+            assert_eq!(shown(&mut lease, "idle_session_timeout").await, "0", "{url}");
+        }
+        lease.release().await.expect("released");
+    }
+    let mut alone = connect(database.url()).await;
+    assert_eq!(shown(&mut alone, "synchronous_commit").await, "on", "an operator's command");
+}
+
+#[tokio::test]
+async fn waiting_for_standbys_stays_the_operators_choice() {
+    let database = database().await;
+    for chosen in ["remote_apply", "remote_write", "local"] {
+        let mut conn = connect(&format!("{}?options=-c%20synchronous_commit%3D{chosen}", database.url())).await;
+        assert_eq!(shown(&mut conn, "synchronous_commit").await, chosen);
+    }
+}
+
 #[tokio::test]
 async fn a_statement_whose_client_is_gone_ends_soon() {
     let database = database().await;

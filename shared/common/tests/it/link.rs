@@ -24,7 +24,7 @@ async fn a_link_declares_the_topology_and_closes_with_the_process() {
     let deployment = Deployment::new(2);
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
     assert_eq!(health.report().checks["broker"], "failed: not checked yet");
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, generation, .. } = state else { panic!("{state:?}") };
@@ -44,7 +44,7 @@ async fn a_connection_that_ends_is_replaced_by_one_of_the_next_generation() {
     let deployment = Deployment::new(1);
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
     connection.close(200, "on purpose".into()).await.expect("an end");
@@ -65,7 +65,7 @@ async fn a_queue_with_other_arguments_takes_the_process_down_with_its_name() {
 
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let _link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let _link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
     let end = soon("an end by itself", shutdown.run(GRACES)).await.expect_err("a failure");
     assert!(matches!(end, StopError::TaskFailed(_)));
     assert!(end.to_string().contains(&queue), "{end}");
@@ -78,7 +78,7 @@ async fn a_broker_that_cannot_be_reached_is_down_without_its_password() {
     settings.url = amqp_url("amqp://u:hunter2@127.0.0.1:1/%2f").expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
     let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
     let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
     let LinkState::Down(reason) = state else { panic!("{state:?}") };
@@ -93,7 +93,7 @@ async fn a_channel_that_is_refused_leaves_the_connection_alone() {
     let deployment = Deployment::new(1);
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, reports, .. } = state else { panic!("{state:?}") };
     for _ in 0..3 {
@@ -120,7 +120,7 @@ async fn a_queue_that_is_missing_is_declared_again() {
     let deployment = Deployment::new(2);
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
     let beside = deployment.connect().await.create_channel().await.expect("a channel");
@@ -160,7 +160,7 @@ async fn a_host_that_never_answers_is_passed_over() {
     for _ in 0..4 {
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &settings);
+        let mut link = supervise(&shutdown, &health, "broker", &settings, None);
         let tried = |state: &LinkState| !matches!(state, LinkState::Down(reason) if reason == "not connected yet");
         let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
         assert!(up(&state), "with the first attempt: {state:?}");
@@ -170,7 +170,7 @@ async fn a_host_that_never_answers_is_passed_over() {
     settings.url = amqp_url(&format!("amqp://rollcall:{password}@{silent},127.0.0.1:1/")).expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
     let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
     let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
     let LinkState::Down(reason) = state else { panic!("{state:?}") };
@@ -190,7 +190,7 @@ async fn a_broker_that_accepts_and_says_nothing_leaves_no_thread_behind() {
     settings.url = amqp_url(&format!("amqp://u:p@{address}/")).expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let _link = supervise(&shutdown, &health, "broker", &settings);
+    let _link = supervise(&shutdown, &health, "broker", &settings, None);
     let (mut abandoned, _) = soon("an attempt", listener.accept()).await.expect("a connection");
     let mut greeting = [0; 8];
     soon("a greeting", abandoned.read_exact(&mut greeting)).await.expect("the protocol header");

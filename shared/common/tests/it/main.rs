@@ -17,6 +17,7 @@ mod shutdown;
 // PostgreSQL.
 mod connector;
 mod database_url;
+mod deployment;
 mod migrations;
 mod monitor;
 mod pool;

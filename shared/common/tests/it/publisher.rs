@@ -31,7 +31,7 @@ impl Fixture {
         let deployment = Deployment::new(partitions);
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &deployment.settings);
+        let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
         let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
         soon("a connection", link.wait_for(up)).await.expect("a link");
         let connection = deployment.connect().await;

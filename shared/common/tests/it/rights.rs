@@ -38,7 +38,7 @@ async fn a_right_that_is_missing_is_named_with_the_command_that_grants_it() {
     let settings = limited(&deployment, user, [&exchanges, &all, &all]).await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
     let remedy = format!("`rabbitmqctl set_permissions -p / {user} '{all}' '{all}' '{all}'`");
     let but_events = format!("{all}(commands|dead-letters)");
     let but_commands = format!("{all}(events|commands\\.|dead-letters)");
@@ -74,7 +74,7 @@ async fn a_limit_of_the_virtual_host_is_waited_for_with_the_words_of_the_broker(
     settings.url = amqp_url(&stack().rabbitmq.url().replace("%2f", &vhost)).expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
     let limit = format!("queue limit in vhost '{vhost}' (2) is reached");
     let state = soon("a refusal", link.wait_for(|state| down(state, &limit))).await.expect("a link").clone();
     assert!(!down(&state, "delete"), "no remedy for another fault: {state:?}");

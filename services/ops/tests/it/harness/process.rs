@@ -115,6 +115,11 @@ impl Process {
         eventually("ended", async || self.child.try_wait().unwrap()).await
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Everything it wrote.
     pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

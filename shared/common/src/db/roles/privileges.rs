@@ -32,6 +32,7 @@ pub const TABLES: &[(&str, &[Grant])] = &[
             (Monitor, &["SELECT"]),
         ],
     ),
+    ("deployment", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
     ("_sqlx_migrations", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
 ];
 
@@ -47,6 +48,10 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("release_partitions", &[Control]),
     ("set_consumes", &[Control]),
     ("leave_membership", &[Control]),
+    ("mark_broker", &[Control]),
+    ("compare_deployment", &[]),
+    ("write_deployment", &[]),
+    ("set_connection_budget", &[]),
     ("redistribute_partitions", &[]),
     ("stranded_workers", &[]),
     ("redistribute", &[]),

@@ -8,11 +8,14 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::shared_settings;
 use crate::support::{connect, database, eventually, settings};
 
 const PARTITIONS: i32 = 4;
 /// Far less than the time to live of a member.
 const PROMPT: Duration = Duration::from_secs(3);
+
+const JOIN: &str = "SELECT joined FROM join_membership($1, 'worker', 'test', $2, NULL, 1, $3, 50, NULL, true)";
 
 struct Instance {
     name: Uuid,
@@ -28,11 +31,10 @@ async fn control(database: &TestDatabase, name: Uuid) -> PgConnection {
 }
 
 async fn join(control: &mut PgConnection, name: Uuid, floor: i32, budget: i32) -> Option<i64> {
-    sqlx::query_scalar("SELECT joined FROM join_membership($1, 'worker', 'test', $2, 1, $3, 50, $4, NULL, true)")
+    sqlx::query_scalar(JOIN)
         .bind(name)
-        .bind(PARTITIONS)
+        .bind(shared_settings(PARTITIONS, budget))
         .bind(floor)
-        .bind(budget)
         .fetch_one(control)
         .await
         .expect("an answer")
@@ -165,8 +167,7 @@ async fn whoever_was_missed_and_comes_back_in_time_stays_a_member() {
     assert!(missed, "the other one noticed");
 
     instance.control = control(&database, instance.name).await;
-    let back = "SELECT joined FROM join_membership($1, 'worker', 'test', $2, 1, 1, 50, 30, NULL, true)";
-    let back = sqlx::query_scalar(back).bind(instance.name).bind(PARTITIONS);
+    let back = sqlx::query_scalar(JOIN).bind(instance.name).bind(shared_settings(PARTITIONS, 30)).bind(1);
     instance.epoch = back.fetch_one(&mut instance.control).await.expect("room");
     instance.grace = Duration::ZERO;
     for _ in 0..3 {
@@ -188,8 +189,8 @@ async fn whoever_comes_for_one_that_just_ended_is_told_to_wait_for_its_place() {
     until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
     let name = Uuid::now_v7();
     let mut control = control(&database, name).await;
-    let join = "SELECT joined, reason, extract(epoch FROM away)::float8 FROM join_membership($1, 'worker', 'test', $2, 1, 1, 50, $3, NULL, true)";
-    let joining = sqlx::query_as(join).bind(name).bind(PARTITIONS).bind(budget).fetch_one(&mut control);
+    let join = "SELECT joined, reason, extract(epoch FROM away)::float8 FROM join_membership($1, 'worker', 'test', $2, NULL, 1, 1, 50, NULL, true)";
+    let joining = sqlx::query_as(join).bind(name).bind(shared_settings(PARTITIONS, budget)).fetch_one(&mut control);
     let (joined, reason, away): (Option<i64>, String, f64) = joining.await.expect("an answer");
     assert!(joined.is_none() && reason.contains("just ended") && away < 1.0, "{joined:?} {reason} {away}");
 }
@@ -231,20 +232,6 @@ async fn a_transaction_that_holds_the_partition_of_one_who_is_gone_holds_up_nobo
     tx.rollback().await.expect("an end");
     stays.beat().await;
     assert!(owners(&mut witness).await.iter().all(|(owner, _)| *owner == Some(stays.name)));
-}
-
-#[tokio::test]
-async fn a_smaller_budget_counts_although_whoever_brings_it_finds_no_room() {
-    let database = database().await;
-    let mut instance = Instance::start(&database, 30).await;
-    assert!(instance.beat().await.0 > 8);
-    let late = Uuid::now_v7();
-    let mut knocking = control(&database, late).await;
-    assert_eq!(join(&mut knocking, late, 5, 8).await, None);
-    instance.beat().await;
-    let (granted, _) = instance.beat().await;
-    // Two places are kept for arrivals, one is its control connection's.
-    assert_eq!(granted, 5);
 }
 
 #[tokio::test]

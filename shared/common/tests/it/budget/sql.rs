@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::model::{Claim, FLOOR, Fault, GRACE, Server};
+use super::shared_settings;
 use crate::support::{connect, database};
 
 const INSTANCES: usize = 5;
@@ -52,14 +53,14 @@ impl Stage {
         let expected = self.server.join(i, claim);
         self.run(format!("DELETE FROM cut WHERE instance = '{}'", self.names[i])).await;
         let joined: Option<i64> = sqlx::query_scalar(
-            "SELECT joined FROM join_membership($1, $2, 'test', 4, $3::integer, $4::integer, $5::integer, $6::integer, NULL, true)",
+            "SELECT joined FROM join_membership($1, $2, 'test', $3, NULL, $4::integer, $5::integer, $6::integer, NULL, true)",
         )
         .bind(self.names[i])
         .bind(claim.service)
+        .bind(shared_settings(4, i32::try_from(self.server.budget).expect("a small number")))
         .bind(claim.weight)
         .bind(FLOOR)
         .bind(claim.most)
-        .bind(self.server.budget)
         .fetch_one(&mut self.conn)
         .await
         .expect("an answer");
@@ -179,7 +180,9 @@ async fn the_functions_of_the_database_do_what_the_model_does() {
     let names: Vec<Uuid> = (0..INSTANCES).map(|_| Uuid::now_v7()).collect();
     for seed in 0..SCHEDULES {
         let mut random = StdRng::seed_from_u64(seed);
-        conn.execute("DELETE FROM members; DELETE FROM cut; DELETE FROM stage").await.expect("an empty stage");
+        conn.execute("DELETE FROM members; DELETE FROM cut; DELETE FROM stage; DELETE FROM deployment")
+            .await
+            .expect("an empty stage");
         let mut server = Server::new(random.random_range(6..30), Fault::None);
         server.sessions = vec![0; INSTANCES];
         let mut stage = Stage { conn, server, names: names.clone(), sessions: vec![0; INSTANCES] };
