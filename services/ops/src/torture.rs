@@ -6,7 +6,7 @@
 //!
 //! 1. `system`: the servers and the services; `proxy`: the network between them.
 //! 2. `load`: clients, which remember as `promises` what they were told.
-//! 3. `schedule`: which fault comes next; `faults`: what it does; `illness`: what makes dead letters, and who replays them.
+//! 3. `schedule`: which fault comes next, of which groups; `faults`: what it does; `illness`: what makes dead letters, and who replays them.
 //! 4. `verdict`: what the rows say of the promises.
 //!
 //! `budget` is another run on the same system, which looks at nothing but connections.
@@ -35,10 +35,20 @@ use sqlx::Connection;
 use crate::output::say;
 use load::Load;
 use progress::Progress;
-use schedule::{DECK, Deck, Schedule};
+use schedule::{Fault, Group, Schedule, deck_of};
 use system::{Plan, System};
 use verdict::Verdict;
 
+/// The faults of a run that chooses none.
+const USUAL: [Group; 7] = [
+    Group::Processes,
+    Group::Servers,
+    Group::Network,
+    Group::Messages,
+    Group::Settings,
+    Group::Clocks,
+    Group::Policies,
+];
 /// See [`Course::patience`].
 const SETTLE_DEADLINE: Duration = Duration::from_mins(2);
 
@@ -48,6 +58,12 @@ pub(crate) struct Arguments {
     /// How long to go on
     #[arg(long, default_value_t = 1.0, value_parser = minutes)]
     minutes: f64,
+    /// How often every fault of the deck comes, instead of a time
+    #[arg(long, conflicts_with = "minutes", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: Option<u32>,
+    /// Which faults are in the deck [default: all but standby]
+    #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = USUAL)]
+    faults: Vec<Group>,
     /// What decides the schedule; printed, and chosen at random when left out
     #[arg(long)]
     seed: Option<u64>,
@@ -97,7 +113,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         "seed {seed}: {} APIs, {} workers, {} clients",
         arguments.apis, arguments.workers, arguments.clients
     ));
-    let course = Course { seed, deck: &DECK, environment: &[], patience: SETTLE_DEADLINE };
+    let deck = deck_of(&arguments.faults);
+    let course = Course { seed, deck, environment: &[], patience: SETTLE_DEADLINE };
     let verdict = torture(&arguments, &course).await?;
     say(&verdict);
     if !verdict.kept() {
@@ -109,7 +126,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// What happens in a run.
 struct Course<'a> {
     seed: u64,
-    deck: &'static Deck,
+    deck: Vec<(Fault, usize)>,
     /// Further variables for the services.
     environment: &'a [(&'a str, &'a str)],
     /// How long the last outcome may take once everything runs again.
@@ -118,9 +135,11 @@ struct Course<'a> {
 
 /// A whole run.
 async fn torture(arguments: &Arguments, course: &Course<'_>) -> anyhow::Result<Verdict> {
-    let &Course { seed, deck, environment, patience } = course;
+    let &Course { seed, ref deck, environment, patience } = course;
     let (apis, workers) = (arguments.apis, arguments.workers);
-    let mut system = System::prepare(&Plan { apis, workers, environment, max_connections: None, role: None }).await?;
+    let standby = arguments.faults.contains(&Group::Standby);
+    let plan = Plan { apis, workers, environment, max_connections: None, role: None, standby };
+    let mut system = System::prepare(&plan).await?;
     let mut connection = system.database().await?;
     verdict::observe(&mut connection).await?;
     illness::infect(&mut connection).await?;
@@ -130,22 +149,36 @@ async fn torture(arguments: &Arguments, course: &Course<'_>) -> anyhow::Result<V
     let load = Load::start(system.bases(), arguments.clients, seed)?;
     let mut schedule = Schedule::new(StdRng::seed_from_u64(seed), deck);
 
-    let length = Duration::from_secs_f64(arguments.minutes * 60.0);
-    let began = Instant::now();
-    let mut progress = Progress::new(length.as_secs(), "s");
-    while began.elapsed() < length {
-        let fault = schedule.next(&mut system, &load).await?;
-        let line = format!("{} accepted, {} faults, last: {fault}", load.accepted(), schedule.count());
-        progress.tell(began.elapsed().as_secs(), &line);
-    }
-    progress.finish();
+    play(arguments, &mut schedule, &mut system, &load).await?;
 
     system.heal().await?;
     illness::cure(&system).await?;
     let promises = load.finish().await;
-    let mut verdict = verdict::judge(&system, &promises, patience).await?;
+    let mut verdict = verdict::judge(&system, &promises, &schedule.expired, patience).await?;
+    verdict.add(std::mem::take(&mut schedule.findings));
     verdict.add_stuck(system.stop().await?);
     system.end(!verdict.kept()).await?;
     say(format_args!("faults     {} ({})", schedule.count(), schedule.summary()));
     Ok(verdict)
+}
+
+/// Makes faults until it is time to end.
+async fn play(arguments: &Arguments, schedule: &mut Schedule, system: &mut System, load: &Load) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let (end, unit) = match arguments.rounds {
+        Some(rounds) => ((schedule.size() * rounds).into(), "faults"),
+        None => (Duration::from_secs_f64(arguments.minutes * 60.0).as_secs(), "s"),
+    };
+    let mut progress = Progress::new(end, unit);
+    loop {
+        let fault = schedule.next(system, load).await?;
+        let count = schedule.count();
+        let position = if arguments.rounds.is_some() { count.into() } else { began.elapsed().as_secs() };
+        progress.tell(position, &format!("{} accepted, {count} faults, last: {fault}", load.accepted()));
+        if position >= end {
+            break;
+        }
+    }
+    progress.finish();
+    Ok(())
 }

@@ -67,8 +67,26 @@ impl Cluster {
         self.data().exists()
     }
 
-    fn data(&self) -> PathBuf {
+    /// The folder of the server's data.
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// The folder that the server's account owns.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A program of this PostgreSQL, under the server's account.
+    pub(crate) fn command(&self, home: &Home, name: &str) -> Command {
+        let mut command = home.command(self.program(name), self.account);
+        command.current_dir(&self.folder);
+        command
+    }
+
+    /// Gives a file to the server's account.
+    pub(crate) fn own(&self, path: &Path) -> Result<(), Error> {
+        self.account.own(path)
     }
 
     /// Makes the data folder. It gets its name last, so that a half-made one is never taken for a whole one.
@@ -131,15 +149,16 @@ impl Cluster {
         home.options.tell(format!("{}: starting on port {port}", self.title()));
         self.release_data()?;
         let from = home.log_length(NAME);
-        let process = home.spawn(NAME, &mut self.server(home, port))?;
+        let process = home.spawn(NAME, &mut self.server(home, &self.data(), port))?;
         home.await_ready(&step, (NAME, from), &process, || probe::postgres(port))?;
         home.options.tell(format!("{}: ready on port {port} after {}", self.title(), elapsed(began)));
         Ok(())
     }
 
-    fn server(&self, home: &Home, port: u16) -> Command {
-        let mut command = home.command(self.program("postgres"), self.account);
-        command.current_dir(&self.folder).arg("-D").arg(self.data());
+    /// The server program on this data folder and port.
+    pub(crate) fn server(&self, home: &Home, data: &Path, port: u16) -> Command {
+        let mut command = self.command(home, "postgres");
+        command.arg("-D").arg(data);
         let connections = home.options.max_connections;
         let settings = [
             ("listen_addresses", "127.0.0.1".to_owned()),

@@ -58,6 +58,6 @@ pub mod testing;
 pub use ending::erase;
 pub use error::Error;
 pub use options::{Options, POSTGRES_BIN, Progress, RABBITMQ_BIN};
-pub use postgres::{Postgres, StopMode};
+pub use postgres::{Postgres, Standby, StopMode};
 pub use rabbitmq::RabbitMq;
 pub use stack::Stack;

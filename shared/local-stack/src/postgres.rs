@@ -1,5 +1,7 @@
 //! PostgreSQL as a caller sees it: a URL, and the faults a test may cause.
 
+mod standby;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use crate::ports;
 use crate::probe;
 use crate::provision::{self, Wanted};
 use crate::state::password;
+pub use standby::Standby;
 
 /// How PostgreSQL is told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,6 +94,7 @@ async fn soak(arguments: &Arguments, seed: u64, budget: i32) -> anyhow::Result<V
         environment: &environment,
         max_connections: Some(u16::try_from(budget + BEYOND)?),
         role: Some(ROLE),
+        standby: false,
     })
     .await?;
     #[cfg(feature = "mutants")]

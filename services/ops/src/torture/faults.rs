@@ -1,5 +1,11 @@
 //! What each fault does, and how it is mended.
 
+mod clock;
+mod policy;
+mod refusal;
+mod standby;
+mod strays;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +24,8 @@ use super::illness::{self, OPERATOR_DEADLINE};
 use super::load::Load;
 use super::schedule::{Fault, Schedule, Target};
 use super::system::System;
+pub(super) use policy::status;
+pub(super) use strays::Difference;
 
 /// The age at which a quorum queue survives a kill of its broker.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -51,6 +59,12 @@ impl Schedule {
                 Ok("messages repeated")
             }
             Fault::Operate => self.operate(system).await,
+            Fault::DifferentSettings => self.differ(system).await,
+            Fault::SkewClock(target) => self.skew_clock(system, target).await,
+            Fault::Expire(expiry) => self.expire(system, load, expiry).await,
+            Fault::LoseStandby => self.lose_standby(system).await,
+            Fault::Promote => self.promote(system, false).await,
+            Fault::PromoteBehind => self.promote(system, true).await,
         }
     }
 
@@ -192,7 +206,7 @@ impl Schedule {
         let channel = broker.create_channel().await?;
         let mut database = system.database().await?;
         let quiet = load.quiet().await;
-        let drained = drained(&channel, &mut database, &queue, &load.promised(partition)).await?;
+        let drained = drained(&channel, &mut database, &queue, &load.promised(partition), DRAINED).await?;
         if drained {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
             self.created_at = Instant::now();
@@ -226,8 +240,9 @@ async fn drained(
     database: &mut PgConnection,
     queue: &str,
     promised: &[Uuid],
+    patience: Duration,
 ) -> anyhow::Result<bool> {
-    let deadline = Instant::now() + DRAINED;
+    let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let asked = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;

@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: &Arguments, mutant: Mutant) -> anyhow::Result
     let (name, seed) = (mutant.name(), arguments.seed.unwrap_or_else(rand::random));
     say(format_args!("seed {seed}, mutant {name}: a verdict of broken promises is wanted"));
     let (deck, breaks) = trap(mutant);
-    let course = Course { seed, deck, environment: &[(VARIABLE, name)], patience: PATIENCE };
+    let course = Course { seed, deck: deck.to_vec(), environment: &[(VARIABLE, name)], patience: PATIENCE };
     let verdict = torture(arguments, &course).await?;
     say(&verdict);
     if !verdict.has(breaks) {

@@ -1,5 +1,7 @@
 //! Which fault comes next: a deck of cards that the seed shuffles, so that even a short run sees nearly all of them.
 
+mod deck;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -7,9 +9,13 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use tokio::time::sleep;
+use uuid::Uuid;
 
+use super::faults::Difference;
 use super::load::Load;
 use super::system::{Service, System};
+use super::verdict::Broken;
+pub(super) use deck::{Deck, Group, deck_of};
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +40,27 @@ pub(super) enum Fault {
     RepeatMessages,
     /// An operator replays the dead letters, or is killed over it.
     Operate,
+    /// Further processes, whose settings are not those of the others.
+    DifferentSettings,
+    /// One service runs with a wrong clock for a while.
+    SkewClock(Target),
+    /// Commands that wait expire by a policy of the broker.
+    Expire(Expiry),
+    /// PostgreSQL's synchronous standby is away for a while.
+    LoseStandby,
+    /// PostgreSQL is killed, and its standby promoted.
+    Promote,
+    /// And what waits for no standby, such as who owns which partition, has changed in the meantime.
+    PromoteBehind,
+}
+
+/// Where messages expire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Expiry {
+    /// Then nothing of them is left.
+    Everywhere,
+    /// In the partitions' queues alone: they become dead letters.
+    Partitions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,43 +69,39 @@ pub(super) enum Target {
     Worker,
 }
 
-/// Kinds of fault, and how often each is in the deck.
-pub(super) type Deck = [(Fault, usize)];
-
-/// All of them.
-pub(super) const DECK: [(Fault, usize); 17] = [
-    (Fault::Kill(Target::Worker), 3),
-    (Fault::Kill(Target::Api), 2),
-    (Fault::Terminate(Target::Worker), 2),
-    (Fault::Terminate(Target::Api), 1),
-    (Fault::Freeze(Target::Worker), 1),
-    (Fault::Freeze(Target::Api), 1),
-    (Fault::FreezeBeyondLease, 1),
-    (Fault::FreezeAndCut, 1),
-    (Fault::StopPostgres, 2),
-    (Fault::KillRabbitMq, 1),
-    (Fault::CutSessions, 1),
-    (Fault::CutConnections, 3),
-    (Fault::Blackhole, 2),
-    (Fault::SlowNetwork, 1),
-    (Fault::DeleteQueue, 1),
-    (Fault::RepeatMessages, 2),
-    (Fault::Operate, 2),
-];
-
 /// A seeded stream of faults.
 pub(crate) struct Schedule {
     pub(super) random: StdRng,
-    whole: &'static Deck,
+    whole: Vec<Fault>,
     deck: Vec<Fault>,
+    /// Differing settings that are still to come before any comes again.
+    pub(super) differences: Vec<Difference>,
+    /// What the faults themselves found.
+    pub(super) findings: Vec<(Broken, String)>,
+    /// Commands that were accepted, and that the broker let expire.
+    pub(super) expired: Vec<(Uuid, Expiry)>,
     /// When a queue was last created.
     pub(super) created_at: Instant,
     done: BTreeMap<&'static str, u32>,
 }
 
 impl Schedule {
-    pub(crate) fn new(random: StdRng, deck: &'static Deck) -> Self {
-        Self { random, whole: deck, deck: Vec::new(), created_at: Instant::now(), done: BTreeMap::new() }
+    pub(crate) fn new(random: StdRng, deck: &Deck) -> Self {
+        Self {
+            random,
+            whole: deck.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect(),
+            deck: Vec::new(),
+            differences: Vec::new(),
+            findings: Vec::new(),
+            expired: Vec::new(),
+            created_at: Instant::now(),
+            done: BTreeMap::new(),
+        }
+    }
+
+    /// How many faults there are in the whole deck.
+    pub(crate) fn size(&self) -> u32 {
+        u32::try_from(self.whole.len()).unwrap_or(u32::MAX)
     }
 
     /// How many faults there were.
@@ -95,7 +118,7 @@ impl Schedule {
     pub(crate) async fn next(&mut self, system: &mut System, load: &Load) -> anyhow::Result<&'static str> {
         self.pause(100, 700).await;
         if self.deck.is_empty() {
-            self.deck = self.whole.iter().flat_map(|(fault, count)| std::iter::repeat_n(*fault, *count)).collect();
+            self.deck.clone_from(&self.whole);
             self.deck.shuffle(&mut self.random);
         }
         let Some(fault) = self.deck.pop() else { return Ok("nothing") };

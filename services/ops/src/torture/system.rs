@@ -3,17 +3,18 @@
 mod service;
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use common::config::{DatabaseSettings, database_url};
 use common::db;
-use local_stack::{Options, Stack};
+use local_stack::{Options, Stack, Standby};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
 use url::Url;
+use uuid::Uuid;
 
 use super::proxy::Proxy;
 use crate::output::say;
@@ -23,6 +24,9 @@ pub(crate) use service::Service;
 const PORTS: std::ops::Range<u16> = 9_000..10_000;
 /// Ports of one run: the first one is held all the time, the others by its services.
 const BLOCK: u16 = 250;
+
+/// Services beyond the plan at the same time.
+pub(crate) const SPARE: usize = 3;
 
 /// For a connection of the torture itself.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
@@ -37,6 +41,8 @@ pub(crate) struct Plan<'p> {
     pub(crate) max_connections: Option<u16>,
     /// Whom the services connect as, with the name as password; else it is the owner, a superuser.
     pub(crate) role: Option<&'static str>,
+    /// Whether every commit waits for a standby.
+    pub(crate) standby: bool,
 }
 
 /// Everything.
@@ -44,6 +50,11 @@ pub(crate) struct System {
     pub(crate) stack: Arc<Stack>,
     pub(crate) apis: Vec<Service>,
     pub(crate) workers: Vec<Service>,
+    /// PostgreSQL's, if the plan has one.
+    pub(crate) standby: Option<Standby>,
+    blueprint: Blueprint,
+    /// Ports for further services.
+    spare: Vec<u16>,
     folder: TempDir,
     // Keeps other runs away from the ports of services that are down.
     _ports: TcpListener,
@@ -58,7 +69,11 @@ impl System {
         options.max_connections = plan.max_connections.unwrap_or(options.max_connections);
         // With the SQLSTATE.
         options.postgres_settings.push(("log_line_prefix".to_owned(), "%m [%p] %e ".to_owned()));
+        if plan.standby {
+            options.postgres_settings.push(("synchronous_standby_names".to_owned(), "*".to_owned()));
+        }
         let stack = Arc::new(tokio::task::spawn_blocking(move || Stack::start(options)).await??);
+        let standby = if plan.standby { Some(start_standby(&stack).await?) } else { None };
         let mut connection = connect(&stack).await?;
         db::migrate(&mut connection, Duration::from_secs(30)).await?;
         let mut database = Url::parse(stack.postgres.url())?;
@@ -73,29 +88,29 @@ impl System {
         let mut blocks = PORTS.step_by(BLOCK.into());
         let (first, guard) = blocks.find_map(|first| Some((first, bind(first).ok()?))).context("no free ports")?;
         let mut ports = (first + 1..first + BLOCK).filter(|port| bind(*port).is_ok());
+        let environment = plan.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let blueprint =
+            Blueprint { database, broker, environment: environment.collect(), folder: folder.path().to_owned() };
         let mut services = Vec::with_capacity(plan.apis + plan.workers);
         for (role, number) in (0..plan.apis).map(|n| ("api", n)).chain((0..plan.workers).map(|n| ("worker", n))) {
-            let (database_proxy, broker_proxy) = (Proxy::start(&database).await?, Proxy::start(&broker).await?);
             let port = ports.next().context("no free port")?;
-            let mut settings = vec![
-                ("DATABASE_URL".to_owned(), database_proxy.url(&database).to_string()),
-                ("AMQP_URL".to_owned(), broker_proxy.url(&broker).to_string()),
-                ("DRAIN_DELAY_MS".to_owned(), "200".to_owned()),
-                // Writes are accepted while the database is away, and readiness is looked at from the first moment.
-                ("LISTEN_DELAY_MS".to_owned(), "0".to_owned()),
-                // A complaint quotes the end of a log, which a backtrace would fill.
-                ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
-                // A machine that is busy with all of this may take longer than a deployment should.
-                ("STOP_DEADLINE_MS".to_owned(), "20000".to_owned()),
-                ("PORT".to_owned(), port.to_string()),
-                ("WORKER_LISTEN".to_owned(), format!("127.0.0.1:{port}")),
-            ];
-            settings.extend(plan.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-            let log = folder.path().join(format!("{role}-{number}.log"));
-            services.push(Service::new(role, port, log, settings, database_proxy, broker_proxy));
+            services.push(blueprint.service(role, &format!("{role}-{number}"), port).await?);
         }
+        let spare: Vec<u16> = ports.take(SPARE).collect();
         let workers = services.split_off(plan.apis);
-        Ok(Self { stack, apis: services, workers, folder, _ports: guard })
+        Ok(Self { stack, apis: services, workers, standby, blueprint, spare, folder, _ports: guard })
+    }
+
+    /// A further service, not started; the number is below [`SPARE`].
+    pub(crate) async fn stray(&self, role: &'static str, number: usize) -> anyhow::Result<Service> {
+        let port = *self.spare.get(number).context("no spare port")?;
+        self.blueprint.service(role, &format!("stray-{}", Uuid::now_v7()), port).await
+    }
+
+    /// Makes a standby of the primary, which has none.
+    pub(crate) async fn replicate(&mut self) -> anyhow::Result<()> {
+        self.standby = Some(start_standby(&self.stack).await?);
+        Ok(())
     }
 
     /// The URLs of the APIs.
@@ -106,6 +121,11 @@ impl System {
     /// How often a service ended by itself, and was started again.
     pub(crate) fn ended(&self) -> u32 {
         self.apis.iter().chain(&self.workers).map(|service| service.ended).sum()
+    }
+
+    /// For files of this run.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where the servers and the services write their logs.
@@ -147,6 +167,9 @@ impl System {
 
     /// Ends the servers. The logs stay when something was found that they may explain, unless it was put there to be found.
     pub(crate) async fn end(self, found: bool) -> anyhow::Result<()> {
+        if let Some(standby) = self.standby {
+            tokio::task::spawn_blocking(move || drop(standby)).await?;
+        }
         if let Some(stack) = Arc::into_inner(self.stack) {
             tokio::task::spawn_blocking(move || stack.stop()).await?;
         }
@@ -157,6 +180,42 @@ impl System {
         }
         Ok(())
     }
+}
+
+/// How services of one system are made.
+struct Blueprint {
+    database: Url,
+    broker: Url,
+    environment: Vec<(String, String)>,
+    folder: PathBuf,
+}
+
+impl Blueprint {
+    /// Behind proxies of its own; not started.
+    async fn service(&self, role: &'static str, name: &str, port: u16) -> anyhow::Result<Service> {
+        let (database, broker) = (Proxy::start(&self.database).await?, Proxy::start(&self.broker).await?);
+        let mut settings = vec![
+            ("DATABASE_URL".to_owned(), database.url(&self.database).to_string()),
+            ("AMQP_URL".to_owned(), broker.url(&self.broker).to_string()),
+            ("DRAIN_DELAY_MS".to_owned(), "200".to_owned()),
+            // Writes are accepted while the database is away, and readiness is looked at from the first moment.
+            ("LISTEN_DELAY_MS".to_owned(), "0".to_owned()),
+            // A complaint quotes the end of a log, which a backtrace would fill.
+            ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
+            // A machine that is busy with all of this may take longer than a deployment should.
+            ("STOP_DEADLINE_MS".to_owned(), "20000".to_owned()),
+            ("PORT".to_owned(), port.to_string()),
+            ("WORKER_LISTEN".to_owned(), format!("127.0.0.1:{port}")),
+        ];
+        settings.extend(self.environment.iter().cloned());
+        let log = self.folder.join(format!("{name}.log"));
+        Ok(Service::new(role, port, log, settings, database, broker))
+    }
+}
+
+async fn start_standby(stack: &Arc<Stack>) -> anyhow::Result<Standby> {
+    let stack = Arc::clone(stack);
+    Ok(tokio::task::spawn_blocking(move || Standby::start(&stack.postgres)).await??)
 }
 
 async fn create_role(connection: &mut PgConnection, role: &str) -> sqlx::Result<()> {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod events;
+mod expired;
 mod letters;
 mod operations;
 mod pauses;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use super::illness;
 use super::promises::Promises;
+use super::schedule::Expiry;
 use super::system::System;
 pub(crate) use audit::observe;
 pub(crate) use events::subscribe;
@@ -45,15 +47,18 @@ pub(super) enum Broken {
     Unfenced,
     /// Something does not move, is not ready or does not end.
     Stuck,
+    /// A process that must not take part was ready, accepted a write, or did not say what is wrong with it.
+    Admitted,
 }
 
-const KINDS: [(Broken, &str); 6] = [
+const KINDS: [(Broken, &str); 7] = [
     (Broken::Lost, "lost"),
     (Broken::Twice, "twice"),
     (Broken::Reordered, "reordered"),
     (Broken::Wrong, "wrong"),
     (Broken::Unfenced, "unfenced"),
     (Broken::Stuck, "stuck"),
+    (Broken::Admitted, "admitted"),
 ];
 
 /// What was found.
@@ -91,6 +96,13 @@ impl Verdict {
     pub(crate) fn add_stuck(&mut self, complaints: Vec<String>) {
         for complaint in complaints {
             self.found(Broken::Stuck, complaint);
+        }
+    }
+
+    /// Adds what the faults found while they lasted.
+    pub(crate) fn add(&mut self, findings: Vec<(Broken, String)>) {
+        for (broken, what) in findings {
+            self.found(broken, what);
         }
     }
 
@@ -132,7 +144,12 @@ impl fmt::Display for Verdict {
 }
 
 /// Waits until nothing moves any more and replays all dead letters, then compares.
-pub(crate) async fn judge(system: &System, promises: &Promises, patience: Duration) -> anyhow::Result<Verdict> {
+pub(crate) async fn judge(
+    system: &System,
+    promises: &Promises,
+    expired: &[(Uuid, Expiry)],
+    patience: Duration,
+) -> anyhow::Result<Verdict> {
     let mut connection = system.database().await?;
     let mut verdict =
         Verdict { refused: promises.refused, unknown: promises.unknown, ended: system.ended(), ..Verdict::default() };
@@ -154,6 +171,7 @@ pub(crate) async fn judge(system: &System, promises: &Promises, patience: Durati
     events::judge(&mut verdict, &mut connection, system.stack.rabbitmq.url(), &rows, patience).await?;
     audit::judge(&mut verdict, &mut connection).await?;
     letters::judge(&mut verdict, &mut connection).await?;
+    expired::judge(&mut verdict, &system.bases(), expired, patience).await?;
     operations::judge_status(&mut verdict, &system.bases(), promises, &rows).await?;
     Ok(verdict)
 }

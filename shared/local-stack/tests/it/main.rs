@@ -4,5 +4,6 @@
 
 mod end;
 mod owner;
+mod standby;
 mod start;
 mod support;

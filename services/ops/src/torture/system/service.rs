@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,6 +24,8 @@ pub(crate) struct Service {
     port: u16,
     log: PathBuf,
     settings: Vec<(String, String)>,
+    /// Further variables, until they are others.
+    differences: Vec<(String, String)>,
     child: Option<Child>,
     /// How often it ended by itself.
     pub(super) ended: u32,
@@ -44,11 +46,34 @@ impl Service {
         database: Proxy,
         broker: Proxy,
     ) -> Self {
-        Self { role, port, log, settings, child: None, ended: 0, database, broker, complaints: Vec::new() }
+        let (differences, complaints) = (Vec::new(), Vec::new());
+        Self { role, port, log, settings, differences, child: None, ended: 0, database, broker, complaints }
     }
 
     pub(crate) fn base(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From its next start on it differs from the others in these variables.
+    pub(crate) fn differ(&mut self, differences: Vec<(String, String)>) {
+        self.differences = differences;
+    }
+
+    /// How it ended, if it did so by itself; that is no complaint.
+    pub(crate) fn exit(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
+    /// The last lines that it wrote.
+    pub(crate) fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(QUOTED)..].join("\n")
     }
 
     /// Starts it, unless it runs.
@@ -72,7 +97,7 @@ impl Service {
             .env_remove("DATABASE_CONTROL_URL")
             .env_remove("DATABASE_CONTROL_URL_FILE")
             .env_remove("AMQP_URL_FILE")
-            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .envs(self.settings.iter().chain(&self.differences).map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -134,7 +159,7 @@ impl Service {
 
     /// Waits until it is ready, or complains; one that ended by itself is started again, as whatever supervises services
     /// does.
-    pub(super) async fn ready(&mut self, stack: &Stack) -> anyhow::Result<()> {
+    pub(crate) async fn ready(&mut self, stack: &Stack) -> anyhow::Result<()> {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
         let url = format!("{}/readyz", self.base());
         let waiting = async {
@@ -154,9 +179,7 @@ impl Service {
     }
 
     fn complain(&mut self, what: &str) {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n");
+        let last = self.last_words();
         self.complaints.push(format!("the {} on port {} {what}; its log:\n{last}", self.role, self.port));
     }
 }
