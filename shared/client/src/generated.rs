@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 1ef6e09e63a4dd6123207bb19b831d21549f35505842c61bf5eccaad11888838.
+// Written by `cargo run -- generate` from the contract with the SHA-256 7c604d66911c0a2c6131f364fd0036020b861d5b025994b4ff298104f30829db.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
