@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 7c604d66911c0a2c6131f364fd0036020b861d5b025994b4ff298104f30829db.
+// Written by `cargo run -- generate` from the contract with the SHA-256 69328d9debc5977d1886f40ed704b9ede7299d93935936823b257d9efc136d23.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -1544,7 +1544,7 @@ Sends a `GET` request to `/v1/users`
 
 Arguments:
 - `cursor`: Where to go on: `next_cursor` or `prev_cursor` of a page of this list.
-- `email`: Only the user with this e-mail address, in whatever letter case.
+- `email`: Only the user with this e-mail address, in whatever letter case; a `+` in it is written as `%2B`.
 - `limit`: Users on a page at most; 50 when it is left out.
 - `status`: Only users with this status.
 ```text
@@ -1608,7 +1608,7 @@ Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
 takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
-- `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is deleted.
+- `if_match`: The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is deleted.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text
 let response = client.delete_user()
@@ -1632,7 +1632,7 @@ Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
 takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
-- `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+- `if_match`: The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 - `body`
 ```text
@@ -1682,7 +1682,7 @@ Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
 takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
-- `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+- `if_match`: The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text
 let response = client.reactivate_user()
@@ -1706,7 +1706,7 @@ Arguments:
 - `user_id`: The user's id.
 - `idempotency_key`: 1 to 255 visible ASCII characters. Within 24 hours (`IDEMPOTENCY_WINDOW_HOURS`) the same request under the same key
 takes effect once, and each gets the first outcome; another one under it is rejected (`idempotency-key-reused`).
-- `if_match`: The `ETag` of the user as the client saw it; when the user has changed since, nothing is changed.
+- `if_match`: The `ETag` of the user as the client saw it, or a list of them; when the user has changed since, nothing is changed.
 - `prefer`: `wait=N`: answer with the outcome if it comes within N seconds, at most 30.
 ```text
 let response = client.suspend_user()

@@ -158,9 +158,12 @@ fn the_fingerprint_tells_requests_apart_and_knows_the_same_one_again() {
     assert_eq!(prints.len(), different.len());
 }
 
+/// A change to a message, its name, and whether the message can still be read.
+type Change = (&'static str, fn(&mut Value), bool);
+
 #[test]
 fn notes_of_a_later_release_are_ignored_and_what_must_be_understood_is_not() {
-    let table: [(&str, fn(&mut Value), bool); 8] = [
+    let table: [Change; 8] = [
         ("a note", |json| json["later"] = json!({"deep": [1, 2]}), true),
         ("known members that must be understood", |json| json["must_understand"] = json!(["if_match", "id"]), true),
         ("an unknown member that must be understood", |json| json["must_understand"] = json!(["later"]), false),
