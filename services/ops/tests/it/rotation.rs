@@ -7,7 +7,7 @@ use local_stack::RabbitMq;
 use sqlx::{AssertSqlSafe, PgConnection};
 use url::Url;
 
-use crate::harness::{System, stack};
+use crate::harness::{System, eventually, stack};
 use crate::outages::own;
 
 /// The same URL for another user.
@@ -60,8 +60,11 @@ async fn rotated_secrets_count_without_a_restart() {
     ctl(&["change_password", &user, "second"]).await;
     execute(&mut database, end_sessions.clone()).await;
     ctl(&["close_all_user_connections", &user, "rotated"]).await;
-    let (line, _) = tokio::join!(api.unready("database"), worker.unready("broker, consuming"));
-    assert!(line.contains("password authentication failed"), "{line}");
+    eventually("the old password is refused", async || {
+        let (line, _) = tokio::join!(api.unready("database"), worker.unready("broker, consuming"));
+        line.contains("password authentication failed").then_some(())
+    })
+    .await;
     write("second");
     tokio::join!(api.ready(), worker.ready());
     system.create(&api, "after@example.org").await;
