@@ -3,6 +3,10 @@
 //! # Why is this seen from inside the database?
 //! The queue's single active consumer and the deduplication hide a worker that applies what is no longer its own: the next
 //! owner is given the same messages from the first on. So the order alone would not show a fence that fails.
+//!
+//! # What needs no owner?
+//! What the broker dead-letters is recorded as parked by the worker that is given it. A batch inserts its commands as pending
+//! before it decides them.
 
 use common::command::{DEFAULT_PARTITIONS, UserId};
 use sqlx::PgConnection;
@@ -21,7 +25,8 @@ pub(crate) async fn observe(connection: &mut PgConnection) -> sqlx::Result<()> {
              SELECT id, user_id, current_setting('application_name'), ARRAY(
                  SELECT number FROM partitions WHERE 'rollcall/' || owner = current_setting('application_name')
              )
-             FROM fresh;
+             FROM fresh
+             WHERE status = 'pending';
              RETURN NULL;
          END
          $$",
