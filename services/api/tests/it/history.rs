@@ -222,5 +222,6 @@ async fn a_page_of_a_history_is_read_by_an_index_on_every_day() {
     .expect("a plan");
     let plan = plan.join("\n");
     assert!(plan.contains("_user_id_position_idx"), "{plan}");
-    assert!(!plan.contains("Sort") && !plan.contains("Seq Scan"), "each day gives its part in order: {plan}");
+    // A merge has a sort key, too; a sort is a node of its own.
+    assert!(!plan.contains("->  Sort") && !plan.contains("Seq Scan"), "each day gives its part in order: {plan}");
 }
