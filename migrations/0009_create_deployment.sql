@@ -121,7 +121,7 @@ BEGIN
 END
 $$;
 
--- Changes the connection budget under running members, whom their heartbeats tell. NULL computes it anew.
+-- Changes the connection budget under running members, whom their heartbeats tell. NULL computes it again.
 CREATE FUNCTION set_connection_budget(wished integer, OUT budget integer, OUT arithmetic text)
     LANGUAGE plpgsql
     AS $$

@@ -1,6 +1,6 @@
 //! Who waits for which outcome, and the queue on which the worker says "look now".
 //!
-//! A hint may be lost, so whoever waits also looks by itself from time to time. So nothing else depends on that queue: where
+//! A hint may be lost, so a waiting request also reads the row from time to time. Nothing else depends on that queue: where
 //! the broker refuses it, commands are accepted and waited for without hints, and the readiness report says why.
 
 use std::collections::HashMap;

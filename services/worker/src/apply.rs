@@ -189,7 +189,7 @@ fn probing_message(now: OffsetDateTime) -> Option<IncomingMessage> {
     Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content })
 }
 
-/// Holds the ownership of the partition until the end of the transaction: whoever takes it over waits for that. Gives the
+/// Holds the ownership of the partition until the end of the transaction: the next owner waits for that. Gives the
 /// time of the transaction.
 async fn hold(conn: &mut PgConnection, fence: Option<Fence>) -> Result<OffsetDateTime, ApplyError> {
     #[cfg(feature = "mutants")]

@@ -54,8 +54,8 @@ impl Topology {
         format!("{}dead-letters", self.prefix)
     }
 
-    /// The direct exchange of reply hints, and what the names of the queues bound to it begin with. Declared by those who wait
-    /// for hints: commands are accepted and applied without.
+    /// The direct exchange of reply hints, and what the names of the queues bound to it begin with. Declared by the API that
+    /// waits for hints: commands are accepted and applied without.
     pub fn replies_exchange(&self) -> String {
         format!("{}replies", self.prefix)
     }

@@ -1,4 +1,4 @@
-//! The row of the deployment: written by the first join, compared at every one, and changed by nobody who is refused.
+//! Deployment row: written by the first join, compared at every join, and not changed by a process that is refused.
 
 use local_stack::testing::TestDatabase;
 use rollcall_common::db;
