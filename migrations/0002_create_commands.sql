@@ -1,5 +1,3 @@
--- One row per command that was decided: the deduplication record, the status resource and the audit trail at once.
--- Partitioned by the day inside the UUIDv7, so that retention can drop a table instead of deleting rows.
 -- Orders a user's commands by their effect. Each transaction takes one number when all its locks are held, and counts the
 -- commands that it decides in it: the clocks of two APIs, and so the ids, may say otherwise.
 CREATE SEQUENCE command_transactions;
@@ -11,6 +9,8 @@ CREATE FUNCTION next_command_position() RETURNS bigint
 
 REVOKE EXECUTE ON FUNCTION next_command_position() FROM PUBLIC;
 
+-- One row per command that was decided: the deduplication record, the status resource and the audit trail at once.
+-- Partitioned by the day inside the UUIDv7, so that retention can drop a table instead of deleting rows.
 CREATE TABLE commands (
     id uuid NOT NULL,
     -- Absent when no user could be read from the message; such a command is parked.

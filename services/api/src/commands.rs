@@ -278,7 +278,7 @@ impl CommandsApi {
 /// `commands.reason` of a command that waits behind another of its user.
 const BEHIND: &str = "behind-another";
 /// A command that is younger than this is not lost yet: the shortest `UNKNOWN_AFTER_SECONDS`.
-const YOUNG: time::Duration = time::Duration::seconds(10);
+const YOUNG: time::Duration = time::Duration::seconds(20);
 
 /// What became of many commands; those that are pending do not come back.
 pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c, Decided> {

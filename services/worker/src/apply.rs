@@ -24,7 +24,6 @@ use common::db::{DbError, Pool};
 use common::telemetry::TraceHeaders;
 use sqlx::{Connection, PgConnection};
 use time::{Date, OffsetDateTime};
-use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -60,7 +59,7 @@ pub struct Applier {
     guard: FloodGuard,
     window: IdempotencyWindow,
     days: CommandDays,
-    published_after: Option<Instant>,
+    published_after: Option<OffsetDateTime>,
 }
 
 impl Applier {
@@ -75,8 +74,8 @@ impl Applier {
         self.published_after = None;
     }
 
-    /// The queue was empty at this time: the messages of the batches to come were published after it.
-    pub fn queue_was_empty(&mut self, at: Instant) {
+    /// The messages of the batches to come entered their queue after this time, by the database's clock.
+    pub fn published_after(&mut self, at: OffsetDateTime) {
         self.published_after = Some(at);
     }
 
@@ -166,8 +165,7 @@ impl Applier {
     /// What a transaction works with, whose time is `now`.
     fn batch(&self, now: OffsetDateTime, dropped: HashSet<Date>) -> Result<Batch<'_>, ApplyError> {
         let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
-        let published_after = self.published_after.map(|at| now - at.elapsed());
-        let times = Times { window: self.window, now, published_after };
+        let times = Times { window: self.window, now, published_after: self.published_after };
         Ok(Batch { partition, guard: &self.guard, times, dropped })
     }
 }

@@ -98,7 +98,8 @@ enum Answer {
     KeyReused,
 }
 
-/// Splits commands, in order of arrival, into those to apply and retries; the former hold their keys from now on.
+/// Splits commands, in order of arrival, into those to apply and retries; the former hold their keys from now on. `applied`
+/// has the outcomes of this transaction that are not in their rows yet.
 ///
 /// # Errors
 /// As the statements give them.
@@ -106,6 +107,7 @@ pub(crate) async fn claim<'e>(
     conn: &mut PgConnection,
     commands: Vec<Candidate<'e>>,
     times: &Times,
+    applied: &HashMap<CommandId, Outcome>,
 ) -> Result<(Vec<Candidate<'e>>, Vec<Retry<'e>>), ApplyError> {
     let mut claimed = insert(conn, &commands, times).await?;
     let late: Vec<Candidate<'e>> = commands
@@ -117,8 +119,12 @@ pub(crate) async fn claim<'e>(
         return Ok((commands, Vec::new()));
     }
     let mut keys = keys(conn, &late).await?;
-    let earlier = claim_earlier(&late, &mut keys, &mut claimed, times);
-    write_earlier(conn, &earlier).await?;
+    for name in claim_other_window(&late, &mut keys, &mut claimed, times) {
+        if let Some(key) = keys.get(&name) {
+            write(conn, &name, key).await?;
+        }
+    }
+    claimed.extend(applied.keys().copied().map(Uuid::from));
     let holders = keys.values().flat_map(|key| [Some(&key.current), key.earlier.as_ref()]).flatten();
     let elsewhere = holders.map(|holder| holder.command_id).filter(|id| !claimed.contains(id)).collect();
     let decided = decided(conn, elsewhere).await?;
@@ -165,10 +171,13 @@ struct Key {
 }
 
 impl Key {
-    /// The first command of the window in which another was accepted.
+    /// The first command of the window in which another was accepted: the last one before it, or else, as clocks differ, the
+    /// next one after it.
     fn holder(&self, accepted_at: OffsetDateTime, times: &Times) -> Option<&Holder> {
-        let holders = [Some(&self.current), self.earlier.as_ref()];
-        holders.into_iter().flatten().find(|holder| times.together(holder.accepted_at, accepted_at))
+        let holders = [Some(&self.current), self.earlier.as_ref()].into_iter().flatten();
+        holders
+            .filter(|holder| times.together(holder.accepted_at, accepted_at))
+            .min_by_key(|holder| (holder.accepted_at > accepted_at, (holder.accepted_at - accepted_at).abs()))
     }
 
     /// A command that was parked with the key in its hands.
@@ -279,14 +288,15 @@ async fn keys(conn: &mut PgConnection, commands: &[Candidate<'_>]) -> Result<Has
     Ok(keys.collect())
 }
 
-/// Gives keys to first commands that come after that of a later window.
-fn claim_earlier(
+/// Gives keys to first commands of another window than that of the key's command; gives the keys that changed. A key remembers
+/// two windows, the latest ones.
+fn claim_other_window(
     late: &[Candidate<'_>],
     keys: &mut HashMap<Vec<u8>, Key>,
     claimed: &mut HashSet<Uuid>,
     times: &Times,
-) -> Vec<(Vec<u8>, Holder)> {
-    let mut earlier = Vec::new();
+) -> Vec<Vec<u8>> {
+    let mut changed = Vec::new();
     for Candidate { envelope, .. } in late {
         let Some(idempotency) = envelope.idempotency else { continue };
         let (name, accepted_at) = (idempotency.key.as_bytes().as_slice(), times.accepted_at(envelope));
@@ -297,29 +307,43 @@ fn claim_earlier(
         }
         let holder = Holder { fingerprint: idempotency.fingerprint.as_bytes().to_vec(), command_id, accepted_at };
         claimed.insert(command_id);
-        key.earlier = Some(holder.clone());
-        earlier.push((name.to_vec(), holder));
+        if accepted_at > key.current.accepted_at {
+            key.earlier = Some(std::mem::replace(&mut key.current, holder));
+        } else if key.earlier.as_ref().is_none_or(|earlier| earlier.accepted_at < accepted_at) {
+            key.earlier = Some(holder);
+        } else {
+            continue;
+        }
+        changed.push(name.to_vec());
     }
-    earlier
+    changed
 }
 
-async fn write_earlier(conn: &mut PgConnection, holders: &[(Vec<u8>, Holder)]) -> Result<(), sqlx::Error> {
-    // Rare, and the rows are locked already.
-    for (key, holder) in holders {
-        sqlx::query!(
-            "
-            UPDATE idempotency_keys
-            SET earlier_fingerprint = $2, earlier_command_id = $3, earlier_accepted_at = $4
-            WHERE key = $1
-            ",
-            key,
-            holder.fingerprint,
-            holder.command_id,
-            holder.accepted_at,
-        )
-        .execute(&mut *conn)
-        .await?;
-    }
+/// Writes a key, whose row is locked already. Rare.
+async fn write(conn: &mut PgConnection, name: &[u8], Key { current, earlier }: &Key) -> Result<(), sqlx::Error> {
+    let earlier = earlier.as_ref();
+    sqlx::query!(
+        "
+        UPDATE idempotency_keys
+        SET fingerprint = $2,
+            command_id = $3,
+            accepted_at = $4,
+            claimed_at = CASE WHEN command_id = $3 THEN claimed_at ELSE now() END,
+            earlier_fingerprint = $5,
+            earlier_command_id = $6,
+            earlier_accepted_at = $7
+        WHERE key = $1
+        ",
+        name,
+        current.fingerprint,
+        current.command_id,
+        current.accepted_at,
+        earlier.map(|holder| holder.fingerprint.as_slice()),
+        earlier.map(|holder| holder.command_id),
+        earlier.map(|holder| holder.accepted_at),
+    )
+    .execute(conn)
+    .await?;
     Ok(())
 }
 

@@ -40,8 +40,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A broker that has just started can leave a request about a queue unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
-/// Within this the broker delivers what waits; one that takes longer only makes the queue look empty until now.
-const AT_ONCE: Duration = Duration::from_millis(100);
 /// For a batch that is under way when its partition is lost.
 const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// For taking off a try that was cut off, while the channel closes. It may have to wait for the end of the session that the
@@ -289,7 +287,6 @@ impl Partition {
         let mut queue = QueueWatch::new(self.progress.clone(), self.number, self.batch);
         let mut stalls_at = Instant::now() + self.stall;
         loop {
-            let waiting = Instant::now();
             let first = tokio::select! {
                 // A batch that was begun is finished; only waiting is interrupted.
                 biased;
@@ -303,15 +300,10 @@ impl Partition {
                 () = tokio::time::sleep_until(stalls_at) => {
                     self.look_for_waiting(channel).await?;
                     stalls_at = Instant::now() + self.stall;
-                    self.applier.queue_was_empty(waiting);
                     continue;
                 }
             };
             self.stalls = 0;
-            // What another consumer had may be as old as it likes: while that one held it, nothing came here.
-            if waiting.elapsed() > AT_ONCE && !first.redelivered {
-                self.applier.queue_was_empty(waiting);
-            }
             let mut deliveries = vec![first];
             let most = if self.probing { 1 } else { usize::from(self.batch) };
             while deliveries.len() < most

@@ -19,7 +19,8 @@
 //! # What keeps a mark from moving too far?
 //! - A look counts only while this channel is the queue's single consumer: another one may hold messages that were delivered
 //!   to it, and no count shows them.
-//! - What the broker dead-letters is waiting, too: since the first look the collector must have found that queue empty.
+//! - What the broker dead-letters is waiting, too: after the look by which the queue was decided, the collector must have found
+//!   that queue empty at two ticks. A dead letter whose recording takes longer than both is `unknown` until it is recorded.
 //! - A partition that is paused or has no owner does not move; neither does one that this instance no longer owns.
 //! - A message that arrives all the same, such as one of a publish without a confirm that a memory alarm held back, is applied;
 //!   its row takes precedence over the mark.
@@ -139,7 +140,8 @@ impl ProgressWriter {
         let (numbers, times): (Vec<i32>, Vec<OffsetDateTime>) =
             decided_through.iter().map(|(number, at)| (i32::from(*number), *at)).unzip();
         let mut lease = self.pool.acquire(PATIENCE).await?;
-        // Never waits for a row, and so is no part of a deadlock: what is locked by a redistribution is for the next tick.
+        // Never waits for a row: what is locked by a redistribution is for the next tick. Nor does it wait for a standby with
+        // locks that a redistribution waits for: a mark that a failover undoes is only older.
         let writing = sqlx::query!(
             r#"
             WITH seen AS (
@@ -161,6 +163,7 @@ impl ProgressWriter {
                 WHERE partitions.number = owned.number
             )
             SELECT
+                set_config('synchronous_commit', 'local', true) AS "commit!",
                 now() AS "at!",
                 current_setting('synchronous_standby_names') AS "synchronous!",
                 (SELECT count(*) FROM pg_stat_replication WHERE application_name <> 'pg_basebackup') AS "replicas!"
@@ -196,8 +199,8 @@ impl fmt::Display for Replication {
         if self.asynchronous() {
             return write!(
                 f,
-                "warning: {replicas} replica(s) attached and synchronous_standby_names is empty; a failover to one loses \
-                 acknowledged writes; set it, for example to 'ANY 1 (*)'"
+                "warning: {replicas} replication client(s) attached and synchronous_standby_names is empty; a failover to a \
+                 standby among them loses acknowledged writes; set it, for example to 'ANY 1 (*)'"
             );
         }
         match replicas {
@@ -223,7 +226,7 @@ impl Progress {
         self.lock().decided_through.insert(partition, through);
     }
 
-    /// The queue of the broker's dead letters was found empty after this tick.
+    /// The queue of the broker's dead letters was found empty after this tick, and after the one before.
     pub(crate) fn nothing_collected(&self, tick: Tick) {
         self.lock().nothing_collected = tick.number;
     }

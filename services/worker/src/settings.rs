@@ -85,7 +85,7 @@ impl WorkerSettings {
             .parse(&WORKER_LISTEN, |text| text.parse().map_err(|_| format!("{text:?} is no address; write IP:PORT")));
         let batch = reader.number(&WORKER_BATCH, 1..=2000);
         let stall = reader.millis(&WORKER_STALL_MS, 100..=3_600_000);
-        let unknown_after = reader.number(&UNKNOWN_AFTER_SECONDS, 10..=86_400_u64);
+        let unknown_after = reader.number(&UNKNOWN_AFTER_SECONDS, 20..=86_400_u64);
         let event_source = reader.parse(&EVENT_SOURCE, |text| match text.parse::<http::Uri>() {
             Ok(_) => Ok(text.to_owned()),
             Err(_) => Err(format!("{text:?} is no URI; write one like /rollcall or https://directory.example.org")),

@@ -5,9 +5,9 @@
 //! row in `suspects`, its end is counted against no other command.
 //!
 //! # Why is a try counted before it is made?
-//! Nothing can be counted after a kill -9. A try that comes back, whatever its end, is taken off again. So is one that is
-//! dropped in good order, at a stop or because the partition was lost: its row is noted by [`Try`] and withdrawn by the
-//! partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
+//! Nothing can be counted after a kill -9. A command that gets an outcome is no suspect any more. A try that comes back with an
+//! error, or is dropped in good order, at a stop or because the partition was lost, is taken off again: its row is noted by
+//! [`Try`] and withdrawn by the partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
 //! too: hence several attempts.
 
 use std::collections::HashMap;
@@ -90,15 +90,15 @@ impl Suspects {
         } else {
             applier.apply(std::slice::from_ref(message)).await
         };
-        if attempts > MOST_ATTEMPTS && end.is_err() {
-            // It was not applied for another's fault: it comes again, and its earlier ends still count.
+        if end.is_err() {
+            // It comes again. This try is taken off; workers that vanished before still count.
             return end;
         }
         match self.finish(id).await {
             Ok(()) => attempt.taken_off = true,
             Err(error) => {
                 warn!(command.id = %id, error = chain(&error), "a try is taken off later");
-                return end.and(Err(error));
+                return Err(error);
             }
         }
         end

@@ -90,7 +90,7 @@ async fn all_expired(system: &System) {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
     let mut system = System::prepare().await;
-    system.set("UNKNOWN_AFTER_SECONDS", "10");
+    system.set("UNKNOWN_AFTER_SECONDS", "20");
     let api = system.api().await;
     let policy = Policy::set(&system, r#"{"message-ttl":500}"#).await;
     let ids = join_all((0..20).map(|number| accepted(&system, &api, number))).await;
@@ -126,7 +126,7 @@ async fn commands_that_a_message_ttl_dropped_end_as_unknown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_reports_the_rows_that_were_lost() {
     let mut system = System::prepare().await;
-    system.set("UNKNOWN_AFTER_SECONDS", "10");
+    system.set("UNKNOWN_AFTER_SECONDS", "20");
     let api = system.api().await;
     let policy = Policy::set(&system, r#"{"message-ttl":500}"#).await;
     let folder = tempfile::tempdir().unwrap();
@@ -160,7 +160,7 @@ async fn an_import_reports_the_rows_that_were_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_waits_is_never_unknown() {
     let mut system = System::prepare().await;
-    system.set("UNKNOWN_AFTER_SECONDS", "10");
+    system.set("UNKNOWN_AFTER_SECONDS", "20");
     let (api, worker) = tokio::join!(system.api(), system.worker());
     let mut lock = system.database().await;
     sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();

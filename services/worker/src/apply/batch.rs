@@ -107,7 +107,7 @@ impl Batch<'_> {
     ) -> Result<(), ApplyError> {
         let (free, mut refusals) = self.sort(entries, letters);
         // A retry of a parked command is of the same user, so it waits too, and claims its key when its turn comes.
-        let (first, retries) = idempotency::claim(conn, free, &self.times).await?;
+        let (first, retries) = idempotency::claim(conn, free, &self.times, outcomes).await?;
         let first: HashMap<CommandId, Candidate<'_>> = {
             if mode == Mode::Together {
                 for wave in waves(first.iter().map(|candidate| candidate.envelope)) {

@@ -36,8 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
-/// Few: it is a rare path, and what a failure returns counts against nobody.
-const PREFETCH: u16 = 10;
+/// What is delivered and not recorded is in no count of the queue.
+const PREFETCH: u16 = 1;
 /// What closing the channel can take at a stop, and a little more.
 const STOP_MARGIN: Duration = Duration::from_millis(1500);
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -145,11 +145,16 @@ impl Collector {
         tally: &mut Tally,
     ) -> Result<(), Failure> {
         let mut ticks = self.progress.ticks();
+        let mut empty_before = false;
         loop {
             let mut delivery = tokio::select! {
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
                 Some(tick) = Tick::next(&mut ticks) => {
-                    self.look(channel, tick).await?;
+                    let empty = self.looks_empty(channel).await?;
+                    if empty && empty_before {
+                        self.progress.nothing_collected(tick);
+                    }
+                    empty_before = empty;
                     continue;
                 }
                 delivery = consumer.next() => delivery.ok_or("the broker ended the consumer")??,
@@ -173,17 +178,14 @@ impl Collector {
 }
 
 impl Collector {
-    /// Reports a queue in which nothing waits: then every dead letter of the broker is recorded. Each worker's collector asks,
-    /// whether or not it is the one that is given the messages.
-    async fn look(&self, channel: &Channel, tick: Tick) -> Result<(), Failure> {
+    /// Whether nothing is ready in the queue; a dead letter that was delivered and is not recorded yet does not count. Each
+    /// worker's collector asks, whether or not it is the one that is given the messages.
+    async fn looks_empty(&self, channel: &Channel) -> Result<bool, Failure> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let asking = channel.queue_declare(self.topology.dead_letters().into(), options, FieldTable::default());
         // A broker that is busy answers later, and the marks move later.
-        let Ok(asked) = tokio::time::timeout(OPEN_DEADLINE, asking).await else { return Ok(()) };
-        if asked?.message_count() == 0 {
-            self.progress.nothing_collected(tick);
-        }
-        Ok(())
+        let Ok(asked) = tokio::time::timeout(OPEN_DEADLINE, asking).await else { return Ok(false) };
+        Ok(asked?.message_count() == 0)
     }
 }
 

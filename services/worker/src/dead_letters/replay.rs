@@ -279,9 +279,9 @@ async fn some(
     terms: Terms,
     steps: &mut Vec<Step>,
 ) -> Result<bool, ReplayError> {
-    let began = Instant::now();
     let mut tx = conn.begin().await?;
     let open = lock(&mut tx, user).await?;
+    let began = Instant::now();
     if first && let Some(discarded) = discarded {
         check(&mut tx, &open, discarded).await?;
     }
@@ -296,7 +296,7 @@ async fn some(
     let times = Times { window: terms.window, now: work.now, published_after: None };
     let (mut next, mut failed) = (None, false);
     for (number, letter) in open.iter().enumerate() {
-        if number == AT_ONCE || began.elapsed() > LONGEST {
+        if number == AT_ONCE || (number > 0 && began.elapsed() > LONGEST) {
             next = next.or(Some(letter.command_id));
             break;
         }
@@ -460,7 +460,7 @@ async fn once(
     partitions: u16,
 ) -> Result<AloneEnd, ApplyError> {
     let Candidate { entry, envelope } = candidate;
-    let (first, retries) = idempotency::claim(conn, vec![candidate], times).await?;
+    let (first, retries) = idempotency::claim(conn, vec![candidate], times, &HashMap::new()).await?;
     if !first.is_empty() {
         let traces = Traces::from([(envelope.id, entry.message.trace.clone())]);
         let partition = envelope.command.user_id().partition(partitions);

@@ -12,7 +12,7 @@ use crate::progress::{Depth, QueueWatch, Tick};
 impl Partition {
     /// Looks at the queue after a tick; gives the delivery that had arrived by then, if there was one.
     pub(super) async fn look(
-        &self,
+        &mut self,
         channel: &Channel,
         consumer: &mut Consumer,
         queue: &mut QueueWatch,
@@ -28,7 +28,9 @@ impl Partition {
             Some(delivery) => Some(delivery.ok_or(Interrupted::ConsumerEnded)??),
             None => None,
         };
-        queue.looked((tick, ended), depth, delivery.is_some());
+        if let Some(at) = queue.looked((tick, ended), depth, delivery.is_some()) {
+            self.applier.published_after(at);
+        }
         Ok(delivery)
     }
 

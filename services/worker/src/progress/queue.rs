@@ -1,6 +1,7 @@
 //! What one partition sees of its queue over one channel, and what follows from it. The rules are in [`super`].
 
 use lapin::Queue;
+use time::OffsetDateTime;
 
 use super::{Progress, Tick};
 
@@ -19,8 +20,9 @@ pub(crate) struct QueueWatch {
 #[derive(Debug)]
 struct Look {
     tick: Tick,
-    /// The latest tick when it had ended.
-    ended: Tick,
+    /// The latest tick when all had left the queue that was in it before `tick`; what the broker dead-lettered of it is in
+    /// the queue of dead letters since.
+    left_at: Option<Tick>,
     /// How many deliveries must be settled until all is decided that was in the queue.
     settled: u64,
     /// Nothing was ready at this look or a later one.
@@ -56,23 +58,33 @@ impl QueueWatch {
     }
 
     /// Takes note of a look: begun after the tick, ended at the other one. `unsettled`: whether a delivery had arrived by its
-    /// end that is not settled.
-    pub(crate) fn looked(&mut self, (tick, ended): (Tick, Tick), depth: Depth, unsettled: bool) {
+    /// end that is not settled. Gives the time before which every message entered the queue that has left it by now, when
+    /// that is known for the first time.
+    pub(crate) fn looked(
+        &mut self,
+        (tick, ended): (Tick, Tick),
+        depth: Depth,
+        unsettled: bool,
+    ) -> Option<OffsetDateTime> {
         if depth.consumers != 1 {
             self.pending = None;
-            return;
+            return None;
         }
+        let mut left_before = None;
         if let Some(look) = &mut self.pending {
-            let decided = (look.emptied && !unsettled) || self.settled >= look.settled;
-            if decided && self.progress.nothing_collected_since(look.ended) {
+            if look.left_at.is_none() && ((look.emptied && !unsettled) || self.settled >= look.settled) {
+                look.left_at = Some(ended);
+                left_before = Some(look.tick.at);
+            }
+            look.emptied |= depth.ready == 0;
+            if look.left_at.is_some_and(|left_at| self.progress.nothing_collected_since(left_at)) {
                 self.progress.decided(self.partition, look.tick.at);
                 self.pending = None;
-            } else {
-                look.emptied |= depth.ready == 0;
             }
         }
         let settled = self.settled + u64::from(depth.ready) + self.prefetch;
-        self.pending.get_or_insert(Look { tick, ended, settled, emptied: depth.ready == 0 });
+        self.pending.get_or_insert(Look { tick, left_at: None, settled, emptied: depth.ready == 0 });
+        left_before
     }
 }
 
@@ -123,7 +135,7 @@ mod tests {
     #[test]
     fn a_queue_that_stays_empty_is_decided_through_the_look_before() {
         let mut looks = Looks::new();
-        assert_eq!([(); 4].map(|()| looks.look(0, 1, false)), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!([(); 5].map(|()| looks.look(0, 1, false)), [None, None, Some(1), None, Some(3)]);
     }
 
     #[test]
@@ -131,8 +143,8 @@ mod tests {
         let mut looks = Looks::new();
         assert_eq!(looks.look(3, 1, true), None);
         assert_eq!(looks.look(0, 1, true), None, "taken out of the queue, and not settled");
-        assert_eq!(looks.look(0, 1, false), Some(1));
-        assert_eq!(looks.look(5, 1, false), Some(3), "what is ready now came later");
+        assert_eq!(looks.look(0, 1, false), None, "the dead letters were looked at before");
+        assert_eq!(looks.look(5, 1, false), Some(1), "what is ready now came later");
     }
 
     #[test]
@@ -142,7 +154,7 @@ mod tests {
         looks.queue.settled(109);
         assert_eq!(looks.look(100, 1, true), None);
         looks.queue.settled(1);
-        assert_eq!(looks.look(100, 1, true), Some(1));
+        assert_eq!([(); 2].map(|()| looks.look(100, 1, true)), [None, Some(1)]);
     }
 
     #[test]
@@ -151,15 +163,43 @@ mod tests {
         assert_eq!([(); 3].map(|()| looks.look(0, 2, false)), [None; 3]);
         assert_eq!(looks.look(0, 1, false), None);
         assert_eq!(looks.look(0, 2, false), None);
-        assert_eq!([(); 2].map(|()| looks.look(0, 1, false)), [None, Some(6)]);
+        assert_eq!([(); 3].map(|()| looks.look(0, 1, false)), [None, None, Some(6)]);
     }
 
     #[test]
     fn what_the_broker_dead_lettered_waits_too() {
         let mut looks = Looks::new();
         assert_eq!(looks.look(0, 1, false), None);
+        for _ in 0..2 {
+            looks.number += 1;
+            assert_eq!(looks.look_uncollected(0, 1, false), None);
+        }
+        assert_eq!(looks.look(0, 1, false), Some(1));
+    }
+
+    #[test]
+    fn dead_letters_that_were_collected_before_the_queue_was_decided_prove_nothing() {
+        let mut looks = Looks::new();
+        assert_eq!(looks.look(5_000, 1, false), None);
+        assert_eq!(looks.look(5_000, 1, false), None);
+        // They expired since.
+        assert_eq!([(); 2].map(|()| looks.look(0, 1, false)), [None; 2]);
         looks.number += 1;
         assert_eq!(looks.look_uncollected(0, 1, false), None);
         assert_eq!(looks.look(0, 1, false), Some(1));
+    }
+
+    #[test]
+    fn what_entered_an_empty_queue_came_after_the_first_of_two_looks() {
+        let mut looks = Looks::new();
+        let mut left_before = |ready, unsettled| {
+            looks.number += 1;
+            let (now, depth) = (tick(looks.number), Depth { ready, consumers: 1 });
+            looks.queue.looked((now, now), depth, unsettled)
+        };
+        assert_eq!(left_before(1, false), None);
+        assert_eq!(left_before(0, true), None);
+        assert_eq!(left_before(0, false), Some(tick(1).at));
+        assert_eq!(left_before(0, false), None, "known already");
     }
 }

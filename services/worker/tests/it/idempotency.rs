@@ -290,6 +290,39 @@ async fn two_requests_a_window_apart_take_effect_twice_in_whatever_batches_they_
 }
 
 #[tokio::test]
+async fn a_retry_finds_a_first_command_of_its_batch_across_another_window() {
+    let fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let (renaming, suspending) = (keyed("rename", update(ada, None, Some("Ada"))), keyed("suspend", suspend(ada)));
+    let tenth = window() / 10;
+    let batch = [
+        accepted(tenth * 12, create(ada, "ada@example.org", "Eve")),
+        accepted(tenth * 11, renaming.clone()),
+        accepted(tenth * 2, suspending.clone()),
+        // The key's next window; nothing is left to change.
+        again(&renaming),
+        again(&suspending),
+    ];
+    assert_eq!(apply(&mut applier, &batch).await, [1, 2, 3, 3, 3].map(done));
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn the_latest_window_of_a_key_is_kept() {
+    let fixture = Fixture::start().await;
+    let (mut applier, ada) = (fixture.applier(), UserId::mint());
+    let renaming = keyed("rename", update(ada, None, Some("First")));
+    let at = |tenths| accepted(window() * tenths / 10, again(&renaming));
+    let between = || update(ada, None, Some("Between"));
+    assert_eq!(apply(&mut applier, &[create(ada, "ada@example.org", "Ada"), at(15)]).await, [1, 2].map(done));
+    assert_eq!(apply(&mut applier, &[between()]).await, [done(3)]);
+    // A retry, and the first of the next window, of which neither is a window after the other.
+    assert_eq!(apply(&mut applier, &[at(10), at(1), between()]).await, [2, 4, 5].map(done));
+    assert_eq!(apply(&mut applier, &[at(0)]).await, [done(4)]);
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_retry_through_an_api_whose_clock_is_wrong_takes_effect_once() {
     let wrong = [window() + MINUTE, -window() - MINUTE];
     for (one, other) in
@@ -298,8 +331,8 @@ async fn a_retry_through_an_api_whose_clock_is_wrong_takes_effect_once() {
         let mut fixture = Fixture::start().await;
         let (mut applier, ada) = (fixture.applier(), UserId::mint());
         let at = |ago, batch: &[Envelope]| batch.iter().map(|c| accepted(ago, again(c))).collect::<Vec<_>>();
-        // As the partition knows, who waited for the next message.
-        applier.queue_was_empty(tokio::time::Instant::now());
+        // As the partition knows from its looks at the queue.
+        applier.published_after(OffsetDateTime::now_utc());
         let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
         let renaming = keyed("rename", update(ada, None, Some("First")));
         let first = at(one, &[creating.clone(), renaming.clone()]);

@@ -80,8 +80,15 @@ async fn a_try_that_comes_back_is_not_counted() {
     for _ in 0..=MOST_ATTEMPTS {
         let mut applier = fixture.applier();
         suspects.apply(&mut applier, &innocent_message).await.expect_err("no table");
+        suspects.withdraw().await.expect("taken off");
         assert_eq!(fixture.database.count("suspects").await, 0);
     }
+    // What vanished workers left still counts.
+    let vanished = format!("INSERT INTO suspects (command_id, attempts) VALUES ('{}', 3)", innocent.id);
+    fixture.database.execute(&vanished).await;
+    suspects.apply(&mut fixture.applier(), &innocent_message).await.expect_err("no table");
+    suspects.withdraw().await.expect("taken off");
+    assert_eq!(fixture.database.count("suspects WHERE attempts = 3").await, 1);
     fixture.database.execute("ALTER TABLE people RENAME TO users").await;
     for outcome in [Some(done(1)), None] {
         let mut outcomes = suspects.apply(&mut fixture.applier(), &innocent_message).await.expect("outcomes");
