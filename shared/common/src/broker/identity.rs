@@ -98,13 +98,12 @@ impl IdentityKeeper {
 impl Identity {
     /// Waits until this process has joined the deployment once.
     pub(crate) async fn joined(&self) {
-        // The sender lives as long as the process: the wait cannot fail.
-        let _ = self.mark.clone().wait_for(|mark| *mark != Mark::NotJoined).await;
+        wait_for(&mut self.mark.clone(), |mark| *mark != Mark::NotJoined).await;
     }
 
     /// Waits until the deployment's broker is not the one with this mark any more.
     pub(crate) async fn replaced(&self, mark: Uuid) {
-        let _ = self.mark.clone().wait_for(|current| *current != Mark::Confirmed(mark)).await;
+        wait_for(&mut self.mark.clone(), |current| *current != Mark::Confirmed(mark)).await;
     }
 
     /// Makes sure that this is the deployment's broker, and gives its mark; it becomes that when there is none yet.
@@ -117,21 +116,26 @@ impl Identity {
             let current = *mark.borrow_and_update();
             match current {
                 Mark::Confirmed(mark) => return look(connection, exchange(prefix, mark)).await.map(|()| mark),
-                Mark::NotJoined => {}
+                Mark::NotJoined => wait_for(&mut mark, |next| *next != current).await,
                 Mark::Candidate(candidate) => {
                     let name = exchange(prefix, candidate);
                     declare(connection, &name).await?;
                     // Fails only when the process closes.
                     let _ = self.claims.send(candidate);
-                    let _ = mark.wait_for(|next| *next != current).await;
+                    wait_for(&mut mark, |next| *next != current).await;
                     if *mark.borrow() != Mark::Confirmed(candidate) {
                         remove(connection, &name).await;
                     }
-                    continue;
                 }
             }
-            let _ = mark.changed().await;
         }
+    }
+}
+
+/// Waits for such a mark. The membership ends before the broker connections do: a mark that can no longer change ends no wait.
+async fn wait_for(mark: &mut watch::Receiver<Mark>, fits: impl FnMut(&Mark) -> bool) {
+    if mark.wait_for(fits).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

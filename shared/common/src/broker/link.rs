@@ -161,6 +161,10 @@ impl Keeper {
                     // is missing is declared again, with the next connection.
                     Some(Event::Error(error)) => {
                         let missing = missing(&error).is_some_and(|name| self.reports.topology().declares(&name));
+                        if missing && connection.status().connected() {
+                            let closing = connection.close(200, "something is missing".into());
+                            let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
+                        }
                         if missing || !connection.status().connected() {
                             return Some(error.to_string());
                         }
