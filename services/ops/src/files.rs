@@ -47,8 +47,10 @@ impl Draft {
 
 /// Opens a file for reading and writing, and makes it if there is none.
 pub(crate) fn open_private(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(path)?;
-    // One that an earlier version left open to others; somebody else's stays as it is.
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(PRIVATE).open(path)
+}
+
+/// Takes the rights of others to a file that an earlier version left open to them, as far as its owner may.
+pub(crate) fn make_private(file: &File) {
     let _ = file.set_permissions(Permissions::from_mode(PRIVATE));
-    Ok(file)
 }

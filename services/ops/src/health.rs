@@ -11,8 +11,17 @@ use crate::output::say;
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// What to ask; the API's /readyz on PORT when left out
-    #[arg(value_parser = http_url)]
+    #[arg(value_parser = plain_http_url)]
     url: Option<String>,
+}
+
+fn plain_http_url(text: &str) -> Result<String, String> {
+    let url = http_url(text)?;
+    if url.starts_with("https:") {
+        Err("only http:// is asked, such as http://127.0.0.1:8080/readyz".to_owned())
+    } else {
+        Ok(url)
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {

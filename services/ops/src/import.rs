@@ -17,7 +17,7 @@ mod send;
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Seek};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,14 +79,24 @@ pub(crate) struct Arguments {
     api: Api,
 }
 
+/// Whether two paths lead to one file; the report of rejected rows replaces what has its name.
+fn same_file(one: impl AsRef<Path>, other: impl AsRef<Path>) -> bool {
+    let (one, other) = (one.as_ref(), other.as_ref());
+    one == other || one.canonicalize().is_ok_and(|one| other.canonicalize().is_ok_and(|other| one == other))
+}
+
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let format = Format::of(arguments.format, &arguments.file)?;
     let report = arguments.rejected.as_ref().map(|path| Format::of(None, path)).transpose()?;
     if let Some(path) = &arguments.rejected {
         // Only tried, so that a path that cannot be written is known before anything is sent.
         Draft::begin(path)?;
+        ensure!(!same_file(path, &arguments.file), "--rejected names the file to import; name another");
     }
     let source = Source::open(&arguments.file)?;
+    if let (Some(path), Some(journal)) = (&arguments.rejected, arguments.journal_path(&source)) {
+        ensure!(!same_file(path, &journal), "--rejected names the journal, {}; name another", journal.display());
+    }
     let owner = Owner { import: arguments.import(&source)?, url: arguments.api.url.clone() };
     let mut journal = match arguments.journal_path(&source) {
         Some(path) if !arguments.dry_run => Journal::open(&path, &owner)?,

@@ -21,7 +21,7 @@ use sqlx::Connection;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use crate::files::open_private;
+use crate::files::{make_private, open_private};
 use crate::output::say;
 
 const FOLDER: &str = ".rollcall";
@@ -167,6 +167,7 @@ fn start(
     fs::create_dir_all(folder.join("logs"))?;
     // The server's messages can quote personal data.
     let output = open_private(&log)?;
+    make_private(&output);
     output.set_len(0)?;
     let mut command = Command::new(std::env::current_exe()?);
     for variable in AUTH_VARIABLES {
@@ -177,6 +178,8 @@ fn start(
         .env("DATABASE_URL", stack.postgres.url())
         .env("AMQP_URL", stack.rabbitmq.url())
         .env_remove("DATABASE_URL_FILE")
+        .env_remove("DATABASE_URL_DIRECT")
+        .env_remove("DATABASE_URL_DIRECT_FILE")
         .env_remove("DATABASE_CONTROL_URL")
         .env_remove("DATABASE_CONTROL_URL_FILE")
         .env_remove("AMQP_URL_FILE")

@@ -130,7 +130,7 @@ async fn unused(conn: &mut PgConnection) -> anyhow::Result<()> {
         r#"
         SELECT
             EXISTS (SELECT FROM members WHERE expires_at > clock_timestamp()) AS "members!",
-            EXISTS (SELECT FROM commands) AS "commands!"
+            EXISTS (SELECT FROM command_days) AS "commands!"
         "#
     )
     .fetch_one(conn)

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::report::Rejected;
 use super::rows::Row;
-use crate::files::open_private;
+use crate::files::{make_private, open_private};
 
 /// Rows between two marks.
 const STRIDE: u64 = 500;
@@ -103,6 +103,7 @@ impl Journal {
         // Ended by a kill in its first line, or never one.
         let torn = position > 0 || line.is_empty() || line.starts_with("{\"import\":");
         ensure!(torn, "{} is no journal of an import; name another with --journal", path.display());
+        make_private(&journal.file);
         if whole == 0 {
             journal.begin(owner)?;
         } else {
