@@ -12,6 +12,8 @@ use crate::Client;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A day.
+const MOST_RETRY_AFTER_SECONDS: u64 = 24 * 60 * 60;
 
 /// For how long a request is sent again before its failure is told.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +65,9 @@ fn refused(answer: &Response) -> bool {
 }
 
 fn retry_after(answer: &Response) -> Option<Duration> {
-    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let seconds: u64 = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    // More than an instant can be moved on by would panic.
+    Some(Duration::from_secs(seconds.min(MOST_RETRY_AFTER_SECONDS)))
 }
 
 /// The generated code reads JSON from every answer; 204 has none.

@@ -154,9 +154,12 @@ impl Reader {
         }
     }
 
-    /// The file that holds a secret, if the variable names one that can be read.
+    /// The file that holds a secret, if the variable names one that can be read again; a pipe cannot.
     pub fn secret_file(&self, file: &Variable) -> Option<SecretFile> {
         let path = PathBuf::from(self.raw(file.name)?);
+        if !path.is_file() {
+            return None;
+        }
         let text = secret_file::read(&path).ok()?;
         Some(SecretFile::new(file.name, path, &text))
     }

@@ -75,10 +75,11 @@ impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
     pub(super) async fn ask(&self) -> bool {
         let now = Instant::now();
         let begun_at = self.newest.borrow().begun_at;
+        // Also when it begins too late for this request: the next one with the same key finds it.
+        self.asked.notify_one();
         if begun_at.is_some_and(|begun_at| begun_at + self.pace.gap > now + PATIENCE) {
             return true;
         }
-        self.asked.notify_one();
         let mut newest = self.newest.clone();
         let loaded = newest.wait_for(|newest| newest.begun_at.is_some_and(|begun_at| begun_at >= now));
         timeout(PATIENCE, loaded).await.is_ok()

@@ -107,7 +107,7 @@ const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable::optional(
     "Where traces go, as OTLP over gRPC; nothing is recorded when it is not set.",
 );
 const OTEL_SERVICE_NAME: Variable =
-    Variable::optional("OTEL_SERVICE_NAME", "rollcall-api", "The service's name in traces and metrics.");
+    Variable::optional("OTEL_SERVICE_NAME", "rollcall-api", "The service's name in traces.");
 
 /// More than any server that this was made for gives.
 const MOST_CONNECTIONS: u16 = 10_000;

@@ -32,7 +32,8 @@ const PARTS: [&str; 14] = [
 /// # Errors
 /// Names the directive that would have no effect, and what can be written.
 pub fn log_filter(text: &str) -> Result<Targets, String> {
-    let mut filter = Targets::new();
+    // The failures of all other parts stay visible when the level of one is raised.
+    let mut filter = Targets::new().with_default(LevelFilter::INFO);
     for directive in text.split(',').map(str::trim) {
         filter = match directive.split_once('=') {
             None => filter.with_default(level(directive)?),
