@@ -90,10 +90,8 @@ impl Suspects {
         } else {
             applier.apply(std::slice::from_ref(message)).await
         };
-        if end.is_err() {
-            // It comes again. This try is taken off; workers that vanished before still count.
-            return end;
-        }
+        // After an error it comes again: this try is taken off, and workers that vanished before still count.
+        let outcomes = end?;
         match self.finish(id).await {
             Ok(()) => attempt.taken_off = true,
             Err(error) => {
@@ -101,7 +99,7 @@ impl Suspects {
                 return Err(error);
             }
         }
-        end
+        Ok(outcomes)
     }
 
     /// Takes off the tries that were dropped in good order.

@@ -1,5 +1,7 @@
 //! The command line: help, settings, faults, generated files.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -226,9 +228,35 @@ fn options_that_would_mean_nothing_are_refused() {
         (&["import", "users.csv", "--dry-run", "--journal", "j"], "--journal"),
         (&["import", "users.csv", "--url", "localhost:8080"], "http://"),
         (&["health", "localhost:8080"], "http://"),
+        (&["health", "https://localhost:8080/readyz"], "only http://"),
     ] {
         let output = rollcall(arguments, &[]);
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && said.contains(text), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_report_of_rejected_rows_replaces_neither_the_import_nor_its_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, notes) = (folder.path().join("users.csv"), folder.path().join("notes.ndjson"));
+    std::fs::write(&rows, "email,name\nnobody,Nobody\n").unwrap();
+    std::fs::write(&notes, "notes\n").unwrap();
+    std::fs::set_permissions(&notes, Permissions::from_mode(0o644)).unwrap();
+    let (rows, notes) = (rows.to_str().unwrap(), notes.to_str().unwrap());
+    for (arguments, text) in [
+        (&["import", rows, "--rejected", rows][..], "--rejected names the file to import"),
+        (&["import", rows, "--rejected", notes, "--journal", notes], "--rejected names the journal"),
+        (&["import", rows, "--journal", notes], "is no journal of an import"),
+    ] {
+        let output = rollcall(arguments, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains(text), "{arguments:?}: {said}");
+    }
+    assert!(std::fs::read_to_string(rows).unwrap().contains("Nobody"));
+    assert_eq!(
+        std::fs::metadata(notes).unwrap().permissions().mode() & 0o777,
+        0o644,
+        "what is no journal is left alone"
+    );
 }

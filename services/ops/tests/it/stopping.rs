@@ -113,6 +113,19 @@ async fn a_worker_that_is_terminated_under_load_leaves_nothing_half_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_stops_loses_no_broker_before_it_is_done() {
+    let system = System::prepare().await;
+    let (mut api, mut worker) = tokio::join!(system.api(), system.worker());
+    system.create(&api, "ada@example.org").await;
+    for service in [&mut api, &mut worker] {
+        service.signal(Signal::TERM);
+        assert!(service.ended().await.success());
+        let log = service.output();
+        assert!(!log.contains("no connection to the broker"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_aborts() {
     let mut system = System::prepare().await;
     system.set("DRAIN_DELAY_MS", "60000");
