@@ -202,6 +202,8 @@ impl Blueprint {
             ("LISTEN_DELAY_MS".to_owned(), "0".to_owned()),
             // A complaint quotes the end of a log, which a backtrace would fill.
             ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
+            // More than a service is frozen for between the minting of an id and its publish.
+            ("UNKNOWN_AFTER_SECONDS".to_owned(), "30".to_owned()),
             // A machine that is busy with all of this may take longer than a deployment should.
             ("STOP_DEADLINE_MS".to_owned(), "20000".to_owned()),
             ("PORT".to_owned(), port.to_string()),
