@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use common::event::{CONTENT_TYPE, CloudEvent};
 use futures_util::future::join_all;
 use lapin::message::Delivery;
-use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
 use reqwest::{Method, StatusCode};
@@ -167,6 +169,7 @@ async fn a_subscriber_that_refuses_delays_only_the_users_of_what_it_refuses() {
     full.insert("x-max-length".into(), AMQPValue::LongInt(1));
     full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     let refusing = Subscriber::bind_as(&system, "refusing", "users.suspended", full).await;
+    refusing.channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let filling = refusing.channel.basic_publish(
         "".into(),
         refusing.queue.as_str().into(),
@@ -174,7 +177,7 @@ async fn a_subscriber_that_refuses_delays_only_the_users_of_what_it_refuses() {
         b"full",
         lapin::BasicProperties::default(),
     );
-    filling.await.unwrap();
+    assert!(filling.await.unwrap().await.unwrap().is_ack());
     let send = async |path: &str, body: Value| {
         let answer = system.post(&api, path, "respond-async", &body).await;
         assert_eq!(answer.status(), StatusCode::ACCEPTED);

@@ -8,7 +8,7 @@ use common::command::{
     Command, CommandId, CreateUser, Digest, Email, Envelope, Idempotency, Name, Principal, SuspendUser, UpdateUser,
     UserId,
 };
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -29,13 +29,15 @@ impl Publisher {
     async fn connect(system: &System) -> Self {
         let connection = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         Self { _connection: connection, channel, exchange: format!("{}commands", system.prefix) }
     }
 
-    /// Publishes to the only partition.
+    /// Publishes to the only partition, and waits until the message is there: the next one may come from an API.
     async fn send(&self, properties: BasicProperties, body: &[u8]) {
         let (exchange, options) = (self.exchange.as_str(), BasicPublishOptions::default());
-        self.channel.basic_publish(exchange.into(), "0".into(), options, body, properties).await.unwrap();
+        let publishing = self.channel.basic_publish(exchange.into(), "0".into(), options, body, properties);
+        assert!(publishing.await.unwrap().await.unwrap().is_ack());
     }
 
     async fn command(&self, envelope: &Envelope) {
