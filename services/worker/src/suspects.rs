@@ -7,7 +7,7 @@
 //! # Why is a try counted before it is made?
 //! Nothing can be counted after a kill -9. A command that gets an outcome is no suspect any more. A try that comes back with an
 //! error, or is dropped in good order, at a stop or because the partition was lost, is taken off again: its row is noted by
-//! [`Try`] and withdrawn by the partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
+//! `Try` and withdrawn by the partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
 //! too: hence several attempts.
 
 use std::collections::HashMap;
