@@ -73,7 +73,7 @@ impl Terms {
         Ok(Self { wait: headers::wait(prefer), if_match: versions.first().copied(), versions, key })
     }
 
-    /// Whether the client named several versions, of which the current one counts.
+    /// True if the client named several versions, of which the current one counts.
     pub(crate) fn several_versions(&self) -> bool {
         self.versions.len() > 1
     }

@@ -68,7 +68,7 @@ impl Unusable {
     }
 }
 
-/// What is looked at in a key (RFC 7517, RFC 7518 §6); other members may be anything.
+/// The members of a key that are read (RFC 7517, RFC 7518 §6); others may be anything.
 #[derive(Debug, Deserialize)]
 struct PublicKey {
     kty: String,

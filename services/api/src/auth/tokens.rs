@@ -49,11 +49,11 @@ struct Token<'a> {
     header: &'a str,
     claims: &'a str,
     signature: &'a str,
-    /// What is signed: the header and the claims.
+    /// The signed part: the header and the claims.
     message: &'a str,
 }
 
-/// What is looked at in a header; other members may be anything.
+/// The members of a header that are read; others may be anything.
 #[derive(Debug, Deserialize)]
 struct Header {
     alg: String,
@@ -63,7 +63,7 @@ struct Header {
     crit: bool,
 }
 
-/// What a token says of its bearer.
+/// The claims of a token about its bearer.
 #[derive(Debug, Deserialize)]
 struct Claims {
     iss: String,

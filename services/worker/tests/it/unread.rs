@@ -137,8 +137,8 @@ async fn a_message_with_an_id_and_no_user_has_a_status_and_blocks_nobody() {
     discard_raw(conn, letters[1].id).await.expect("an end");
     assert_eq!(status(&mut fixture, &discarded).await, "users.create unknown parked discarded");
     // As a build that understands it: the letter is its user's now, and is replayed.
-    let mended = format!("UPDATE dead_letters SET payload = payload || '}}' WHERE id = {}", letters[0].id);
-    fixture.database.execute(&mended).await;
+    let repaired = format!("UPDATE dead_letters SET payload = payload || '}}' WHERE id = {}", letters[0].id);
+    fixture.database.execute(&repaired).await;
     let letter =
         find(&mut fixture.database.conn, Some(letters[0].id), None).await.expect("an answer").expect("a letter");
     fixture.apply(&[delete(ada)]).await;
