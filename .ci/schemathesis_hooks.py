@@ -14,8 +14,11 @@ def text(alphabet, longest):
 
 
 def label():
-    # A label begins and ends with a letter or a digit.
-    return strategies.builds(lambda a, b, c: a + b + c, text(LETTERS, 1), strategies.text(LETTERS + "-", max_size=20), text(LETTERS, 1))
+    # A label begins and ends with a letter or a digit. Hyphens in its third and fourth place are reserved (RFC 5891).
+    labels = strategies.builds(
+        lambda a, b, c: a + b + c, text(LETTERS, 1), strategies.text(LETTERS + "-", max_size=20), text(LETTERS, 1)
+    )
+    return labels.filter(lambda label: label[2:4] != "--")
 
 
 def address():

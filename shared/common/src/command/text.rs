@@ -8,6 +8,8 @@
 use std::fmt;
 
 use email_address::{EmailAddress, Options};
+use idna::AsciiDenyList;
+use idna::uts46::{DnsLength, Hyphens, Uts46};
 use serde::{Deserialize, Serialize};
 
 /// An e-mail address (RFC 5321 addr-spec, ASCII, a domain with a dot), as it was written.
@@ -49,13 +51,7 @@ impl Email {
         check_characters(text)?;
         let options = Options::default().with_required_tld().without_domain_literal().without_display_text();
         match EmailAddress::parse_with_options(text, options) {
-            // The library takes every character of the local part in a domain as well; mail does not (RFC 5321 §4.1.2).
-            Ok(address) if address.domain().bytes().any(|b| !b.is_ascii_alphanumeric() && b != b'-' && b != b'.') => {
-                Err(InvalidText(
-                    "has a character behind the @ that no domain has; write it like ada@example.org".into(),
-                ))
-            }
-            Ok(_) => Ok(Self(text.to_owned())),
+            Ok(address) => check_domain(address.domain()).map(|()| Self(text.to_owned())),
             Err(fault) => Err(InvalidText(format!(
                 "is no e-mail address ({}); write it like ada@example.org",
                 fault.to_string().trim_end_matches('.').to_lowercase()
@@ -130,6 +126,25 @@ impl Principal {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Checks a domain name: letters, digits and hyphens (RFC 5321 §4.1.2), and labels that IDNA allows (RFC 5891 §4.2.3.1).
+/// A label with `--` in its third and fourth place is reserved: validators of `format: email` refuse it unless it is
+/// a valid `xn--` label.
+fn check_domain(domain: &str) -> Result<(), InvalidText> {
+    if domain.bytes().any(|b| !b.is_ascii_alphanumeric() && b != b'-' && b != b'.') {
+        return Err(InvalidText(
+            "has a character behind the @ that no domain has; write it like ada@example.org".into(),
+        ));
+    }
+    match Uts46::new().to_ascii(domain.as_bytes(), AsciiDenyList::STD3, Hyphens::Check, DnsLength::Verify) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(InvalidText(
+            "has a domain that no registry allows: -- in the third and fourth place of a label is reserved for valid \
+             xn-- labels; write it like ada@example.org"
+                .into(),
+        )),
     }
 }
 

@@ -15,6 +15,7 @@ fn valid_addresses_are_kept_as_they_were_written() {
         ("all of RFC 5322 atext", "!#$%&'*+-/=?^_`{|}~@example.org"),
         ("an apostrophe", "o'neil@example.org"),
         ("a domain of another script in its ASCII form", "ada@xn--bcher-kva.example"),
+        ("hyphens in other places than IDNA's", "ada@a--b.exam--ple.org"),
         ("the longest", &longest),
     ];
     for (reason, text) in table {
@@ -47,6 +48,8 @@ fn invalid_addresses_are_refused_without_repeating_them() {
         ("a dot at the domain's start", "ada@.example"),
         ("two dots in the domain", "ada@example..org"),
         ("a dot at the local part's end", "ada.@example.org"),
+        ("hyphens where IDNA has its prefix", "ada@U1--hvtBJ.example.org"),
+        ("a label of another script that does not decode", "ada@xn--0.example.org"),
         ("an address literal", "ada@[192.0.2.1]"),
         ("a display name", "Ada Lovelace <ada@example.org>"),
         ("angle brackets", "<ada@example.org>"),
