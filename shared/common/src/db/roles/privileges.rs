@@ -34,6 +34,8 @@ pub const TABLES: &[(&str, &[Grant])] = &[
     ),
     ("deployment", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
     ("_sqlx_migrations", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
+    // Whose migrations run.
+    ("migration_lock", &[]),
 ];
 
 /// Who may call each function; one that nobody may call is called by others of them.
