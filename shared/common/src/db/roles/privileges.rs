@@ -42,6 +42,7 @@ pub const TABLES: &[(&str, &[Grant])] = &[
 pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("ensure_command_day", &[Worker]),
     ("drop_command_days", &[Worker]),
+    ("make_command_day", &[]),
     ("command_day_bound", &[]),
     ("has_command_day", &[]),
     ("next_command_position", &[Worker]),
