@@ -54,11 +54,29 @@ CREATE TABLE command_days (
     CONSTRAINT command_days_pkey PRIMARY KEY (day)
 );
 
--- Makes sure that the commands of a day have a table; says whether retention dropped it before. Attaching takes a lock that
--- lets reads and writes go on, which creating a partition in place would not. Concurrent callers take turns. Runs as its
--- owner: the worker makes no tables.
+-- Makes sure that the commands of a day have a table; says whether retention dropped it before. NULL, and no table, for a day
+-- of which this deployment can have no commands: later than tomorrow, or before both its own first day and what retention
+-- keeps. Runs as its owner: the worker makes no tables.
 CREATE FUNCTION ensure_command_day(wanted date) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+DECLARE
+    today date := (now() AT TIME ZONE 'UTC')::date;
+    earliest date;
+BEGIN
+    SELECT least((created_at AT TIME ZONE 'UTC')::date, today - command_retention_days) - 1 INTO earliest FROM deployment;
+    IF wanted BETWEEN coalesce(earliest, today - 1) AND today + 1 THEN
+        RETURN make_command_day(wanted);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- The same for any day: what an operator replays may be older. Attaching takes a lock that lets reads and writes go on, which
+-- creating a partition in place would not. Concurrent callers wait for each other at the day's row, which no service can lock;
+-- an advisory lock could be held by any session of the database.
+CREATE FUNCTION make_command_day(wanted date) RETURNS boolean
+    LANGUAGE plpgsql
     AS $$
 DECLARE
     partition text := 'commands_' || to_char(wanted, 'YYYYMMDD');
@@ -68,15 +86,12 @@ BEGIN
     INTO dropped
     FROM command_days
     WHERE day = wanted AND used_at > now() - interval '1 hour';
-    IF NOT FOUND THEN
-        INSERT INTO command_days (day) VALUES (wanted)
-        ON CONFLICT (day) DO UPDATE SET used_at = now()
-        RETURNING dropped_at IS NOT NULL INTO dropped;
-    END IF;
-    IF has_command_day(partition) THEN
+    IF FOUND AND has_command_day(partition) THEN
         RETURN dropped;
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('ensure_command_day'));
+    INSERT INTO command_days (day) VALUES (wanted)
+    ON CONFLICT (day) DO UPDATE SET used_at = now()
+    RETURNING dropped_at IS NOT NULL INTO dropped;
     IF has_command_day(partition) THEN
         RETURN dropped;
     END IF;

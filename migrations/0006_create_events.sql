@@ -28,16 +28,19 @@ CREATE INDEX events_pending_idx ON events (partition, position) WHERE published_
 -- What can be pruned.
 CREATE INDEX events_published_at_idx ON events (published_at) WHERE published_at IS NOT NULL;
 
--- Drops the tables of days before this one and gives how many; a table that was used since the day after is kept. Waits
--- only briefly for the lock: a batch that is under way comes first, and a drop that waited longer would hold up those behind
--- it. Runs as the tables' owner.
-CREATE FUNCTION drop_command_days(before date) RETURNS integer
+-- Drops the tables of days that are no longer kept and gives how many; a table that was used within a day is kept. The
+-- deployment's retention is the least, whatever the caller asks for, and without a deployment nothing is dropped. Waits only
+-- briefly for the lock: a batch that is under way comes first, and a drop that waited longer would hold up those behind it.
+-- Runs as the tables' owner.
+CREATE FUNCTION drop_command_days(kept_days integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
+    before date;
     name text;
     dropped integer := 0;
 BEGIN
+    SELECT (now() AT TIME ZONE 'UTC')::date - greatest(kept_days, command_retention_days) - 1 INTO before FROM deployment;
     PERFORM set_config('lock_timeout', '200ms', true);
     FOR name IN
         SELECT pg_class.relname
@@ -62,4 +65,4 @@ BEGIN
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION drop_command_days(date) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION drop_command_days(integer) FROM PUBLIC;

@@ -1,6 +1,6 @@
 //! One command under a savepoint: whatever comes of it, the transaction goes on.
 
-use common::command::{Envelope, Rejection};
+use common::command::Envelope;
 use sqlx::{Acquire, PgConnection};
 use tracing::warn;
 
@@ -39,10 +39,6 @@ pub(crate) async fn try_alone(
         }
         Err(ApplyError::Command { sqlstate, constraint, source }) => {
             savepoint.rollback().await?;
-            if constraint.as_deref() == Some("users_email_key") {
-                // Another transaction took the address between the look and the change.
-                return Ok(AloneEnd::Outcome(Outcome::Rejected(Rejection::EmailTaken)));
-            }
             warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
             // Its own words only: the place in the server's source code that it adds helps nobody.
             let reason = source.as_database_error().map_or_else(|| source.to_string(), |e| e.message().to_owned());

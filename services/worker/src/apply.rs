@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use self::batch::{Applied, Batch, Mode};
 use crate::blame::ApplyError;
-use crate::days::CommandDays;
+use crate::days::{BatchDays, CommandDays};
 use crate::flood::FloodGuard;
 use crate::idempotency::Times;
 use crate::incoming::IncomingMessage;
@@ -119,10 +119,10 @@ impl Applier {
             let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *lease).await?;
             let Some(message) = probing_message(now) else { return Ok(()) };
             self.days.forget();
-            let dropped = self.days.ensure(&mut lease, HashSet::from([now.date()])).await?;
+            let days = self.days.ensure(&mut lease, HashSet::from([now.date()])).await?;
             let mut tx = lease.begin().await?;
             let now = hold(&mut tx, fence).await?;
-            self.batch(now, dropped)?.work(&mut tx, &[message], Mode::Together).await?;
+            self.batch(now, days)?.work(&mut tx, &[message], Mode::Together).await?;
             tx.rollback().await?;
             Ok::<_, ApplyError>(())
         };
@@ -142,12 +142,12 @@ impl Applier {
             messages.iter().filter_map(IncomingMessage::id).map(|id| id.minted_at().date()).collect();
         let fence = self.fence;
         let work = async {
-            let dropped = self.days.ensure(&mut lease, days).await?;
+            let days = self.days.ensure(&mut lease, days).await?;
             #[cfg(feature = "mutants")]
             crate::mutants::hide(&mut lease).await?;
             let mut tx = lease.begin().await?;
             let now = hold(&mut tx, fence).await?;
-            let applied = self.batch(now, dropped)?.work(&mut tx, messages, mode).await?;
+            let applied = self.batch(now, days)?.work(&mut tx, messages, mode).await?;
             tx.commit().await?;
             Ok::<_, ApplyError>(applied)
         };
@@ -163,10 +163,10 @@ impl Applier {
     }
 
     /// What a transaction works with, whose time is `now`.
-    fn batch(&self, now: OffsetDateTime, dropped: HashSet<Date>) -> Result<Batch<'_>, ApplyError> {
+    fn batch(&self, now: OffsetDateTime, days: BatchDays) -> Result<Batch<'_>, ApplyError> {
         let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
         let times = Times { window: self.window, now, published_after: self.published_after };
-        Ok(Batch { partition, guard: &self.guard, times, dropped })
+        Ok(Batch { partition, guard: &self.guard, times, days })
     }
 }
 

@@ -1,24 +1,37 @@
 //! The rows of the commands: the deduplication record, the status resource and the audit trail at once.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use common::command::{CommandHeader, CommandId};
 use common::config::Retention;
+use common::db::lock_holders;
 use sqlx::PgConnection;
-use time::OffsetDateTime;
+use time::{Date, OffsetDateTime};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::dead_letters;
 use crate::incoming::Entry;
 use crate::users::Outcome;
 
-/// Inserts the command rows and gives the commands that were not there yet, in order of arrival.
+/// As `drop_command_days` waits.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Inserts the command rows and gives the commands that were not there yet, in order of arrival. A command of a day without a
+/// table gets no row: it is parked, and its letter is what says that it was there.
 pub(crate) async fn deduplicate<'m>(
     conn: &mut PgConnection,
     entries: Vec<Entry<'m>>,
+    outside: &HashSet<Date>,
 ) -> Result<Vec<Entry<'m>>, sqlx::Error> {
-    let headers: Vec<&CommandHeader> = entries.iter().map(|entry| &entry.header).collect();
-    let inserted = insert(conn, &headers).await?;
+    let (beyond, within): (Vec<&Entry<'_>>, Vec<_>) = entries.iter().partition(|e| outside.contains(&e.day()));
+    let headers: Vec<&CommandHeader> = within.into_iter().map(|entry| &entry.header).collect();
+    let mut inserted = insert(conn, &headers).await?;
+    if !beyond.is_empty() {
+        let ids: Vec<Uuid> = beyond.into_iter().map(|entry| entry.id().into()).collect();
+        inserted.extend(dead_letters::without_letter(conn, &ids).await?);
+    }
     #[cfg(feature = "mutants")]
     let inserted = crate::mutants::fresh(inserted, &headers.iter().map(|header| header.id.into()).collect::<Vec<_>>());
     Ok(entries.into_iter().filter(|entry| inserted.contains(&entry.id().into())).collect())
@@ -100,19 +113,28 @@ pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &[(CommandId, Outc
     Ok(())
 }
 
-/// Drops the tables of days that are no longer kept, unless something old came into them since; gives how many.
+/// Makes tomorrow's table, so that none has to be made while commands wait for it.
 ///
 /// # Errors
-/// As the statement gives them; SQLSTATE 55P03 when batches are under way for too long.
+/// As the statement gives them.
+pub async fn prepare_tomorrow(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("SELECT ensure_command_day((now() AT TIME ZONE 'UTC')::date + 1)").fetch_one(conn).await.map(drop)
+}
+
+/// Drops the tables of days that are no longer kept, unless something old came into them since; gives how many. At least
+/// the deployment's retention is kept, by the server's clock.
+///
+/// # Errors
+/// As the statement gives them; SQLSTATE 55P03 when batches are under way for too long, or something else holds the table.
 pub async fn drop_days(conn: &mut PgConnection, retention: Retention) -> Result<u64, sqlx::Error> {
-    // The server's clock decides, as it does for everything that is pruned.
-    let dropped = sqlx::query_scalar!(
-        r#"
-        SELECT drop_command_days(((now() - make_interval(secs => $1)) AT TIME ZONE 'UTC')::date - 1) AS "dropped!"
-        "#,
-        retention.0.as_secs_f64(),
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(u64::try_from(dropped).unwrap_or_default())
+    let days = i32::try_from(retention.0.as_secs() / (24 * 3600)).unwrap_or(i32::MAX);
+    let dropped =
+        sqlx::query_scalar!(r#"SELECT drop_command_days($1) AS "dropped!""#, days).fetch_one(&mut *conn).await;
+    if let Err(error) = &dropped
+        && error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
+    {
+        let holders = lock_holders(conn, LOCK_TIMEOUT).await?;
+        warn!(holders, "the tables of old days cannot be dropped while others hold locks");
+    }
+    Ok(u64::try_from(dropped?).unwrap_or_default())
 }

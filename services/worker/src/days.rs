@@ -21,30 +21,52 @@ pub(crate) struct CommandDays {
 #[derive(Debug, Clone, Copy)]
 struct KnownDay {
     asked_at: Instant,
-    /// Retention dropped its table before.
-    dropped: bool,
+    state: DayState,
+}
+
+/// What a day's table says of commands that have no row in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DayState {
+    /// They were not decided before.
+    Kept,
+    /// Retention dropped the table before: they may have been.
+    Dropped,
+    /// There is none, and none is made: this deployment can have no commands of that day.
+    Outside,
+}
+
+/// The days of a batch that need care.
+#[derive(Debug, Default)]
+pub(crate) struct BatchDays {
+    /// Days whose outcomes are not kept: commands may have been applied before.
+    pub(crate) dropped: HashSet<Date>,
+    /// Those of them that have no table: their commands get no row.
+    pub(crate) outside: HashSet<Date>,
 }
 
 impl CommandDays {
-    /// Makes sure that each day has a table; gives those whose table retention dropped before.
+    /// Makes sure that each day has a table, unless it can have none.
     pub(crate) async fn ensure(
         &mut self,
         conn: &mut PgConnection,
         days: HashSet<Date>,
-    ) -> Result<HashSet<Date>, sqlx::Error> {
+    ) -> Result<BatchDays, sqlx::Error> {
         self.known.retain(|_, day| day.asked_at.elapsed() < MEMORY);
-        let mut dropped = HashSet::new();
+        let mut batch = BatchDays::default();
         for day in days {
             let known = match self.known.get(&day) {
                 Some(known) => *known,
-                None => KnownDay { asked_at: Instant::now(), dropped: ensure(conn, day).await? },
+                None => KnownDay { asked_at: Instant::now(), state: ensure(conn, day).await? },
             };
             self.known.insert(day, known);
-            if known.dropped {
-                dropped.insert(day);
+            if known.state != DayState::Kept {
+                batch.dropped.insert(day);
+            }
+            if known.state == DayState::Outside {
+                batch.outside.insert(day);
             }
         }
-        Ok(dropped)
+        Ok(batch)
     }
 
     pub(crate) fn forget(&mut self) {
@@ -52,7 +74,17 @@ impl CommandDays {
     }
 }
 
-/// Makes sure that a day has a table; says whether retention dropped it before.
-pub(crate) async fn ensure(conn: &mut PgConnection, day: Date) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT ensure_command_day($1) AS "dropped!""#, day).fetch_one(conn).await
+/// Makes sure that a day has a table, unless it can have none.
+pub(crate) async fn ensure(conn: &mut PgConnection, day: Date) -> Result<DayState, sqlx::Error> {
+    let dropped = sqlx::query_scalar!("SELECT ensure_command_day($1)", day).fetch_one(conn).await?;
+    Ok(match dropped {
+        Some(false) => DayState::Kept,
+        Some(true) => DayState::Dropped,
+        None => DayState::Outside,
+    })
+}
+
+/// Makes sure that any day has a table, for what an operator replays.
+pub(crate) async fn make(conn: &mut PgConnection, day: Date) -> Result<(), sqlx::Error> {
+    sqlx::query!("SELECT make_command_day($1)", day).fetch_one(conn).await.map(drop)
 }

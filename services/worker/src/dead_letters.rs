@@ -33,7 +33,7 @@ pub use broker::BrokerCause;
 pub use browse::{Filter, Letter, behind, find, list, open_letters};
 pub use collect::{CollectedMessage, collect_one};
 pub(crate) use collect::{Collector, observe_open};
-pub(crate) use record::{Letters, held_users, prune};
+pub(crate) use record::{Letters, held_users, prune, without_letter};
 pub use record::{RawMessage, record_raw, record_undelivered};
 pub use replay::{Discarded, ReplayError, Step, Terms, Verdict, discard, discard_raw, replay, replay_raw};
 
@@ -46,7 +46,7 @@ pub const WORKER_ENDED: &str = "worker-ended";
 pub const NOT_UNDERSTOOD: &str = "not-understood";
 /// `commands.reason` of a command whose id is too far ahead of the database's clock.
 pub const ID_AHEAD: &str = "id-ahead";
-/// `commands.reason` of a command whose day's records were dropped: it may have been applied before.
+/// `commands.reason` of a command whose day's records are not kept: it may have been applied before.
 pub const RECORD_DROPPED: &str = "record-dropped";
 /// `commands.reason` of a command that an operator discarded: it stays `parked`, for good.
 pub const DISCARDED: &str = "discarded";

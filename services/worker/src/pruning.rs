@@ -1,4 +1,5 @@
-//! Takes away what is no longer kept: idempotency keys, published events, closed dead letters, the commands of old days.
+//! Pruning: deletes what is no longer kept (idempotency keys, published events, closed dead letters, the commands of old days)
+//! and makes tomorrow's table of commands.
 
 use std::time::Duration;
 
@@ -53,11 +54,12 @@ impl Pruning {
     /// One batch of each; says whether there may be more.
     async fn prune(&self) -> bool {
         let rows = [
-            self.each("idempotency keys", async |conn| idempotency::prune(conn, self.window).await).await,
-            self.each("events", async |conn| events::prune(conn, self.events).await).await,
-            self.each("dead letters", async |conn| dead_letters::prune(conn, self.retention).await).await,
+            self.each("prune idempotency keys", async |conn| idempotency::prune(conn, self.window).await).await,
+            self.each("prune events", async |conn| events::prune(conn, self.events).await).await,
+            self.each("prune dead letters", async |conn| dead_letters::prune(conn, self.retention).await).await,
         ];
-        let days = self.each("commands", async |conn| commands::drop_days(conn, self.retention).await).await;
+        self.each("make tomorrow's table", async |conn| commands::prepare_tomorrow(conn).await.map(|()| 0)).await;
+        let days = self.each("prune commands", async |conn| commands::drop_days(conn, self.retention).await).await;
         if days > 0 {
             info!(days, "dropped the commands of days that are no longer kept");
         }
@@ -65,15 +67,15 @@ impl Pruning {
     }
 
     /// One of them; what fails is said, and stays for the next time.
-    async fn each(&self, what: &str, prune: impl AsyncFnOnce(&mut PgConnection) -> Result<u64, sqlx::Error>) -> u64 {
+    async fn each(&self, task: &str, work: impl AsyncFnOnce(&mut PgConnection) -> Result<u64, sqlx::Error>) -> u64 {
         let pruning = async {
             let mut lease = self.pool.acquire(PATIENCE).await?;
-            let pruned = within(PATIENCE, prune(&mut lease)).await?;
+            let pruned = within(PATIENCE, work(&mut lease)).await?;
             lease.release().await?;
             Ok::<_, DbError>(pruned)
         };
         pruning.await.unwrap_or_else(|error| {
-            warn!(error = chain(&error), "failed to prune {what}");
+            warn!(error = chain(&error), "failed to {task}");
             0
         })
     }

@@ -131,10 +131,17 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
     let emails: Vec<Option<&str>> =
         commands.iter().map(|(_, update)| update.email.as_ref().map(Email::as_str)).collect();
     let names: Vec<Option<&str>> = commands.iter().map(|(_, update)| update.name.as_ref().map(Name::as_str)).collect();
+    let reservations = reserve_emails(conn, &ids, &emails).await?;
+    // Each reservation is deleted before its user is changed: the change reads it from there.
     sqlx::query_as!(
         Judged,
         r#"
-        WITH judged AS (
+        WITH released AS (
+            DELETE FROM users
+            WHERE id = ANY($5)
+            RETURNING lower(email COLLATE "C") AS email
+        ),
+        judged AS (
             SELECT
                 input.id,
                 input.email,
@@ -146,15 +153,12 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
                 CASE
                     WHEN users.id IS NULL THEN 'user-not-found'
                     WHEN input.if_match <> users.version THEN 'version-lost'
-                    WHEN EXISTS (
-                        SELECT
-                        FROM users AS other
-                        WHERE lower(other.email COLLATE "C") = lower(input.email COLLATE "C")
-                            AND other.id <> input.id
-                    ) THEN 'email-taken'
+                    WHEN lower(input.email COLLATE "C") <> lower(users.email COLLATE "C") AND released.email IS NULL
+                        THEN 'email-taken'
                 END AS reason
             FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[]) AS input (id, if_match, email, name)
             LEFT JOIN users ON users.id = input.id
+            LEFT JOIN released ON released.email = lower(input.email COLLATE "C")
         ),
         changed AS (
             UPDATE users
@@ -181,6 +185,39 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
         &versions as &[Option<i64>],
         &emails as &[Option<&str>],
         &names as &[Option<&str>],
+        &reservations,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Reserves the addresses that users change to and nobody has, each by a row that is deleted in this transaction; gives the ids
+/// of those rows.
+///
+/// An UPDATE that finds its address taken raises, and the server logs the address. An INSERT can wait for another transaction
+/// that has it and then do nothing. After it, other transactions wait for this one, also once the row is deleted.
+async fn reserve_emails(
+    conn: &mut PgConnection,
+    users: &[Uuid],
+    emails: &[Option<&str>],
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    if emails.iter().all(Option::is_none) {
+        return Ok(Vec::new());
+    }
+    // In the order of the unique index, as creates are.
+    sqlx::query_scalar!(
+        r#"
+        INSERT INTO users (id, email, name)
+        SELECT gen_random_uuid(), input.email, ''
+        FROM unnest($1::uuid[], $2::text[]) AS input (id, email)
+        JOIN users ON users.id = input.id
+        WHERE lower(input.email COLLATE "C") <> lower(users.email COLLATE "C")
+        ORDER BY lower(input.email COLLATE "C")
+        ON CONFLICT DO NOTHING
+        RETURNING id
+        "#,
+        users,
+        emails as &[Option<&str>],
     )
     .fetch_all(conn)
     .await

@@ -2,6 +2,7 @@
 
 mod clock;
 mod connector;
+mod locks;
 mod migrations;
 mod monitor;
 mod pool;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 pub use clock::{CLOCK_TOLERANCE, DatabaseClock};
+pub use locks::lock_holders;
 pub use migrations::{
     MigrateError, Migrated, MigrationStatus, migrate, migration_status, migrations_fingerprint, migrations_pending,
     required_version,

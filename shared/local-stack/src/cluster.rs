@@ -169,6 +169,8 @@ impl Cluster {
             ("logging_collector", "off".to_owned()),
             ("log_destination", "stderr".to_owned()),
             ("log_line_prefix", "%m [%p] %q%u@%d ".to_owned()),
+            // Details have values of rows in them.
+            ("log_error_verbosity", "terse".to_owned()),
         ];
         for (name, value) in &settings {
             command.arg("-c").arg(format!("{name}={value}"));

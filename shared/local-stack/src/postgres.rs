@@ -63,6 +63,14 @@ impl Postgres {
         }
     }
 
+    /// The server's log, for a private server.
+    pub fn log(&self) -> Option<PathBuf> {
+        match &self.runtime {
+            Runtime::Private(_) => Some(self.home.log(NAME)),
+            Runtime::External | Runtime::Container(..) => None,
+        }
+    }
+
     /// The pid of the server process.
     pub fn pid(&self) -> Result<u32, Error> {
         match self.runtime {
@@ -181,7 +189,9 @@ impl Postgres {
 fn run(home: &Home, container: &Container, port: u16, password: &str) -> Result<(), Error> {
     let began = Instant::now();
     home.options.tell(format!("PostgreSQL: starting with Docker on port {port}"));
-    let mut arguments = vec!["-c".to_owned(), format!("max_connections={}", home.options.max_connections)];
+    // Details in the log have values of rows in them.
+    let mut arguments = ["-c", "log_error_verbosity=terse", "-c"].map(str::to_owned).to_vec();
+    arguments.push(format!("max_connections={}", home.options.max_connections));
     for (name, value) in &home.options.postgres_settings {
         arguments.extend(["-c".to_owned(), format!("{name}={value}")]);
     }

@@ -42,7 +42,7 @@ struct Row<'a> {
 }
 
 async fn insert(conn: &mut PgConnection, row: Row<'_>) {
-    sqlx::query("SELECT ensure_command_day((now() AT TIME ZONE 'UTC')::date)")
+    sqlx::query("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date)")
         .execute(&mut *conn)
         .await
         .expect("a table");

@@ -25,7 +25,7 @@ struct Row<'a> {
 }
 
 async fn insert(conn: &mut PgConnection, user_id: Uuid, row: Row<'_>) -> Uuid {
-    sqlx::query("SELECT ensure_command_day($1)").bind(row.at.date()).execute(&mut *conn).await.expect("a table");
+    sqlx::query("SELECT make_command_day($1)").bind(row.at.date()).execute(&mut *conn).await.expect("a table");
     let id = id_at(row.at);
     let inserted = sqlx::query(
         "INSERT INTO commands (id, user_id, type, principal, accepted_at, applied_at, status, reason, user_version)

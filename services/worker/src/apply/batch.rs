@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use common::command::{CommandId, Message};
 use sqlx::PgConnection;
-use time::{Date, Duration};
+use time::Duration;
 
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
 use crate::commands::{decide, deduplicate};
+use crate::days::BatchDays;
 use crate::dead_letters::{self, Letters, RawMessage, Traces, record_raw};
 use crate::events::Origin;
 use crate::flood::FloodGuard;
@@ -26,8 +27,8 @@ pub(super) struct Batch<'a> {
     pub(super) partition: u16,
     pub(super) guard: &'a FloodGuard,
     pub(super) times: Times,
-    /// Days whose table retention dropped before.
-    pub(super) dropped: HashSet<Date>,
+    /// Days whose outcomes are not kept, or that are none of this deployment's.
+    pub(super) days: BatchDays,
 }
 
 /// What came of the work of a transaction.
@@ -72,7 +73,7 @@ impl Batch<'_> {
     ) -> Result<Applied, ApplyError> {
         let traces: Traces = messages.iter().filter_map(|m| Some((m.id()?, m.trace.clone()))).collect();
         let origin = Origin { partition: self.partition, traces: &traces };
-        let fresh = deduplicate(conn, Entry::all(messages)).await?;
+        let fresh = deduplicate(conn, Entry::all(messages), &self.days.outside).await?;
         #[cfg(feature = "mutants")]
         let fresh = crate::mutants::ordered(fresh);
         let held = dead_letters::held_users(conn, &fresh).await?;
@@ -184,9 +185,9 @@ impl Batch<'_> {
             );
             return Some(Refusal { code: dead_letters::ID_AHEAD, reason });
         }
-        if self.dropped.contains(&entry.day()) {
+        if self.days.dropped.contains(&entry.day()) {
             let reason = format!(
-                "the records of {} were dropped: it may have been applied before; replay it if not",
+                "the records of {} are not kept: it may have been applied before; replay it if not",
                 entry.day()
             );
             return Some(Refusal { code: dead_letters::RECORD_DROPPED, reason });

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::BEHIND;
-use crate::days;
+use crate::days::{self, DayState};
 use crate::incoming::{Entry, IncomingMessage};
 use crate::pruning::PRUNED_AT_ONCE;
 
@@ -147,6 +147,20 @@ pub(crate) async fn held_users(conn: &mut PgConnection, entries: &[Entry<'_>]) -
     Ok(held.into_iter().filter_map(|id| UserId::try_from(id).ok()).collect())
 }
 
+/// Which of these commands have no letter, open or closed.
+pub(crate) async fn without_letter(conn: &mut PgConnection, commands: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"
+        SELECT input.id AS "id!"
+        FROM unnest($1::uuid[]) AS input (id)
+        WHERE NOT EXISTS (SELECT FROM dead_letters WHERE command_id = input.id)
+        "#,
+        commands,
+    )
+    .fetch_all(conn)
+    .await
+}
+
 /// Records a message that is no command. One that comes again while its letter is open is only counted.
 ///
 /// # Errors
@@ -182,29 +196,31 @@ pub async fn record_undelivered(
 ) -> Result<bool, sqlx::Error> {
     let Some(header) = message.header() else { return Ok(false) };
     let (id, user) = (Uuid::from(header.id), header.user_id.map(Uuid::from));
-    let dropped = days::ensure(conn, header.id.minted_at().date()).await?;
-    let reason = if dropped {
-        format!("{reason}; the records of its day were dropped: it may have been applied")
+    let day = days::ensure(conn, header.id.minted_at().date()).await?;
+    let reason = if day != DayState::Kept {
+        format!("{reason}; the records of its day are not kept: it may have been applied")
     } else {
         reason.to_owned()
     };
     let mut tx = conn.begin().await?;
-    let inserted = sqlx::query!(
-        "
-        INSERT INTO commands (id, user_id, type, principal, accepted_at, status, reason)
-        VALUES ($1, $2, $3, $4, $5, 'parked', $6)
-        ON CONFLICT DO NOTHING
-        ",
-        id,
-        user,
-        header.kind,
-        header.principal,
-        header.accepted_at,
-        code,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let fresh = inserted.rows_affected() == 1;
+    let fresh = if day == DayState::Outside {
+        !without_letter(&mut tx, &[id]).await?.is_empty()
+    } else {
+        let inserted = sqlx::query!(
+            "
+            INSERT INTO commands (id, user_id, type, principal, accepted_at, status, reason)
+            VALUES ($1, $2, $3, $4, $5, 'parked', $6)
+            ON CONFLICT DO NOTHING
+            ",
+            id,
+            user,
+            header.kind,
+            header.principal,
+            header.accepted_at,
+            code,
+        );
+        inserted.execute(&mut *tx).await?.rows_affected() == 1
+    };
     if fresh {
         if let Some(user) = user {
             hold(&mut tx, user, id).await?;

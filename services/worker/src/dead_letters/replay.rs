@@ -155,7 +155,7 @@ pub async fn replay_raw(conn: &mut PgConnection, letter: &Letter, terms: Terms) 
 async fn adopt(conn: &mut PgConnection, letter: i64, envelope: &Envelope) -> Result<(), ReplayError> {
     let header = CommandHeader::from(envelope);
     let (id, user) = (Uuid::from(header.id), Uuid::from(envelope.command.user_id()));
-    days::ensure(conn, header.id.minted_at().date()).await?;
+    days::make(conn, header.id.minted_at().date()).await?;
     let mut tx = conn.begin().await?;
     hold(&mut tx, user, id).await?;
     let recorded = sqlx::query!(
@@ -420,8 +420,8 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
                     close(conn, letter, "replayed").await?;
                     let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
                     if row.execute(&mut *conn).await?.rows_affected() == 0 {
-                        // Its day was dropped while it waited; its retries behind it need its outcome.
-                        days::ensure(conn, entry.day()).await?;
+                        // Its day was dropped while it waited, or had no table; its retries behind it need its outcome.
+                        days::make(conn, entry.day()).await?;
                         commands::insert(conn, &[&entry.header]).await?;
                     }
                     decide(conn, &[(envelope.id, outcome.clone())]).await?;

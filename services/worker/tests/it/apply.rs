@@ -6,7 +6,7 @@ use std::time::Duration;
 use common::command::{CommandId, Envelope, Rejection, UserId};
 use rollcall_worker::apply::Applier;
 use rollcall_worker::blame::ApplyError;
-use rollcall_worker::commands::drop_days;
+use rollcall_worker::commands::{drop_days, prepare_tomorrow};
 use rollcall_worker::dead_letters::{Verdict, replay};
 use rollcall_worker::users::Outcome;
 use time::OffsetDateTime;
@@ -244,6 +244,21 @@ async fn appliers_that_need_a_new_days_table_at_once_share_one() {
     fixture.stop().await;
 }
 
+#[tokio::test]
+async fn tomorrows_table_is_made_a_day_ahead_and_no_later_one() {
+    let mut fixture = Fixture::start().await;
+    prepare_tomorrow(&mut fixture.database.conn).await.expect("a table");
+    let tomorrow = "pg_class WHERE relname = 'commands_' || to_char((now() AT TIME ZONE 'UTC')::date + 1, 'YYYYMMDD')";
+    assert_eq!(fixture.database.count(tomorrow).await, 1);
+    for day in ["'20000-01-01'", "'0044-03-15 BC'", "(now() AT TIME ZONE 'UTC')::date + 2"] {
+        let refused = sqlx::AssertSqlSafe(format!("SELECT ensure_command_day({day}) IS NULL"));
+        let refused: bool = sqlx::query_scalar(refused).fetch_one(&mut fixture.database.conn).await.expect("an answer");
+        assert!(refused, "{day}");
+    }
+    assert_eq!(fixture.database.count("pg_inherits WHERE inhparent = 'commands'::regclass").await, 1);
+    fixture.stop().await;
+}
+
 /// Makes the server believe that the table of a day was not used since.
 async fn unused(fixture: &mut Fixture, day: OffsetDateTime) {
     let used_at = format!("UPDATE command_days SET used_at = day WHERE day = '{}'", day.date());
@@ -308,6 +323,8 @@ async fn a_command_of_the_future_is_parked_and_blocks_its_user() {
     assert_eq!(apply(&mut fixture.applier(), &batch).await, expected);
     assert_eq!(apply(&mut fixture.applier(), &batch).await, [None, None, None, None, None]);
     assert_eq!(fixture.letters().await.len(), 3);
+    // Nobody but an operator makes the table of a day that is no day of this deployment.
+    assert_eq!(fixture.database.command(batch[4].id).await, None);
     let steps = replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps");
     assert_eq!(steps.len(), 2);
     assert_eq!(fixture.database.user(ada).await.as_deref(), Some("ada@example.org Ada King active v4 f"));

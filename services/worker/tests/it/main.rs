@@ -6,6 +6,7 @@
     reason = "the lints spare test functions, not their helpers, and a test's tasks end with it"
 )]
 
+mod addresses;
 mod apply;
 mod blame;
 mod dead_letters;

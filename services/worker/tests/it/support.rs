@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// How long keys count.
 pub(crate) const WINDOW: IdempotencyWindow = IdempotencyWindow(Duration::from_hours(24));
 
-fn stack() -> &'static Stack {
+pub(crate) fn stack() -> &'static Stack {
     static STACK: OnceLock<Stack> = OnceLock::new();
     STACK.get_or_init(|| shared_stack().expect("PostgreSQL and RabbitMQ"))
 }
@@ -134,6 +134,13 @@ impl Fixture {
         let mut database = Database::create().await;
         let fence = Fence { instance: Uuid::nil(), partition: 0, epoch: 1 };
         database.execute("INSERT INTO partitions VALUES (0, 1, '00000000-0000-0000-0000-000000000000')").await;
+        // Old enough for commands that waited for long.
+        let deployment = "
+            INSERT INTO deployment
+                (partitions, broker_prefix, command_retention_days, idempotency_window_hours, created_at)
+            VALUES (1, '', 30, 24, now() - interval '500 days')
+        ";
+        database.execute(deployment).await;
         let pool = Pool::new(&database.settings(4), "worker-under-test", &[]).expect("a pool");
         Self { database, pool, guard: FloodGuard::default(), fence, looked: false }
     }

@@ -2,7 +2,14 @@
 //!
 //! # Why not the library's lock?
 //! It waits inside `pg_advisory_lock`, and a waiting session holds a snapshot that `CREATE INDEX CONCURRENTLY` waits for:
-//! the two deadlock. Here a migrator asks with `pg_try_advisory_lock` and asks again.
+//! the two deadlock. And any session of the database can hold an advisory lock, whatever its role. Here the session that
+//! migrates is named in a row that only the schema's owner can write; it ends with the session. Another migrator looks
+//! again and again.
+//!
+//! # Why a lock timeout?
+//! Any role that may read a table can keep its schema from changing, by a transaction that stays open. A migration that
+//! waited for that would make every later statement wait behind it. So it waits briefly, is undone, and is tried again; in the
+//! end the error names the sessions in the way.
 //!
 //! # Why does a migrator grant?
 //! A new table must not be one that the services may not read. Run as the migrator of a deployment with roles of its own, it
@@ -14,14 +21,28 @@
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
 use sqlx::migrate::{Migration, Migrator};
+use sqlx::{Connection, PgConnection};
+use tokio::time::Instant;
 
-use super::roles;
+use super::{lock_holders, roles};
 
-/// The lock that makes migrators take turns: "rollcall" in ASCII.
-const LOCK: i64 = 0x726f_6c6c_6361_6c6c;
 const LOCK_POLL: Duration = Duration::from_millis(250);
+/// How long a migration may keep others waiting behind it for a lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Lock not available.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// The session that migrates, by the pid of its backend and the start of that: a pid comes again.
+const LOCK_TABLE: &str = "
+    CREATE TABLE IF NOT EXISTS migration_lock (
+        id boolean NOT NULL DEFAULT true,
+        pid integer,
+        backend_started_at timestamptz,
+        CONSTRAINT migration_lock_pkey PRIMARY KEY (id),
+        CONSTRAINT migration_lock_id_check CHECK (id)
+    )
+";
 
 static EMBEDDED: Migrator = sqlx::migrate!("../../migrations");
 
@@ -40,8 +61,23 @@ pub enum MigrateError {
     )]
     Encoding(String),
     /// Another migrator kept the lock.
-    #[error("another migration has been running for {0:?}; wait for it, or end it, and run this again")]
-    Busy(Duration),
+    #[error("another migration ({holder}) has been running for {waited:?}; wait for it, or end it, and run this again")]
+    Busy {
+        /// How long was waited.
+        waited: Duration,
+        /// Its session.
+        holder: String,
+    },
+    /// Transactions of others kept a table from being changed.
+    #[error(
+        "the migration waited {waited:?} for locks that others hold ({holders}); end their transactions and run this again"
+    )]
+    Blocked {
+        /// How long was waited.
+        waited: Duration,
+        /// Their sessions.
+        holders: String,
+    },
 }
 
 /// What a run did.
@@ -133,34 +169,115 @@ pub async fn migrate(connection: &mut PgConnection, patience: Duration) -> Resul
         return Err(MigrateError::Encoding(encoding));
     }
     lock(connection, patience).await?;
-    let result = run(connection).await;
-    sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(connection).await?;
+    let result = run(connection, patience).await;
+    sqlx::query("UPDATE migration_lock SET pid = NULL WHERE pid = pg_backend_pid()").execute(connection).await?;
     result
 }
 
-async fn run(connection: &mut PgConnection) -> Result<Migrated, MigrateError> {
+async fn run(connection: &mut PgConnection, patience: Duration) -> Result<Migrated, MigrateError> {
+    let give_up_at = Instant::now() + patience;
     let applied = migrations_pending(connection).await?;
-    let mut migrator = Migrator { migrations: EMBEDDED.migrations.clone(), ..Migrator::DEFAULT };
-    migrator.set_ignore_missing(true).set_locking(false);
-    migrator.run_direct(None, connection, false).await?;
+    let done = applied_versions(connection).await?;
+    for migration in EMBEDDED.iter().filter(|migration| !done.contains(&migration.version)) {
+        while let Err(error) = run_to(connection, migration).await {
+            // Without a transaction a part of it can have happened.
+            if migration.no_tx || !is_locked(&error) {
+                return Err(error);
+            }
+            if Instant::now() >= give_up_at {
+                let holders = lock_holders(connection, LOCK_TIMEOUT).await?;
+                return Err(MigrateError::Blocked { waited: patience, holders });
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+    // Compares what ran before, too.
+    migrator().run_direct(None, connection, false).await?;
     let version = applied_versions(connection).await?.into_iter().max().unwrap_or_default();
     let granted = roles::grant(connection).await?;
     Ok(Migrated { applied, version, granted })
 }
 
+fn migrator() -> Migrator {
+    let mut migrator = Migrator { migrations: EMBEDDED.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator
+}
+
+/// Runs the migrations up to this one.
+async fn run_to(connection: &mut PgConnection, migration: &Migration) -> Result<(), MigrateError> {
+    // An index that is built concurrently waits for transactions that began before it, however long they take.
+    let timeout = if migration.no_tx { Duration::ZERO } else { LOCK_TIMEOUT };
+    set_lock_timeout(connection, timeout).await?;
+    let result = migrator().run_direct(Some(migration.version), connection, false).await;
+    set_lock_timeout(connection, Duration::ZERO).await?;
+    Ok(result?)
+}
+
+async fn set_lock_timeout(connection: &mut PgConnection, timeout: Duration) -> Result<(), sqlx::Error> {
+    let set = sqlx::query("SELECT set_config('lock_timeout', $1, false)").bind(timeout.as_millis().to_string());
+    set.execute(connection).await.map(drop)
+}
+
+fn is_locked(error: &MigrateError) -> bool {
+    use sqlx::migrate::MigrateError as Library;
+    let MigrateError::Migration(Library::ExecuteMigration(error, _) | Library::Execute(error)) = error else {
+        return false;
+    };
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(LOCK_NOT_AVAILABLE))
+}
+
 async fn lock(connection: &mut PgConnection, patience: Duration) -> Result<(), MigrateError> {
-    let give_up_at = tokio::time::Instant::now() + patience;
+    let give_up_at = Instant::now() + patience;
+    let mut known = lock_table_exists(connection).await?;
     loop {
-        let taken: bool =
-            sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
-        if taken {
-            return Ok(());
+        if !known {
+            // Two that make it at the same moment can collide in the catalog, where `IF NOT EXISTS` does not help.
+            let made = sqlx::query(LOCK_TABLE).execute(&mut *connection).await;
+            known = lock_table_exists(connection).await?;
+            if !known {
+                made?;
+            }
         }
-        if tokio::time::Instant::now() >= give_up_at {
-            return Err(MigrateError::Busy(patience));
+        let Some(holder) = try_lock(connection).await? else { return Ok(()) };
+        if Instant::now() >= give_up_at {
+            return Err(MigrateError::Busy { waited: patience, holder });
         }
         tokio::time::sleep(LOCK_POLL).await;
     }
+}
+
+async fn lock_table_exists(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT to_regclass('migration_lock') IS NOT NULL").fetch_one(connection).await
+}
+
+/// Names this session as the one that migrates, unless another one that lives is; gives that one.
+async fn try_lock(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    sqlx::query("INSERT INTO migration_lock DEFAULT VALUES ON CONFLICT DO NOTHING").execute(&mut *tx).await?;
+    sqlx::query("SELECT FROM migration_lock FOR UPDATE").execute(&mut *tx).await?;
+    // The server's list of sessions is read here for the first time in this transaction, and so after the row was locked. When a
+    // session began is hidden from roles without rights on its own.
+    let holder = sqlx::query_scalar(
+        "
+        SELECT format('process %s of the role %s, %s', holder.pid, usename, nullif(application_name, ''))
+        FROM migration_lock
+        JOIN pg_stat_activity AS holder USING (pid)
+        WHERE (backend_start IS NULL OR backend_start = backend_started_at) AND holder.pid <> pg_backend_pid()
+        ",
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if holder.is_none() {
+        let take = "
+            UPDATE migration_lock
+            SET pid = pg_backend_pid(),
+                backend_started_at = (SELECT backend_start FROM pg_stat_activity WHERE pg_stat_activity.pid = pg_backend_pid())
+        ";
+        sqlx::query(take).execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(holder)
 }
 
 async fn applied_versions(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {

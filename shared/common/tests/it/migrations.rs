@@ -5,7 +5,7 @@ use std::time::Duration;
 use rollcall_common::db::{
     MigrateError, MigrationStatus, migrate, migration_status, migrations_pending, required_version,
 };
-use sqlx::PgConnection;
+use sqlx::{Executor, PgConnection};
 
 use crate::support::{PATIENCE, connect, database, empty_database};
 
@@ -79,18 +79,54 @@ async fn a_migration_that_was_changed_after_it_ran_is_refused_and_the_lock_is_fr
 }
 
 #[tokio::test]
-async fn a_migrator_that_waits_too_long_says_that_another_one_runs() {
-    let database = empty_database().await;
+async fn a_migrator_that_waits_too_long_names_the_one_that_runs() {
+    let database = database().await;
     let mut holder = connect(database.url()).await;
-    // "rollcall" in ASCII: part of the contract between releases that migrate at once.
-    let lock = i64::from_be_bytes(*b"rollcall");
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(lock).execute(&mut holder).await.expect("the lock");
+    let pid: i32 = sqlx::query_scalar(
+        "UPDATE migration_lock
+         SET pid = pg_backend_pid(),
+             backend_started_at = (SELECT backend_start FROM pg_stat_activity WHERE pg_stat_activity.pid = pg_backend_pid())
+         RETURNING pid",
+    )
+    .fetch_one(&mut holder)
+    .await
+    .expect("the lock");
     let mut waiter = connect(database.url()).await;
     let busy = migrate(&mut waiter, Duration::ZERO).await.expect_err("busy");
-    assert!(matches!(busy, MigrateError::Busy(Duration::ZERO)), "{busy}");
+    assert!(busy.to_string().contains(&format!("process {pid} of the role rollcall")), "{busy}");
     drop(holder);
-    let migrated = migrate(&mut waiter, PATIENCE).await.expect("its turn after the holder is gone");
+    let migrated = migrate(&mut waiter, PATIENCE).await.expect("the lock of a session that ended is free");
     assert_eq!(migrated.version, required_version());
+}
+
+#[tokio::test]
+async fn an_advisory_lock_keeps_no_migrator_waiting() {
+    let database = empty_database().await;
+    let mut stranger = connect(database.url()).await;
+    // That of an earlier build.
+    let locking = sqlx::query("SELECT pg_advisory_lock($1)").bind(i64::from_be_bytes(*b"rollcall"));
+    locking.execute(&mut stranger).await.expect("a lock");
+    let mut migrator = connect(database.url()).await;
+    let migrated = migrate(&mut migrator, Duration::ZERO).await.expect("a migration");
+    assert_eq!(migrated.version, required_version());
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_a_readers_lock_names_the_reader() {
+    let database = database().await;
+    let (mut reader, mut migrator) = (connect(database.url()).await, connect(database.url()).await);
+    // As if the last migration had not run: it changes a table that is being read.
+    let undo = "ALTER TABLE partitions DROP COLUMN decided_through; DELETE FROM _sqlx_migrations WHERE version >= 10";
+    migrator.execute(undo).await.expect("undone");
+    reader.execute("BEGIN; LOCK TABLE partitions IN ACCESS SHARE MODE").await.expect("a lock");
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut reader).await.expect("a pid");
+    let blocked = migrate(&mut migrator, Duration::ZERO).await.expect_err("blocked");
+    let said = blocked.to_string();
+    assert!(matches!(blocked, MigrateError::Blocked { .. }), "{said}");
+    assert!(said.contains(&format!("process {pid}")) && said.contains("AccessShareLock on partitions"), "{said}");
+    reader.execute("ROLLBACK").await.expect("no lock");
+    let migrated = migrate(&mut migrator, PATIENCE).await.expect("a migration");
+    assert_eq!(migrated.applied, ["0010 add partitions decided through"]);
 }
 
 #[tokio::test]
