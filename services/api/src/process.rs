@@ -38,6 +38,7 @@ fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker, (BrokerUser::Api, Some(identity)));
     let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, clock, service.retention, &limits);
+    let api = api.signing(service.command_keys);
     let connections = limits.of_connections();
     let routes = app::routes(api, guard, &health, limits.origins).boxed();
     http::serve_when_ready(shutdown, "http", socket, connections, routes, (&health, settings.listen_delay));

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
+use common::command::CommandKeys;
 use common::db::DatabaseState;
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -57,6 +58,7 @@ pub(crate) struct Partition {
     /// How often in a row that happened.
     pub(crate) stalls: u32,
     pub(crate) topology: Topology,
+    pub(crate) keys: CommandKeys,
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,

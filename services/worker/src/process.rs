@@ -101,6 +101,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     .start();
     let collector = Collector {
         topology: topology.clone(),
+        keys: service.command_keys.clone(),
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
@@ -116,9 +117,10 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             stall: settings.stall,
             stalls: 0,
             topology: topology.clone(),
+            keys: service.command_keys.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window),
+            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window, topology.partitions()),
             probing: false,
             suspects: suspects.clone(),
             replies: replies.clone(),
