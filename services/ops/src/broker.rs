@@ -30,7 +30,7 @@ enum Command {
     /// Print the commands that make the users and give them their rights
     #[command(after_help = HELP)]
     Plan(Options),
-    /// Declare the exchanges and queues at AMQP_URL, under BROKER_PREFIX
+    /// Declare the exchanges and queues at `AMQP_URL`, under `BROKER_PREFIX`
     #[command(after_help = HELP)]
     Apply,
 }

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every migration that has not run yet, in order; with AMQP_URL, declare the exchanges and queues, too
+    /// Run every migration that has not run yet, in order; with `AMQP_URL`, declare the exchanges and queues, too
     Run {
         /// Seconds to wait for another migrator
         #[arg(long, default_value_t = 60)]

@@ -30,17 +30,17 @@ pub(super) struct Access {
 impl Access {
     /// Makes the roles where the server is a private one, migrates, and declares the exchanges and queues.
     pub(super) async fn prepare(stack: &Stack, folder: &Path, direct: Option<&DatabaseUrl>) -> anyhow::Result<Self> {
-        let given = given_database_url(&mut Reader::from_process()).is_some();
-        let mut access = if given { Self::given(stack, direct) } else { Self::roles(stack, folder).await? };
+        let owned = given_database_url(&mut Reader::from_process()).is_none();
+        let mut access = if owned { Self::roles(stack, folder).await? } else { Self::given(stack, direct) };
         migrate(direct.map_or(access.operator.as_str(), DatabaseUrl::expose)).await?;
         for (user, variables) in [(BrokerUser::Api, &mut access.api), (BrokerUser::Worker, &mut access.worker)] {
             variables.push(("AMQP_URL", broker_url(stack, user)));
         }
         let url = broker_url(stack, BrokerUser::Setup);
-        let mut reader = Reader::from_process();
-        let names = ["BROKER_PREFIX", "PARTITIONS"];
-        let named = names.map(|name| (name.to_owned(), reader.raw(name).unwrap_or_default().to_owned()));
-        reader = Reader::new([("AMQP_URL".to_owned(), url)].into_iter().chain(named));
+        let given = Reader::from_process();
+        let shared = ["BROKER_PREFIX", "PARTITIONS"]
+            .map(|name| (name.to_owned(), given.raw(name).unwrap_or_default().to_owned()));
+        let mut reader = Reader::new([("AMQP_URL".to_owned(), url)].into_iter().chain(shared));
         let settings = BrokerSettings::read(&mut reader);
         let declared = set_up(&reader.finish(settings)?).await?;
         say(format_args!("Broker: {} exchanges and queues", declared.len()));

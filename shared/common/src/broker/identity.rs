@@ -20,6 +20,9 @@ use lapin::{Connection, ErrorKind, ExchangeKind};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+
 /// What the membership knows of the broker's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mark {
@@ -147,7 +150,6 @@ fn exchange(prefix: &str, mark: Uuid) -> String {
 
 async fn declare(connection: &Connection, name: &str) -> Result<(), IdentityError> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    const ACCESS_REFUSED: u16 = 403;
     request(connection, name, options).await.map_err(|source| match source.kind() {
         ErrorKind::ProtocolError(error) if error.get_id() == ACCESS_REFUSED => IdentityError::Unmarked,
         _ => IdentityError::Broker { name: name.to_owned(), source },
@@ -155,7 +157,6 @@ async fn declare(connection: &Connection, name: &str) -> Result<(), IdentityErro
 }
 
 async fn look(connection: &Connection, name: String) -> Result<(), IdentityError> {
-    const NOT_FOUND: u16 = 404;
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let Err(source) = request(connection, &name, options).await else { return Ok(()) };
     match source.kind() {

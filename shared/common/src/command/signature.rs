@@ -8,7 +8,7 @@
 //! once the queues hold signed commands only. A setting may have two keys: the first signs, both are accepted. A new key is
 //! added as the second everywhere, then becomes the first, and then the old one is removed.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest as _, Sha256};
@@ -112,7 +112,11 @@ impl fmt::Debug for CommandKeys {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
