@@ -17,7 +17,9 @@ FROM debian:bookworm-slim
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    # An empty volume that is mounted there becomes that of the user below.
+    && install --directory --owner 10001 --group 10001 --mode 0700 /run/rollcall/roles /run/rollcall/api /run/rollcall/worker
 COPY --from=build /out/rollcall /usr/local/bin/rollcall
 # By number, so that an orchestrator can see that it is not root.
 USER 10001:10001

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
-use common::command::{Command, CommandId, Digest, Envelope, Idempotency, Principal, UserId};
+use common::command::{
+    Command, CommandId, CommandKeys, Digest, Envelope, Idempotency, Principal, SIGNATURE_HEADER, UserId,
+};
 use common::db::DatabaseClock;
 use common::shutdown::{Phase, Shutdown};
 use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
@@ -30,6 +32,7 @@ const PERSISTENT: u8 = 2;
 pub(crate) struct Acceptor {
     publishers: PublisherPool,
     topology: Topology,
+    keys: CommandKeys,
     waiting: Waiting,
     decisions: Loader<Decided>,
     backlog: Backlog,
@@ -114,7 +117,12 @@ impl Acceptor {
         clock: DatabaseClock,
         shutdown: Shutdown,
     ) -> Self {
-        Self { publishers, topology, waiting, decisions, backlog, clock, shutdown }
+        Self { publishers, topology, keys: CommandKeys::default(), waiting, decisions, backlog, clock, shutdown }
+    }
+
+    /// Signs commands from now on, if there are keys.
+    pub(crate) fn sign_with(&mut self, keys: CommandKeys) {
+        self.keys = keys;
     }
 
     /// Publishes a command of this principal and waits as its terms say, unless too many wait: then the terms say so. A
@@ -228,6 +236,10 @@ impl Acceptor {
         );
         let mut headers = FieldTable::default();
         inject_amqp(&span, &mut headers);
+        let (id, body) = (envelope.id.to_string(), envelope.encode());
+        if let Some(signature) = self.keys.sign(&id, envelope.command.wire_name(), &body) {
+            headers.insert(SIGNATURE_HEADER.into(), AMQPValue::LongString(signature.into()));
+        }
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())
@@ -241,9 +253,9 @@ impl Acceptor {
         let message = Message {
             exchange,
             routing_key: partition.to_string(),
-            id: envelope.id.to_string(),
+            id,
             properties,
-            body: envelope.encode(),
+            body,
             // What no queue takes would be promised and never applied.
             mandatory: true,
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, PublisherPool, Topology};
+use common::command::CommandKeys;
 use common::command::DEFAULT_PARTITIONS;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
@@ -88,6 +89,13 @@ impl Api {
             shutdown.clone(),
         );
         Self { users: Loader::start(shutdown, &pool, users::by_ids), acceptor, pool, retention }
+    }
+
+    /// The same, with commands that are signed if there are keys.
+    #[must_use]
+    pub fn signing(mut self, keys: CommandKeys) -> Self {
+        self.acceptor.sign_with(keys);
+        self
     }
 }
 

@@ -57,9 +57,9 @@ pub struct CommandResource {
     pub applied_at: Option<OffsetDateTime>,
     /// Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
     /// the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
-    /// more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `worker-ended`; `expired`,
-    /// `delivery-limit`, `queue-full`, `broker-refused` or `broker`, dead-lettered by the broker; or `discarded`, by an
-    /// operator and for good.
+    /// more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `wrong-partition`, published by
+    /// another program than the API; `worker-ended`; `expired`, `delivery-limit`, `queue-full`, `broker-refused` or
+    /// `broker`, dead-lettered by the broker; or `discarded`, by an operator and for good.
     pub reason: Option<String>,
     /// The earlier command of its user that it waits behind. Absent unless it waits.
     pub blocked_by: Option<Uuid>,

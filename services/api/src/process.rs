@@ -1,6 +1,6 @@
 //! How the API's parts are put together.
 
-use common::broker::supervise;
+use common::broker::{BrokerUser, supervise};
 use common::config::Reader;
 use common::db::{Pool, Role, monitor, observe_pool};
 use common::health::{Ability, Health};
@@ -36,8 +36,9 @@ fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
     let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
-    let link = supervise(shutdown, &health, "broker", &service.broker, Some(identity));
+    let link = supervise(shutdown, &health, "broker", &service.broker, (BrokerUser::Api, Some(identity)));
     let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, clock, service.retention, &limits);
+    let api = api.signing(service.command_keys);
     let connections = limits.of_connections();
     let routes = app::routes(api, guard, &health, limits.origins).boxed();
     http::serve_when_ready(shutdown, "http", socket, connections, routes, (&health, settings.listen_delay));

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use common::broker::{ChannelError, Link, LinkReports, LinkState, declare_exchange, open_channel};
+use common::broker::{ChannelError, Link, LinkState, open_channel};
 use common::command::CommandId;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::meter;
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, Consumer, ExchangeKind};
+use lapin::{Connection, Consumer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tracing::warn;
 use uuid::Uuid;
@@ -126,8 +126,13 @@ async fn receive(
             // The sender lives as long as the process: the wait cannot fail.
             let state = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.map(|state| state.clone());
             let Ok(LinkState::Up { connection, reports, .. }) = state else { return };
-            let problem = match tokio::time::timeout(OPEN_DEADLINE, open(&connection, &reports)).await {
-                Ok(Ok((queue, mut consumer))) => {
+            let exchange = reports.topology().replies_exchange();
+            // Exclusive to this connection and gone with it; another name each time, because the broker may take a while to
+            // notice the end of the last connection.
+            let queue = ShortString::from(format!("{exchange}.{}", Uuid::now_v7()));
+            let opening = open(&connection, exchange.as_str().into(), queue.clone());
+            let problem = match tokio::time::timeout(OPEN_DEADLINE, opening).await {
+                Ok(Ok(mut consumer)) => {
                     reports.auxiliary(HINTS, None);
                     reply_to.send_replace(Some(queue));
                     pause = FIRST_PAUSE;
@@ -137,7 +142,7 @@ async fn receive(
                     reply_to.send_replace(None);
                     return;
                 }
-                Ok(Err(error)) => chain(&error),
+                Ok(Err(error)) => chain(&error).replace(queue.as_str(), &exchange),
                 Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}"),
             };
             // One line for each problem, and not for each attempt.
@@ -159,21 +164,15 @@ async fn receive(
 
 /// Opens the queue of this instance. Its name, and that of the exchange in front of it, begin as all names of the deployment
 /// do, so that rights which are limited to these are enough.
-async fn open(connection: &Connection, reports: &LinkReports) -> Result<(ShortString, Consumer), ChannelError> {
+async fn open(connection: &Connection, exchange: ShortString, queue: ShortString) -> Result<Consumer, ChannelError> {
     let channel = open_channel(connection).await?;
-    let exchange = reports.topology().replies_exchange();
-    declare_exchange(&channel, &exchange, ExchangeKind::Direct).await?;
-    // Exclusive to this connection and gone with it; another name each time, because the broker may take a while to notice
-    // the end of the last connection.
-    let queue = ShortString::from(format!("{exchange}.{}", Uuid::now_v7()));
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
     let (key, binding) = (queue.clone(), QueueBindOptions::default());
-    channel.queue_bind(queue.clone(), exchange.into(), key, binding, FieldTable::default()).await?;
+    channel.queue_bind(queue.clone(), exchange, key, binding, FieldTable::default()).await?;
     // Hints need no acknowledgement: the row is the truth.
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let consumer = channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await?;
-    Ok((queue, consumer))
+    Ok(channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?)
 }
 
 fn wake(waiters: &Waiters, delivery: &Delivery) {

@@ -1,5 +1,6 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
+mod broker;
 mod budget;
 mod connection;
 mod dead_letters;
@@ -51,6 +52,8 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Give each part of the system a database role of its own, with no more rights and connections than it needs
     Roles(roles::Arguments),
+    /// Declare the exchanges and queues, and print the rights that each part of the system needs at the broker
+    Broker(broker::Arguments),
     /// Make API keys for clients, list and revoke them
     Keys(keys::Arguments),
     /// Look at commands that could not be applied; replay or discard them
@@ -96,6 +99,7 @@ impl Command {
             Self::Worker => worker::process::main().await,
             Self::Migrate(arguments) => migrate::run(arguments).await,
             Self::Roles(arguments) => roles::run(arguments).await,
+            Self::Broker(arguments) => broker::run(arguments).await,
             Self::Keys(arguments) => keys::run(arguments).await,
             Self::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Self::Budget(arguments) => budget::run(arguments).await,
@@ -117,6 +121,7 @@ impl Command {
     fn changes(&self) -> bool {
         match self {
             Self::Migrate(arguments) => arguments.changes(),
+            Self::Broker(arguments) => arguments.changes(),
             Self::Roles(arguments) => arguments.changes(),
             Self::Keys(arguments) => arguments.changes(),
             Self::DeadLetters(arguments) => arguments.changes(),

@@ -1,16 +1,17 @@
-//! `rollcall migrate`: the release step that brings the schema up to this version.
+//! `rollcall migrate`: the release step that brings the schema, and the broker if it is given, up to this version.
 
 use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Subcommand;
-use common::config::{DatabaseSettings, Reader};
+use common::broker::set_up;
+use common::config::{BrokerSettings, DatabaseSettings, Reader, given_amqp_url};
 use common::db;
 use sqlx::Connection;
 
 use crate::output::say;
 
-/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`.
+/// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`. With `AMQP_URL`, `run` also does what `rollcall broker apply` does.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -19,7 +20,7 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every migration that has not run yet, in order
+    /// Run every migration that has not run yet, in order; with `AMQP_URL`, declare the exchanges and queues, too
     Run {
         /// Seconds to wait for another migrator
         #[arg(long, default_value_t = 60)]
@@ -39,6 +40,8 @@ impl Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let settings = DatabaseSettings::read_direct(&mut reader);
+    // Where one environment serves every command, one release step is enough.
+    let broker = given_amqp_url(&mut reader).and_then(|_| BrokerSettings::read(&mut reader));
     let settings = reader.finish(settings)?;
     let mut connection = db::connect(&settings, "rollcall-migrate").await?;
     match arguments.command {
@@ -51,6 +54,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 say(format_args!("brought the roles' privileges in line with {} statement(s)", migrated.granted));
             }
             say(format_args!("the schema is at version {}", migrated.version));
+            if let Some(broker) = broker {
+                crate::broker::report(&set_up(&broker).await?);
+            }
         }
         Command::Status => {
             let status = db::migration_status(&mut connection).await?;

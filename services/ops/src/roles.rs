@@ -3,13 +3,14 @@
 mod credentials;
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
-use common::config::{DatabaseSettings, Reader};
+use common::config::{DatabaseSettings, DatabaseUrl, Reader};
 use common::db;
-use common::db::roles::{Plan, Wanted, apply, plan};
+use common::db::roles::{Plan, ServerRole, Wanted, apply, plan};
+use secrecy::SecretString;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
@@ -123,6 +124,42 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     conn.close().await?;
     Ok(())
+}
+
+/// The URLs of a deployment's roles, in files of a folder.
+pub(crate) struct RoleUrls(Vec<(ServerRole, SecretString)>);
+
+impl RoleUrls {
+    /// Makes the server's roles what they must be, as its owner, and the files in the folder lead to this server.
+    pub(crate) async fn ensure(owner: &DatabaseUrl, folder: &Path) -> anyhow::Result<Self> {
+        let settings = DatabaseSettings { url: owner.clone(), connections: 1 };
+        let mut conn = db::connect(&settings, "rollcall-roles").await?;
+        let query = "SELECT current_setting('max_connections')::integer
+            - current_setting('superuser_reserved_connections')::integer";
+        // All that the server gives: the deployment computes its budget from that.
+        let most: i32 = sqlx::query_scalar(query).fetch_one(&mut conn).await?;
+        let options = Options {
+            budget: most.try_into()?,
+            prefix: "rollcall".to_owned(),
+            urls: Some(folder.to_owned()),
+            json: false,
+        };
+        let mut credentials = Credentials::look(Some(folder), &options.prefix, owner)?;
+        credentials.lead_to(owner)?;
+        let plan = options.plan(&mut conn, &credentials).await?;
+        credentials.write()?;
+        apply(&mut conn, &plan).await?;
+        credentials.keep()?;
+        conn.close().await?;
+        Ok(Self(credentials.urls()))
+    }
+
+    /// That of the first of these roles that there is.
+    pub(crate) fn first_of(&self, names: &[&str]) -> anyhow::Result<&SecretString> {
+        let of = |name: &&str| self.0.iter().find(|(role, _)| role.name("") == format!("_{name}"));
+        let (_, url) = names.iter().find_map(of).with_context(|| format!("no role of {names:?}"))?;
+        Ok(url)
+    }
 }
 
 const NOT_PERMITTED: &str = "-- this role may not create roles. One DATABASE_URL for everything works, too: then only the \

@@ -1,5 +1,7 @@
 //! `rollcall up`: the whole system on this machine, from nothing to working URLs.
 
+mod access;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -10,17 +12,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use api::auth::settings::VARIABLES as AUTH_VARIABLES;
-use common::config::{
-    DatabaseSettings, DatabaseUrl, Reader, database_url, given_amqp_url, given_database_url, given_direct_url,
-};
-use common::db;
-use local_stack::{Options, Stack};
+use common::broker::BrokerUser;
+use common::config::{DatabaseUrl, Reader, given_amqp_url, given_database_url, given_direct_url};
+use local_stack::{Options, Stack, leave_root, this_program};
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::ExposeSecret;
-use sqlx::Connection;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
+use self::access::Access;
 use crate::files::{make_private, open_private};
 use crate::output::say;
 
@@ -59,7 +59,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // It leads to the same server, or to none of ours.
     let direct = given_direct_url(&mut reader).filter(|_| database.is_some());
     reader.finish(Some(()))?;
+    let prefix = Reader::from_process().raw("BROKER_PREFIX").unwrap_or_default().to_owned();
+    let user = |user: BrokerUser| (user.name("rollcall"), user.permissions(&prefix));
     let options = Options {
+        rabbitmq_users: BrokerUser::ALL.map(user).into(),
         database_url: database.map(|url| url.expose().to_owned()),
         amqp_url: amqp.map(|url| url.expose_secret().to_owned()),
         install: true,
@@ -93,21 +96,18 @@ async fn serve(
     direct: Option<&DatabaseUrl>,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<()> {
-    migrate(direct.map_or(stack.postgres.url(), DatabaseUrl::expose)).await?;
+    let access = Access::prepare(stack, folder, direct).await?;
     let port = free_port(preferred)?;
     let worker_port = free_port(0)?;
-    let with_direct = |variable: (&'static str, String)| {
-        let direct = direct.map(|url| ("DATABASE_URL_DIRECT", url.expose().to_owned()));
-        [variable].into_iter().chain(direct).collect::<Vec<_>>()
-    };
-    let own = with_direct(("PORT", port.to_string()));
-    let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &own)?;
-    let own = with_direct(("WORKER_LISTEN", format!("127.0.0.1:{worker_port}")));
-    let mut worker = start(stack, folder, "worker", format!("http://127.0.0.1:{worker_port}"), &own)?;
+    let own = ("PORT", port.to_string());
+    let mut api = start(stack, folder, "api", format!("http://127.0.0.1:{port}"), &[access.api, vec![own]].concat())?;
+    let own = ("WORKER_LISTEN", format!("127.0.0.1:{worker_port}"));
+    let url = format!("http://127.0.0.1:{worker_port}");
+    let mut worker = start(stack, folder, "worker", url, &[access.worker, vec![own]].concat())?;
     let running = async {
         ready(&mut api).await?;
         ready(&mut worker).await?;
-        announce(stack, folder, &api, &worker);
+        announce(stack, folder, &access.operator, &api, &worker);
         tokio::select! {
             ended = api.child.wait() => bail!("the API ended ({}):\n{}", ended?, last_lines(&api.log)),
             ended = worker.child.wait() => bail!("the worker ended ({}):\n{}", ended?, last_lines(&worker.log)),
@@ -141,16 +141,6 @@ impl Interrupts {
     }
 }
 
-async fn migrate(url: &str) -> anyhow::Result<()> {
-    let url = database_url(url).map_err(|fault| anyhow::anyhow!("DATABASE_URL {fault}"))?;
-    let settings = DatabaseSettings { url, connections: 1 };
-    let mut connection = db::connect(&settings, "rollcall-migrate").await?;
-    let migrated = db::migrate(&mut connection, Duration::from_secs(30)).await?;
-    connection.close().await?;
-    say(format_args!("Schema: version {}, {} migration(s) applied now", migrated.version, migrated.applied.len()));
-    Ok(())
-}
-
 fn free_port(preferred: u16) -> anyhow::Result<u16> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     Ok(bind(preferred).or_else(|_| bind(0))?.local_addr()?.port())
@@ -161,7 +151,7 @@ fn start(
     folder: &Path,
     name: &'static str,
     url: String,
-    variables: &[(&str, String)],
+    variables: &[(&'static str, String)],
 ) -> anyhow::Result<Service> {
     let log = folder.join("logs").join(format!("{name}.log"));
     fs::create_dir_all(folder.join("logs"))?;
@@ -169,14 +159,12 @@ fn start(
     let output = open_private(&log)?;
     make_private(&output);
     output.set_len(0)?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(this_program()?);
     for variable in AUTH_VARIABLES {
         command.env_remove(variable.name);
     }
     command
         .arg(name)
-        .env("DATABASE_URL", stack.postgres.url())
-        .env("AMQP_URL", stack.rabbitmq.url())
         .env_remove("DATABASE_URL_FILE")
         .env_remove("DATABASE_URL_DIRECT")
         .env_remove("DATABASE_URL_DIRECT_FILE")
@@ -192,6 +180,7 @@ fn start(
         .stderr(output)
         // A Ctrl-C reaches the whole group of the terminal; a second signal would make the services abort.
         .process_group(0);
+    leave_root(command.as_std_mut());
     let child = command.spawn().with_context(|| format!("failed to start the {name}"))?;
     if let Some(pid) = child.id() {
         stack.adopt(pid, name)?;
@@ -223,7 +212,7 @@ async fn ready(service: &mut Service) -> anyhow::Result<()> {
     }
 }
 
-fn announce(stack: &Stack, folder: &Path, api: &Service, worker: &Service) {
+fn announce(stack: &Stack, folder: &Path, operator: &str, api: &Service, worker: &Service) {
     let (api, worker) = (&api.probe, &worker.probe);
     say(format_args!(
         "
@@ -244,7 +233,7 @@ Try it:
     -d '{{\"email\": \"ada@example.org\", \"name\": \"Ada\"}}'
 
 Ctrl-C stops everything.",
-        shown(stack.postgres.url(), "DATABASE_URL"),
+        shown(operator, "DATABASE_URL"),
         shown(stack.rabbitmq.url(), "AMQP_URL"),
         folder.join("logs").display(),
     ));

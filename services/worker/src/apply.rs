@@ -58,14 +58,15 @@ pub struct Applier {
     pool: Pool,
     guard: FloodGuard,
     window: IdempotencyWindow,
+    partitions: u16,
     days: CommandDays,
     published_after: Option<OffsetDateTime>,
 }
 
 impl Applier {
-    /// An applier over the worker's pool, under the worker's guard.
-    pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow) -> Self {
-        Self { fence: None, pool, guard, window, days: CommandDays::default(), published_after: None }
+    /// An applier over the worker's pool, under the worker's guard, in a deployment with so many partitions.
+    pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
+        Self { fence: None, pool, guard, window, partitions, days: CommandDays::default(), published_after: None }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied. Nothing is known of their queue.
@@ -117,7 +118,7 @@ impl Applier {
         let fence = self.fence;
         let work = async {
             let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *lease).await?;
-            let Some(message) = probing_message(now) else { return Ok(()) };
+            let Some(message) = self.probing_message(now) else { return Ok(()) };
             self.days.forget();
             let days = self.days.ensure(&mut lease, HashSet::from([now.date()])).await?;
             let mut tx = lease.begin().await?;
@@ -162,29 +163,35 @@ impl Applier {
         Ok(outcomes)
     }
 
+    /// A command of this time that creates a user of the partition.
+    fn probing_message(&self, now: OffsetDateTime) -> Option<IncomingMessage> {
+        let (Ok(email), Ok(name)) = (Email::parse("probe@rollcall.invalid"), Name::parse("Probe")) else { return None };
+        let (id, user_id) = (CommandId::mint_at(now), self.user_of_the_partition()?);
+        let digest = Digest::of_key(&Principal::anonymous(), &id.to_string());
+        let envelope = Envelope {
+            id,
+            accepted_at: now,
+            principal: Principal::anonymous(),
+            if_match: None,
+            idempotency: Some(Idempotency { key: digest, fingerprint: digest }),
+            command: Command::CreateUser(CreateUser { user_id, email, name }),
+        };
+        let content = common::command::Message::Command(Box::new(envelope));
+        Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content })
+    }
+
+    fn user_of_the_partition(&self) -> Option<UserId> {
+        let Fence { partition, .. } = self.fence?;
+        // One in `partitions` fits.
+        (0..100_000).map(|_| UserId::mint()).find(|user| user.partition(self.partitions) == partition)
+    }
+
     /// What a transaction works with, whose time is `now`.
     fn batch(&self, now: OffsetDateTime, days: BatchDays) -> Result<Batch<'_>, ApplyError> {
         let Fence { partition, .. } = self.fence.ok_or(ApplyError::Fenced)?;
         let times = Times { window: self.window, now, published_after: self.published_after };
-        Ok(Batch { partition, guard: &self.guard, times, days })
+        Ok(Batch { partition, partitions: self.partitions, guard: &self.guard, times, days })
     }
-}
-
-/// A command that creates a user, of this time.
-fn probing_message(now: OffsetDateTime) -> Option<IncomingMessage> {
-    let (Ok(email), Ok(name)) = (Email::parse("probe@rollcall.invalid"), Name::parse("Probe")) else { return None };
-    let (id, user_id) = (CommandId::mint_at(now), UserId::mint());
-    let digest = Digest::of_key(&Principal::anonymous(), &id.to_string());
-    let envelope = Envelope {
-        id,
-        accepted_at: now,
-        principal: Principal::anonymous(),
-        if_match: None,
-        idempotency: Some(Idempotency { key: digest, fingerprint: digest }),
-        command: Command::CreateUser(CreateUser { user_id, email, name }),
-    };
-    let content = common::command::Message::Command(Box::new(envelope));
-    Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content })
 }
 
 /// Holds the ownership of the partition until the end of the transaction: the next owner waits for that. Gives the

@@ -44,6 +44,8 @@ pub const WORKER_ENDED: &str = "worker-ended";
 /// `commands.reason` of a command with a type, a condition or another member that this release does not understand, or with
 /// a fault in its message.
 pub const NOT_UNDERSTOOD: &str = "not-understood";
+/// `commands.reason` of a command that came in another partition than that of its user.
+pub const WRONG_PARTITION: &str = "wrong-partition";
 /// `commands.reason` of a command whose id is too far ahead of the database's clock.
 pub const ID_AHEAD: &str = "id-ahead";
 /// `commands.reason` of a command whose day's records are not kept: it may have been applied before.

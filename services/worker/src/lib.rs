@@ -3,7 +3,7 @@
 //! 1. [`settings`]: what it reads from the environment.
 //! 2. [`process`]: how the parts are put together, and how they end.
 //! 3. `partition`: the loop over one partition's queue: receive, apply, acknowledge, reply.
-//! 4. [`incoming`]: messages and what is read in them; [`apply`]: one batch in one transaction: deduplicate, waves, outcomes;
+//! 4. `admission`: what no API publishes; [`incoming`]: messages and what is read in them; [`apply`]: one batch in one transaction: deduplicate, waves, outcomes;
 //!    [`commands`]: their rows; `days`: the tables of these; [`idempotency`]: what is a retry in it.
 //! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
@@ -13,6 +13,7 @@
 //! 10. `progress`: up to when every command is decided, so that the API can tell which were lost.
 //! 11. `pruning`: what is no longer kept. `reach`: whether there is a way to the broker.
 
+mod admission;
 mod alone;
 pub mod apply;
 pub mod blame;

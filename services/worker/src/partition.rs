@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
+use common::command::CommandKeys;
 use common::db::DatabaseState;
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -57,6 +58,7 @@ pub(crate) struct Partition {
     /// How often in a row that happened.
     pub(crate) stalls: u32,
     pub(crate) topology: Topology,
+    pub(crate) keys: CommandKeys,
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,
@@ -98,7 +100,7 @@ enum Interrupted {
     AckLost,
     #[error("failed to apply a batch")]
     Apply(#[from] ApplyError),
-    #[error("failed to declare the queue")]
+    #[error("the queue cannot be consumed")]
     Topology(#[from] common::broker::TopologyError),
 }
 
@@ -266,13 +268,13 @@ impl Partition {
     }
 
     async fn consume_on(&self, channel: &Channel) -> Result<Consumer, Interrupted> {
-        self.topology.declare_partition(channel, self.number).await?;
         // The prefetch is one batch: what a crash can make the broker deliver again stays small.
         channel.basic_qos(self.batch, BasicQosOptions::default()).await?;
         // Acknowledged by hand after the commit; not exclusive, because the queue itself admits one active consumer.
         let options = BasicConsumeOptions::default();
         let queue = self.topology.partition_queue(self.number);
-        let consumer = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?;
+        let consuming = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        let consumer = consuming.await.map_err(|error| self.topology.unreadable(&queue, error))?;
         info!(partition = self.number, "consuming");
         Ok(consumer)
     }

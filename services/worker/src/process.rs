@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::broker::{PublisherPool, Topology, supervise};
+use common::broker::{BrokerUser, PublisherPool, Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, Role, monitor};
 use common::health::{Ability, Health, ReadyWhen};
@@ -55,8 +55,9 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let identity = member.identity();
     let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
-    let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker, Some(identity.clone()));
-    let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker, Some(identity));
+    let user = || (BrokerUser::Worker, Some(identity.clone()));
+    let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker, user());
+    let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker, user());
     let replies = Replies::start(shutdown, publishing.clone());
     let most = http::possible_connections(http::MOST_CONNECTIONS);
     let limits = http::ConnectionLimits { most, ..http::ConnectionLimits::default() };
@@ -100,6 +101,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     .start();
     let collector = Collector {
         topology: topology.clone(),
+        keys: service.command_keys.clone(),
         link: consuming.clone(),
         database: database.clone(),
         pool: pool.clone(),
@@ -115,9 +117,10 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             stall: settings.stall,
             stalls: 0,
             topology: topology.clone(),
+            keys: service.command_keys.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window),
+            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window, topology.partitions()),
             probing: false,
             suspects: suspects.clone(),
             replies: replies.clone(),

@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 69328d9debc5977d1886f40ed704b9ede7299d93935936823b257d9efc136d23.
+// Written by `cargo run -- generate` from the contract with the SHA-256 d14059ac9644c21d3e73eb8431c495b67e84a11dcca7c9a084a3e5783a8c76da.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -21,9 +21,9 @@ pub mod types {
         pub links: CommandLinks,
         /**Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
 the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
-more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `worker-ended`; `expired`,
-`delivery-limit`, `queue-full`, `broker-refused` or `broker`, dead-lettered by the broker; or `discarded`, by an
-operator and for good.*/
+more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `wrong-partition`, published by
+another program than the API; `worker-ended`; `expired`, `delivery-limit`, `queue-full`, `broker-refused` or
+`broker`, dead-lettered by the broker; or `discarded`, by an operator and for good.*/
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub reason: ::std::option::Option<::std::string::String>,
         pub status: CommandStatus,

@@ -1,4 +1,4 @@
-//! RabbitMQ: the supervised connection, the broker's identity, the topology, the confirmed publisher.
+//! RabbitMQ: the supervised connection, the broker's identity, the topology, its setup and rights, the confirmed publisher.
 
 mod channel;
 mod dial;
@@ -7,6 +7,8 @@ mod link;
 mod publisher;
 mod refusal;
 mod reports;
+mod rights;
+mod setup;
 mod topology;
 
 use std::time::Duration;
@@ -20,7 +22,9 @@ pub use publisher::{Message, PublishError, Publisher, PublisherPool};
 pub use refusal::TopologyError;
 use refusal::missing;
 pub use reports::LinkReports;
-pub use topology::{Topology, declare_exchange};
+pub use rights::{BrokerUser, Permissions, subscriber_permissions};
+pub use setup::{DeclaredObject, SetupError, set_up};
+pub use topology::Topology;
 
 /// A silent peer is noticed after at most two of these.
 pub(crate) const HEARTBEAT_SECONDS: u16 = 5;

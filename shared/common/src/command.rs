@@ -22,6 +22,7 @@
 mod id;
 mod idempotency;
 mod message;
+mod signature;
 mod text;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,7 @@ use time::OffsetDateTime;
 pub use id::{CommandId, InvalidId, UserId};
 pub use idempotency::{Digest, Idempotency, InvalidDigest};
 pub use message::{CommandHeader, DecodeError, Message, MessageProperties, UnreadCommand};
+pub use signature::{CommandKeys, SIGNATURE_HEADER, SignatureError};
 pub use text::{Email, InvalidText, Name, Principal};
 
 /// The number of partitions unless `PARTITIONS` says otherwise.

@@ -4,6 +4,7 @@
 //! as anybody else the current one.
 
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,22 @@ fn ids(passwd: &str, name: &str) -> Option<(u32, u32)> {
         let found = fields.first() == Some(&name);
         found.then_some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
     })
+}
+
+/// Lets a service run as an account without rights, if we are root: as `rollcall` where there is such an account, else as
+/// `nobody`.
+pub fn leave_root(service: &mut Command) {
+    Account::choose(&["rollcall", "nobody"]).apply(service);
+}
+
+/// What to start for another process of this program. As root by a name that leads to the program itself, because the account
+/// of a service may not be able to enter its folder.
+///
+/// # Errors
+/// When the system does not say where the program is.
+pub fn this_program() -> io::Result<PathBuf> {
+    let itself = Path::new("/proc/self/exe");
+    if root() && itself.exists() { Ok(itself.to_owned()) } else { std::env::current_exe() }
 }
 
 /// Whether we are root.

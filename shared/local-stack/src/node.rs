@@ -9,6 +9,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::broker::Permissions;
+use serde_json::json;
+
 use crate::account::{self, Account};
 use crate::error::{Error, IoStep};
 use crate::find;
@@ -22,6 +25,10 @@ use crate::state::{State, write_private};
 /// The name of the process, of its log, and of its folder.
 pub(crate) const NAME: &str = "rabbitmq";
 const EPMD: &str = "epmd";
+/// The keys of the further users' passwords begin with this.
+pub(crate) const USER_PASSWORD: &str = "password_of_";
+/// The largest message that the broker takes, in bytes: many times the largest command.
+const MOST_MESSAGE_BYTES: u32 = 256 * 1024;
 const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
 
 pub(crate) struct Node {
@@ -36,6 +43,8 @@ pub(crate) struct Node {
 pub(crate) struct Identity {
     pub(crate) node: String,
     pub(crate) password: String,
+    /// The further users, with their passwords.
+    pub(crate) users: Vec<(String, String)>,
     pub(crate) amqp: u16,
     pub(crate) distribution: u16,
     pub(crate) epmd: u16,
@@ -59,6 +68,7 @@ impl Identity {
         Self {
             node: text("node"),
             password: text("password"),
+            users: state.prefixed(USER_PASSWORD),
             amqp: port("port"),
             distribution: port("distribution_port"),
             epmd: port("epmd_port"),
@@ -141,13 +151,22 @@ impl Node {
     fn configure(&self, home: &Home, identity: &Identity) -> Result<(), Error> {
         let mut lines = format!(
             "listeners.tcp.local = 127.0.0.1:{}\ndefault_user = rollcall\ndefault_pass = {}\n\
-             disk_free_limit.absolute = 50MB\nvm_memory_high_watermark.relative = 0.4\n",
+             disk_free_limit.absolute = 50MB\nvm_memory_high_watermark.relative = 0.4\n\
+             max_message_size = {MOST_MESSAGE_BYTES}\n",
             identity.amqp, identity.password
         );
+        let definitions = self.folder.join("definitions.json");
+        if !home.options.rabbitmq_users.is_empty() {
+            // Read before the node listens. With it, the node makes no default user.
+            lines.extend(["load_definitions = ", &definitions.to_string_lossy(), "\n"]);
+        }
         for (key, value) in &home.options.rabbitmq_settings {
             lines.extend([key.as_str(), " = ", value, "\n"]);
         }
-        for (name, text) in [("rabbitmq.conf", lines.as_str()), ("enabled_plugins", "[].\n")] {
+        let text = definitions_of(home, identity);
+        for (name, text) in
+            [("rabbitmq.conf", lines.as_str()), ("enabled_plugins", "[].\n"), ("definitions.json", &text)]
+        {
             let path = self.folder.join(name);
             write_private(&path, text).step(|| format!("write {}", path.display()))?;
             self.account.own(&path)?;
@@ -178,4 +197,26 @@ impl Node {
         let step = format!("rabbitmqctl {}", arguments.first().unwrap_or(&""));
         process::run(&step, self.command(home, identity, "rabbitmqctl").args(arguments))
     }
+}
+
+/// The administrator and the further users, as the node loads them at each start.
+fn definitions_of(home: &Home, identity: &Identity) -> String {
+    let all = || ".*".to_owned();
+    let (configure, write, read) = (all(), all(), all());
+    let administrator = ("rollcall".to_owned(), Permissions { configure, write, read });
+    let users: Vec<_> = [&administrator].into_iter().chain(&home.options.rabbitmq_users).collect();
+    let password = |name: &str| match identity.users.iter().find(|(known, _)| known == name) {
+        Some((_, password)) => password.clone(),
+        None => identity.password.clone(),
+    };
+    let (accounts, permissions): (Vec<_>, Vec<_>) = users
+        .into_iter()
+        .map(|(name, Permissions { configure, write, read })| {
+            let tags = if *name == administrator.0 { "administrator" } else { "" };
+            let account = json!({"name": name, "password": password(name), "tags": tags});
+            let permission = json!({"user": name, "vhost": "/", "configure": configure, "write": write, "read": read});
+            (account, permission)
+        })
+        .unzip();
+    json!({"users": accounts, "vhosts": [{"name": "/"}], "permissions": permissions}).to_string()
 }

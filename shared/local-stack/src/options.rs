@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::broker::Permissions;
+
 /// Names in the environment a folder with `postgres` and `initdb`.
 pub const POSTGRES_BIN: &str = "ROLLCALL_POSTGRES_BIN";
 /// Names in the environment a folder with `rabbitmq-server` and `rabbitmq-env`.
@@ -31,6 +33,8 @@ pub struct Options {
     pub postgres_settings: Vec<(String, String)>,
     /// Further lines for `rabbitmq.conf`, by key.
     pub rabbitmq_settings: Vec<(String, String)>,
+    /// Further users of a private RabbitMQ, each with what it may do in the virtual host `/`.
+    pub rabbitmq_users: Vec<(String, Permissions)>,
     /// Whether what is in RabbitMQ outlives its run.
     pub keep_messages: bool,
     /// How long one server may take to become ready.
@@ -59,6 +63,7 @@ impl Options {
             max_connections: 200,
             postgres_settings: Vec::new(),
             rabbitmq_settings: Vec::new(),
+            rabbitmq_users: Vec::new(),
             keep_messages: true,
             start_timeout: Duration::from_mins(3),
             linger: Duration::from_secs(30),

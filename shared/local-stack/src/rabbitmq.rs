@@ -8,7 +8,7 @@ use crate::container::{Container, Image};
 use crate::error::Error;
 use crate::find;
 use crate::home::Home;
-use crate::node::{Identity, NAME, Node};
+use crate::node::{Identity, NAME, Node, USER_PASSWORD};
 use crate::options::{Options, elapsed};
 use crate::probe;
 use crate::provision::{self, Wanted};
@@ -40,6 +40,13 @@ impl RabbitMq {
     /// The URL to connect with, as the administrator `rollcall` unless the URL was given.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL for one of [`Options::rabbitmq_users`]; `None` unless the server is a private one.
+    pub fn user_url(&self, name: &str) -> Option<String> {
+        let Runtime::Private(_, identity) = &self.runtime else { return None };
+        let (_, password) = identity.users.iter().find(|(known, _)| known == name)?;
+        Some(format!("amqp://{name}:{password}@127.0.0.1:{}/%2f", identity.amqp))
     }
 
     /// The pid of the Erlang machine.
@@ -125,6 +132,9 @@ impl RabbitMq {
             return Err(Error::Unusable { reason, dir: home.dir.clone() });
         }
         state.get_or_set("password", password);
+        for (name, _) in &home.options.rabbitmq_users {
+            state.get_or_set(&format!("{USER_PASSWORD}{name}"), password);
+        }
         state.get_or_set("node", || format!("rollcall-{:016x}@localhost", hash(&home.dir)));
         state.write()?;
         let container = Container::named(&home, NAME);

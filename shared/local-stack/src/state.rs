@@ -28,6 +28,12 @@ impl State {
         self.values.get(key).map(String::as_str)
     }
 
+    /// The values whose keys begin with `prefix`, by the rest of their keys.
+    pub(crate) fn prefixed(&self, prefix: &str) -> Vec<(String, String)> {
+        let values = self.values.iter();
+        values.filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone()))).collect()
+    }
+
     pub(crate) fn port(&self, key: &str) -> Option<u16> {
         self.get(key)?.parse().ok()
     }

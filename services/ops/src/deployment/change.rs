@@ -114,7 +114,7 @@ async fn make(conn: &mut PgConnection, change: &Change) -> anyhow::Result<String
         }
         Change::Broker => {
             sqlx::query!("UPDATE deployment SET broker_mark = NULL").execute(conn).await?;
-            "the next process to reach a broker marks it as this deployment's; commands that waited at another one are not applied"
+            "the next worker to reach a broker marks it as this deployment's; commands that waited at another one are not applied"
                 .to_owned()
         }
     })

@@ -16,6 +16,8 @@ use rand::RngExt;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::files::Draft;
+
 /// PostgreSQL's own number of rounds.
 const ROUNDS: u32 = 4096;
 /// 62 letters and digits: more than 180 bits.
@@ -53,6 +55,28 @@ impl Credentials {
         };
         let files = roles.iter().map(file).collect::<anyhow::Result<_>>()?;
         Ok(Self { files, folder })
+    }
+
+    /// Makes the files that were kept lead to another address of the server.
+    pub(super) fn lead_to(&mut self, base: &DatabaseUrl) -> anyhow::Result<()> {
+        let prefix_and_role = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        for file in &mut self.files {
+            let name = prefix_and_role(&file.path).context("a role has no name")?;
+            let url =
+                base.with_role(&name, file.password.expose_secret()).context("the URL has no place for a role")?;
+            if file.kept && file.url.expose_secret().trim_end() != url.expose_secret() {
+                let draft = Draft::begin(&file.path.to_string_lossy())?;
+                writeln!(draft.file(), "{}", url.expose_secret())?;
+                draft.keep()?;
+            }
+            file.url = url;
+        }
+        Ok(())
+    }
+
+    /// The URL of each role.
+    pub(super) fn urls(self) -> Vec<(ServerRole, SecretString)> {
+        self.files.into_iter().map(|file| (file.role, file.url)).collect()
     }
 
     /// Verifiers of the passwords that the server has not been told.

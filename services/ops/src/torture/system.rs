@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use common::config::{DatabaseSettings, database_url};
+use common::broker::set_up;
+use common::command::DEFAULT_PARTITIONS;
+use common::config::{BrokerSettings, DatabaseSettings, amqp_url, database_url};
 use common::db;
 use local_stack::{Options, Stack, Standby};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -84,6 +86,7 @@ impl System {
         }
         connection.close().await?;
         let broker = Url::parse(stack.rabbitmq.url())?;
+        set_up(&broker_settings(&broker, plan)?).await?;
         let bind = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let mut blocks = PORTS.step_by(BLOCK.into());
         let (first, guard) = blocks.find_map(|first| Some((first, bind(first).ok()?))).context("no free ports")?;
@@ -213,6 +216,13 @@ impl Blueprint {
         let log = self.folder.join(format!("{name}.log"));
         Ok(Service::new(role, port, log, settings, database, broker))
     }
+}
+
+fn broker_settings(broker: &Url, plan: &Plan<'_>) -> anyhow::Result<BrokerSettings> {
+    let partitions = plan.environment.iter().find(|(name, _)| *name == "PARTITIONS");
+    let partitions = partitions.map_or(Ok(DEFAULT_PARTITIONS), |(_, number)| number.parse())?;
+    let url = amqp_url(broker.as_str()).map_err(anyhow::Error::msg)?;
+    Ok(BrokerSettings { url, file: None, prefix: String::new(), partitions })
 }
 
 async fn start_standby(stack: &Arc<Stack>) -> anyhow::Result<Standby> {

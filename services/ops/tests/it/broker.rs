@@ -1,5 +1,9 @@
 //! The broker as an operator limits it: rights by pattern, channels, queue lengths.
 
+mod matrix;
+
+use common::broker::set_up;
+use common::config::{BrokerSettings, amqp_url};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -30,6 +34,57 @@ async fn limit(system: &mut System, user: &str, [configure, write, read]: [&str;
     system.set("AMQP_URL", url.as_str());
 }
 
+/// The users of a deployment at the broker, made with the commands that `rollcall broker plan` prints.
+struct Users {
+    prefix: String,
+    names: Vec<String>,
+}
+
+impl Users {
+    async fn new(system: &System) -> Self {
+        let prefix = system.prefix.trim_end_matches('.').to_owned();
+        let subscriber = format!("{prefix}_subscriber");
+        let plan = tokio::process::Command::new(env!("CARGO_BIN_EXE_rollcall"))
+            .args(["broker", "plan", "--users", &prefix, "--subscriber", &subscriber])
+            .env_clear()
+            .env("BROKER_PREFIX", &system.prefix)
+            .output()
+            .await
+            .unwrap();
+        assert!(plan.status.success(), "{plan:?}");
+        let mut names = Vec::new();
+        for line in String::from_utf8(plan.stdout).unwrap().lines() {
+            let words: Vec<&str> = line.split_whitespace().map(|word| word.trim_matches('\'')).collect();
+            match words[..] {
+                ["rabbitmqctl", "add_user", name] => {
+                    ctl(&["add_user", name, "hunter2"]).await;
+                    names.push(name.to_owned());
+                }
+                _ => drop(ctl(&words[1..]).await),
+            }
+        }
+        assert_eq!(names.len(), 4, "{names:?}");
+        Self { prefix, names }
+    }
+
+    fn name(&self, user: &str) -> String {
+        format!("{}_{user}", self.prefix)
+    }
+
+    fn url(&self, system: &System, user: &str) -> String {
+        let mut url = url::Url::parse(&system.amqp_url).unwrap();
+        url.set_username(&self.name(user)).unwrap();
+        url.set_password(Some("hunter2")).unwrap();
+        url.into()
+    }
+
+    async fn remove(self) {
+        for name in &self.names {
+            ctl(&["delete_user", name]).await;
+        }
+    }
+}
+
 /// The line of a check; empty while the process does not listen yet.
 async fn line(system: &System, process: &Process, check: &str) -> String {
     let Ok(answer) = system.client.get(process.url("/readyz")).send().await else { return String::new() };
@@ -38,18 +93,66 @@ async fn line(system: &System, process: &Process, check: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rights_that_are_limited_to_the_prefix_are_enough() {
+async fn a_deployment_works_with_the_rights_of_the_plan_and_no_others() {
     let mut system = System::prepare().await;
-    let (user, all) = (system.prefix.trim_end_matches('.').to_owned(), pattern(&system));
-    limit(&mut system, &user, [&all, &all, &all]).await;
-    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let users = Users::new(&system).await;
+    let url = amqp_url(&users.url(&system, "setup")).unwrap();
+    let prefix = system.prefix.clone();
+    let settings = BrokerSettings { url, file: None, prefix, partitions: common::command::DEFAULT_PARTITIONS };
+    let declared = set_up(&settings).await.unwrap();
+    assert!(declared.iter().all(|object| object.created), "{declared:?}");
+
+    let (api, worker) = (users.url(&system, "api"), users.url(&system, "worker"));
+    system.set("AMQP_URL", &api);
+    let api = system.api_unready();
+    eventually("the API waits for a worker to mark the broker", async || {
+        line(&system, &api, "broker").await.contains("no broker yet").then_some(())
+    })
+    .await;
+    system.set("AMQP_URL", &worker);
+    let worker = system.worker().await;
+    api.ready().await;
     system.create(&api, "limited@example.org").await;
     eventually("reply hints", async || (line(&system, &api, "broker").await == "ok: connected").then_some(())).await;
     for log in [api.output(), worker.output()] {
         assert!(!log.contains("ACCESS_REFUSED"), "{log}");
     }
     drop((api, worker));
-    ctl(&["delete_user", &user]).await;
+    users.remove().await;
+}
+
+/// What `rollcall broker plan` prints for a deployment without a prefix.
+fn plan(arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rollcall"));
+    let plan = command.args(["broker", "plan"]).args(arguments).env_clear().output().unwrap();
+    assert!(plan.status.success(), "{plan:?}");
+    String::from_utf8(plan.stdout).unwrap()
+}
+
+#[test]
+fn the_readme_and_compose_give_the_rights_of_the_plan() {
+    let readme = include_str!("../../../../README.md");
+    for line in plan(&["--subscriber", "billing"]).lines().filter(|line| line.contains("set_permissions")) {
+        assert!(readme.contains(&format!("\n{line}\n")), "{line}");
+    }
+    let compose = include_str!("../../../../compose.yaml");
+    let (_, definitions) = compose.split_once("  broker-definitions:\n    content: |\n").unwrap();
+    let (definitions, _) = definitions.split_once("\n\n").unwrap();
+    // As Compose reads it.
+    let definitions: Value = serde_json::from_str(&definitions.replace("$$", "$")).unwrap();
+    let planned: Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    assert_eq!(definitions["permissions"], planned["permissions"]);
+}
+
+#[test]
+fn a_subscriber_cannot_have_the_name_of_something_else() {
+    for name in ["commands", "commands.0", "events", "dead-letters.x", "replies.", "a b", "", "a|commands"] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rollcall"));
+        let plan = command.args(["broker", "plan", "--subscriber", name]).env_clear().output().unwrap();
+        let said = String::from_utf8(plan.stderr).unwrap();
+        assert_eq!(plan.status.code(), Some(1), "{name}: {said}");
+        assert!(said.contains(&format!("{name:?}")), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

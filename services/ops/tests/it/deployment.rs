@@ -94,14 +94,6 @@ async fn an_api_accepts_nothing_before_its_first_join() {
     network.open();
     assert_eq!(stray.ended().await.code(), Some(1));
     assert!(stray.output().contains("PARTITIONS is 32 here, but this deployment has 16"), "{}", stray.output());
-    let broker = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
-    let channel = broker.create_channel().await.unwrap();
-    let queue = format!("{}commands.16", system.prefix);
-    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    assert!(
-        channel.queue_declare(queue.into(), look, FieldTable::default()).await.is_err(),
-        "a queue that nobody reads"
-    );
     // Once it was a member it accepts without the database.
     fitting.ready().await;
     network.silence();

@@ -3,6 +3,8 @@
 mod process;
 mod writers;
 
+use std::collections::HashSet;
+use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ pub(crate) struct System {
     database_url: String,
     pub(crate) prefix: String,
     pub(crate) amqp_url: String,
+    /// The prefixes and numbers of partitions whose exchanges and queues were declared.
+    declared: Mutex<HashSet<Vec<(String, String)>>>,
     // Last: the processes that tests hold end before their database is dropped.
     _database: Option<TestDatabase>,
 }
@@ -61,6 +65,7 @@ impl System {
             database_url: database.url().to_owned(),
             prefix,
             amqp_url: amqp.to_owned(),
+            declared: Mutex::default(),
             _database: Some(database),
         }
     }
@@ -69,6 +74,28 @@ impl System {
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.retain(|(known, _)| known != name);
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Runs `rollcall broker apply` as the broker's administrator, as a deployment does before its services start.
+    pub(crate) fn declare(&self) -> bool {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollcall"));
+        command.args(["broker", "apply"]).env_clear().envs(self.names()).env("AMQP_URL", &self.amqp_url);
+        command.output().unwrap().status.success()
+    }
+
+    /// The same before the first service of an environment. Where the broker is away, the test declares later.
+    fn declare_once(&self) {
+        let mut declared = self.declared.lock().unwrap();
+        let names = self.names();
+        if !declared.contains(&names) && self.declare() {
+            declared.insert(names);
+        }
+    }
+
+    /// The variables that name exchanges and queues.
+    fn names(&self) -> Vec<(String, String)> {
+        let named = |name: &str| ["BROKER_PREFIX", "PARTITIONS"].contains(&name);
+        self.environment.iter().filter(|(name, _)| named(name)).cloned().collect()
     }
 
     /// Starts an API and waits until it is ready.
@@ -80,12 +107,14 @@ impl System {
 
     /// Starts an API that says at once why it is not ready.
     pub(crate) fn api_unready(&self) -> Process {
+        self.declare_once();
         let at_once = ("LISTEN_DELAY_MS".to_owned(), "0".to_owned());
         Process::start("api", "PORT", |port| port.to_string(), &[&self.environment[..], &[at_once]].concat())
     }
 
     /// Starts an API, which refuses connections until it is ready.
     pub(crate) fn api_silent(&self) -> Process {
+        self.declare_once();
         Process::start("api", "PORT", |port| port.to_string(), &self.environment)
     }
 
@@ -97,6 +126,7 @@ impl System {
     }
 
     pub(crate) fn worker_unready(&self) -> Process {
+        self.declare_once();
         Process::start("worker", "WORKER_LISTEN", |port| format!("127.0.0.1:{port}"), &self.environment)
     }
 

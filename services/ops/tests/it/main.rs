@@ -11,6 +11,7 @@ mod harness;
 #[expect(dead_code, reason = "only the torture needs all of it")]
 mod proxy;
 
+mod admission;
 mod auth;
 mod broker;
 mod budget;

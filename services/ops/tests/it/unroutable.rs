@@ -100,6 +100,8 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
 
     channel.queue_delete(queue(DELETED).into(), QueueDeleteOptions::default()).await.unwrap();
     load.phase.store(AFTER_DELETE, Ordering::SeqCst);
+    // An API that lost its connection waits for this.
+    assert!(system.declare());
     load.reach(&load.accepted, 1000).await;
     load.phase.store(OVER, Ordering::SeqCst);
 
@@ -119,7 +121,6 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
     let mut surplus = 0;
     for partition in 0..PARTITIONS {
         let promised = promised.get(&partition).copied().unwrap_or_default();
-        // An API that lost its connection declares every queue again; one that did not leaves the deleted one away.
         let held = eventually("everything promised is in its queue", async || {
             let held = depth(&broker, &queue(partition)).await;
             (held >= promised).then_some(held)

@@ -4,9 +4,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Connection, ConnectionProperties};
 use reqwest::{Client, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use sqlx::Connection as _;
 use tempfile::TempDir;
 
 use crate::harness::{eventually, free_port};
@@ -79,6 +82,7 @@ async fn up_brings_up_a_system_on_which_the_commands_of_the_readme_work() {
         let answer = client.get(up.api.clone() + page).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{page}");
     }
+    each_service_has_an_account_of_its_own(folder.path(), &up.announcement).await;
     let readme = include_str!("../../../../README.md");
     let mut user = String::new();
     let mut run = 0;
@@ -99,6 +103,39 @@ async fn up_brings_up_a_system_on_which_the_commands_of_the_readme_work() {
     up.signal(Signal::INT);
     assert!(up.ended().await.success());
     nothing_is_left(&folder).await;
+}
+
+/// At the database, at the broker and, started by root, on this machine; and the broker takes no large message.
+async fn each_service_has_an_account_of_its_own(folder: &Path, announcement: &str) {
+    let url = |scheme: &str| announcement.split_whitespace().find(|word| word.starts_with(scheme)).unwrap();
+    let mut operator = sqlx::PgConnection::connect(url("postgres://")).await.unwrap();
+    let query = "SELECT DISTINCT usename::text FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY 1";
+    let roles: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut operator).await.unwrap();
+    assert!(!roles.is_empty() && !roles.contains(&"rollcall".to_owned()), "the superuser serves: {roles:?}");
+    let log = std::fs::read_to_string(folder.join(".rollcall/logs/rabbitmq.log")).unwrap();
+    for (user, serves) in
+        [("rollcall_api", true), ("rollcall_worker", true), ("rollcall_setup", true), ("rollcall", false)]
+    {
+        assert_eq!(log.contains(&format!("user '{user}' authenticated")), serves, "{user} in {log}");
+    }
+    let children = std::fs::read_dir(folder.join(".rollcall/children")).unwrap().flatten();
+    let children: Vec<String> = children.map(|child| child.file_name().into_string().unwrap()).collect();
+    assert_eq!(children.len(), 2, "{children:?}");
+    for pid in children {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let [uid, gid, groups] = ["Uid:", "Gid:", "Groups:"]
+            .map(|field| status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned());
+        assert!(uid.split('\t').chain(gid.split('\t')).all(|id| id != "0"), "root serves: {status}");
+        assert!(!groups.split(' ').any(|group| group == "0"), "{status}");
+    }
+
+    let connection = Connection::connect(url("amqp://"), ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let (body, options) = (vec![b' '; 300_000], BasicPublishOptions::default());
+    let published = channel.basic_publish("commands".into(), "0".into(), options, &body, BasicProperties::default());
+    assert!(published.await.unwrap().await.is_err(), "a large message was taken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

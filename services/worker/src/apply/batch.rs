@@ -6,6 +6,7 @@ use common::command::{CommandId, Message};
 use sqlx::PgConnection;
 use time::Duration;
 
+use crate::admission::misplaced;
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
 use crate::commands::{decide, deduplicate};
@@ -25,6 +26,7 @@ pub(super) const MOST_AHEAD: Duration = Duration::days(1);
 /// What the commands of a transaction have in common.
 pub(super) struct Batch<'a> {
     pub(super) partition: u16,
+    pub(super) partitions: u16,
     pub(super) guard: &'a FloodGuard,
     pub(super) times: Times,
     /// Days whose outcomes are not kept, or that are none of this deployment's.
@@ -177,6 +179,9 @@ impl Batch<'_> {
         let minted_at = entry.id().minted_at();
         if let Message::Unread(unread) = &entry.message.content {
             return Some(Refusal { code: dead_letters::NOT_UNDERSTOOD, reason: unread.reason.clone() });
+        }
+        if let Some(reason) = misplaced(entry.user_id(), self.partition, self.partitions) {
+            return Some(Refusal { code: dead_letters::WRONG_PARTITION, reason });
         }
         if minted_at > self.times.now + MOST_AHEAD {
             let reason = format!(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, Topology};
-use common::command::{Message, MessageProperties};
+use common::command::{CommandKeys, Message, MessageProperties};
 use common::db::{DatabaseState, Pool, within};
 use common::health::{Ability, Health};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
@@ -28,6 +28,7 @@ use tracing::warn;
 
 use super::broker::BrokerReason;
 use super::{BrokerCause, RawMessage, open_letters, record_raw, record_undelivered};
+use crate::admission::admit;
 use crate::delivery::acknowledge;
 use crate::incoming::IncomingMessage;
 use crate::progress::{Progress, Tick};
@@ -47,6 +48,7 @@ const CHECK: &str = "broker dead letters";
 /// The consumer of the broker's dead letters.
 pub(crate) struct Collector {
     pub(crate) topology: Topology,
+    pub(crate) keys: CommandKeys,
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) pool: Pool,
@@ -161,7 +163,7 @@ impl Collector {
             };
             let collected = CollectedMessage {
                 cause: BrokerCause::of(delivery.properties.headers().as_ref()),
-                message: IncomingMessage::take(&mut delivery),
+                message: admit(&mut delivery, &self.keys),
             };
             let mut lease = self.pool.acquire(PATIENCE).await?;
             within(PATIENCE, collect_one(&mut lease, &collected)).await?;

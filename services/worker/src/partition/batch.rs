@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{Interrupted, Partition};
+use crate::admission::admit;
 use crate::blame::ApplyError;
 use crate::delivery::{BatchSpans, acknowledge, suspicious};
 use crate::incoming::IncomingMessage;
@@ -22,7 +23,8 @@ impl Partition {
     pub(super) async fn process(&mut self, deliveries: Vec<Delivery>) -> Result<(), Interrupted> {
         let Some(last) = deliveries.last().map(|delivery| delivery.acker.clone()) else { return Ok(()) };
         let mut deliveries = deliveries;
-        let messages: Vec<IncomingMessage> = deliveries.iter_mut().map(IncomingMessage::take).collect();
+        let messages: Vec<IncomingMessage> =
+            deliveries.iter_mut().map(|delivery| admit(delivery, &self.keys)).collect();
         #[cfg(feature = "mutants")]
         let acknowledged = crate::mutants::acknowledged(&last).await?;
         let spans = BatchSpans::open(&deliveries, &messages);

@@ -332,6 +332,23 @@ async fn a_command_of_the_future_is_parked_and_blocks_its_user() {
 }
 
 #[tokio::test]
+async fn a_command_in_the_partition_of_another_user_is_parked() {
+    let mut fixture = Fixture::start().await;
+    fixture.partitions = 16;
+    let of =
+        |own: bool| std::iter::repeat_with(UserId::mint).find(|user| (user.partition(16) == 0) == own).expect("one");
+    let (here, elsewhere) = (of(true), of(false));
+    let batch = [create(here, "ada@example.org", "Ada"), create(elsewhere, "bob@example.org", "Bob")];
+    let expected = [Some(done(1)), Some(Outcome::Parked("wrong-partition".to_owned()))];
+    assert_eq!(apply(&mut fixture.applier(), &batch).await, expected);
+    assert_eq!(fixture.database.user(elsewhere).await, None);
+    assert_eq!(fixture.letters().await.len(), 1);
+    // What tries the whole of a transaction uses a user of the partition.
+    fixture.applier().probe().await.expect("it goes through");
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_table_that_vanished_under_a_running_worker_is_made_again() {
     let mut fixture = Fixture::start().await;
     let (mut applier, ada) = (fixture.applier(), UserId::mint());

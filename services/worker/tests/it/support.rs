@@ -126,6 +126,8 @@ pub(crate) struct Fixture {
     pub(crate) pool: Pool,
     pub(crate) guard: FloodGuard,
     pub(crate) fence: Fence,
+    /// How many the deployment has.
+    pub(crate) partitions: u16,
     looked: bool,
 }
 
@@ -142,11 +144,11 @@ impl Fixture {
         ";
         database.execute(deployment).await;
         let pool = Pool::new(&database.settings(4), "worker-under-test", &[]).expect("a pool");
-        Self { database, pool, guard: FloodGuard::default(), fence, looked: false }
+        Self { database, pool, guard: FloodGuard::default(), fence, partitions: 1, looked: false }
     }
 
     pub(crate) fn applier(&self) -> Applier {
-        let mut applier = Applier::new(self.pool.clone(), self.guard.clone(), WINDOW);
+        let mut applier = Applier::new(self.pool.clone(), self.guard.clone(), WINDOW, self.partitions);
         applier.fence(self.fence);
         applier
     }

@@ -1,14 +1,14 @@
 //! Broker identity: the durable exchange by which a deployment recognises its broker, virtual host and prefix.
 //!
 //! # Why an exchange?
-//! A worker with another `AMQP_URL` or `BROKER_PREFIX` than the API's connects, declares its own empty queues and looks well,
+//! A worker with another `AMQP_URL` or `BROKER_PREFIX` than the API's connects, finds empty queues there and looks well,
 //! while it owns partitions that it never reads. An exchange costs nothing, outlives restarts, and asking for one by name
 //! (a passive declaration) changes nothing.
 //!
 //! # Who makes it?
 //! The first process that reaches the broker, under a candidate that it made up, before it claims the deployment's row for that
 //! candidate: so a mark in the row always has an exchange. Of several that do so at once, the database lets one win; the others
-//! remove theirs and look for the winner's.
+//! remove theirs and look for the winner's. A user without the right to declare it, as an API has one, waits for a mark.
 //!
 //! # What if it is missing?
 //! Then this is another broker, or its data was lost, with the commands that waited in it. Nothing is published or consumed
@@ -19,6 +19,9 @@ use lapin::types::FieldTable;
 use lapin::{Connection, ErrorKind, ExchangeKind};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
 
 /// What the membership knows of the broker's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub(crate) enum IdentityError {
          once it is certain that this is the broker from now on, run `rollcall deployment set broker`"
     )]
     Foreign(String),
+    #[error("the deployment has no broker yet, and this user may not mark one; the first worker does")]
+    Unmarked,
     #[error("failed to look for the exchange {name:?}, by which the deployment knows its broker")]
     Broker { name: String, source: lapin::Error },
 }
@@ -145,11 +150,13 @@ fn exchange(prefix: &str, mark: Uuid) -> String {
 
 async fn declare(connection: &Connection, name: &str) -> Result<(), IdentityError> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    request(connection, name, options).await.map_err(|source| IdentityError::Broker { name: name.to_owned(), source })
+    request(connection, name, options).await.map_err(|source| match source.kind() {
+        ErrorKind::ProtocolError(error) if error.get_id() == ACCESS_REFUSED => IdentityError::Unmarked,
+        _ => IdentityError::Broker { name: name.to_owned(), source },
+    })
 }
 
 async fn look(connection: &Connection, name: String) -> Result<(), IdentityError> {
-    const NOT_FOUND: u16 = 404;
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let Err(source) = request(connection, &name, options).await else { return Ok(()) };
     match source.kind() {

@@ -16,13 +16,13 @@ use uuid::Uuid;
 
 use super::dial::{DialError, dial};
 use super::identity::IdentityError;
-use super::{Identity, LinkReports, Topology, TopologyError, missing};
+use super::{BrokerUser, Identity, LinkReports, Topology, TopologyError, missing};
 use crate::config::BrokerSettings;
 use crate::health::{Ability, Health};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 
 /// For the topology, once there is a connection: a broker that has just started can leave a request unanswered for good.
-const DECLARE_DEADLINE: Duration = Duration::from_secs(5);
+const CHECK_DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// An error event can be missed only if the library has a fault; looking costs nothing.
@@ -49,21 +49,21 @@ pub enum LinkState {
 /// Follows the connection through its generations.
 pub type Link = watch::Receiver<LinkState>;
 
-/// Keeps a connection until the process closes, declares the topology on each, and reports to `health` under `name`.
-/// A queue with wrong arguments ends the process. With an `identity` it waits until the process has joined its deployment once,
-/// because until then nobody has compared its settings, and connects to the deployment's broker only.
+/// Keeps a connection until the process closes, makes sure on each that what this user needs exists, and reports to `health`
+/// under `name`. With an `identity` it waits until the process has joined its deployment once, because until then nobody has
+/// compared its settings, and connects to the deployment's broker only.
 pub fn supervise(
     shutdown: &Shutdown,
     health: &Health,
     name: &'static str,
     settings: &BrokerSettings,
-    identity: Option<Identity>,
+    (user, identity): (BrokerUser, Option<Identity>),
 ) -> Link {
     health.register(name, Ability::Write);
     let (sender, receiver) = watch::channel(LinkState::Down("not connected yet".to_owned()));
     let reports = Arc::new(LinkReports::new(Topology::new(settings)));
     let (health, settings) = (health.clone(), settings.clone());
-    let keeper = Keeper { name, settings, identity, health, reports, shutdown: shutdown.clone(), sender };
+    let keeper = Keeper { name, settings, user, identity, health, reports, shutdown: shutdown.clone(), sender };
     shutdown.supervise(name, Tier::Links, keeper.keep());
     receiver
 }
@@ -71,6 +71,7 @@ pub fn supervise(
 struct Keeper {
     name: &'static str,
     settings: BrokerSettings,
+    user: BrokerUser,
     /// None for tools, which belong to no deployment.
     identity: Option<Identity>,
     health: Health,
@@ -103,7 +104,6 @@ impl Keeper {
                             Some(reason) => format!("the connection ended: {reason}"),
                         }
                     }
-                    Err(LinkError::Topology(fault @ TopologyError::Mismatch { .. })) => return Err(fault.into()),
                     Err(error) => chain(&error),
                 },
             };
@@ -117,18 +117,18 @@ impl Keeper {
         }
     }
 
-    /// Connects, makes sure that this is the deployment's broker, and declares the topology. Gives the broker's mark, too.
+    /// Connects, and makes sure that this is the deployment's broker and has its topology. Gives the broker's mark, too.
     async fn connect(&self) -> Result<(Connection, Option<Uuid>), LinkError> {
         let connection = dial(&self.settings, self.name).await?;
-        let declaring = async {
+        let checking = async {
             let mark = match &self.identity {
                 Some(identity) => Some(identity.verify(&connection, &self.settings.prefix).await?),
                 None => None,
             };
-            self.reports.topology().declare(&connection).await?;
+            self.reports.topology().check(&connection, self.user).await?;
             Ok::<_, LinkError>(mark)
         };
-        let mark = tokio::time::timeout(DECLARE_DEADLINE, declaring).await.map_err(|_| LinkError::Deadline)??;
+        let mark = tokio::time::timeout(CHECK_DEADLINE, checking).await.map_err(|_| LinkError::Deadline)??;
         Ok((connection, mark))
     }
 
@@ -157,8 +157,8 @@ impl Keeper {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => self.tell(blocked(&reason)),
                     Some(Event::ConnectionUnblocked) => self.tell(up()),
-                    // Also the error of a channel, which is for the user of that channel, and ends nothing else. Only what
-                    // is missing is declared again, with the next connection.
+                    // Also the error of a channel, which is for the user of that channel, and ends nothing else. What is
+                    // missing is named by the check of the next connection.
                     Some(Event::Error(error)) => {
                         let missing = missing(&error).is_some_and(|name| self.reports.topology().declares(&name));
                         if missing && connection.status().connected() {
@@ -207,7 +207,7 @@ fn blocked(reason: &str) -> LinkState {
 enum LinkError {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("the broker did not answer within {DECLARE_DEADLINE:?}")]
+    #[error("the broker did not answer within {CHECK_DEADLINE:?}")]
     Deadline,
     #[error(transparent)]
     Identity(#[from] IdentityError),

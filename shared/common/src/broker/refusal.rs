@@ -1,9 +1,9 @@
-//! What the broker says when it refuses to declare something, by its text and not by its code alone: a 406 is an argument
-//! that differs, or a limit of the virtual host.
+//! Refusals of the broker, read from their text and not by their code alone: a 406 is an argument that differs, or a limit
+//! of the virtual host.
 
 use lapin::ErrorKind;
 
-use super::Topology;
+use super::{BrokerUser, Permissions, Topology};
 
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -37,7 +37,10 @@ pub enum TopologyError {
     /// The user lacks a right. An operator can grant it at any time.
     #[error(
         "the broker's user {user:?} may not {right} the {resource} ({reason}); grant it with `rabbitmqctl set_permissions -p \
-         {vhost} {user} '{pattern}' '{pattern}' '{pattern}'`"
+         {vhost} {user} '{}' '{}' '{}'`",
+        needed.configure,
+        needed.write,
+        needed.read
     )]
     Access {
         /// The user.
@@ -48,10 +51,21 @@ pub enum TopologyError {
         right: &'static str,
         /// For example `queue 'commands.0'`.
         resource: String,
-        /// A pattern of names that is enough for everything.
-        pattern: String,
+        /// All that the user needs.
+        needed: Permissions,
         /// What the broker says of it.
         reason: String,
+    },
+    /// It does not exist. Waiting helps once an operator has declared it.
+    #[error(
+        "the {kind} {name:?} does not exist; run `rollcall broker apply` with the same AMQP_URL, BROKER_PREFIX and PARTITIONS, \
+         and a user that may declare"
+    )]
+    Missing {
+        /// `queue` or `exchange`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
     },
     /// The broker did not answer, or refused for another reason, a limit of the virtual host for example.
     #[error("failed to declare the {kind} {name:?}")]
@@ -74,11 +88,14 @@ pub(super) enum Action<'a> {
     /// Binding a queue or exchange to this exchange, or removing a binding: the right to write to the one and to read from
     /// the other.
     Bind(&'a str),
+    /// Consuming: the right to read.
+    Consume,
 }
 
 /// Judges an error of the client library.
 pub(super) fn judge(
     topology: &Topology,
+    asked_by: BrokerUser,
     kind: &'static str,
     name: &str,
     action: Action<'_>,
@@ -100,10 +117,24 @@ pub(super) fn judge(
             let part = |before| quoted_after(&reason, before).unwrap_or("?").to_owned();
             let (vhost, user) = (part("in vhost "), part("for user "));
             let (resource, right) = (resource.to_owned(), right(&reason, resource, kind, &name, action));
-            TopologyError::Access { user, vhost, right, resource, pattern: topology.pattern(), reason }
+            let needed = asked_by.permissions(topology.prefix());
+            TopologyError::Access { user, vhost, right, resource, needed, reason }
         }
+        // A binding names two.
+        NOT_FOUND => match missing(&source) {
+            Some(missing) if missing == name => TopologyError::Missing { kind, name },
+            Some(missing) => TopologyError::Missing { kind: "exchange", name: missing },
+            None => TopologyError::Broker { kind, name, source },
+        },
         _ => TopologyError::Broker { kind, name, source },
     }
+}
+
+/// Whether the broker refuses access to the exchange of this name.
+pub(super) fn refuses(error: &lapin::Error, exchange: &str) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    let resource = format!("exchange '{exchange}'");
+    error.get_id() == ACCESS_REFUSED && self::resource(error.get_message().as_str()) == Some(resource.as_str())
 }
 
 /// The name of what does not exist, if that is what an error of a channel says.
@@ -156,6 +187,7 @@ fn right(reason: &str, resource: &str, kind: &str, name: &str, action: Action<'_
         Action::Declare if itself && kind == "queue" => "configure, or not read from,",
         Action::Declare if itself => "configure",
         Action::Bind(exchange) if resource == format!("exchange '{exchange}'") && !itself => "read from",
+        Action::Consume => "read from",
         Action::Declare | Action::Bind(_) => "write to",
     }
 }
@@ -213,6 +245,7 @@ mod tests {
             (exchange, "queue", "commands.0", Action::Bind("commands"), "read from"),
             (exchange, "exchange", "commands", Action::Bind("commands"), "write to"),
             (newer, "queue", "commands.0", Action::Declare, "write to"),
+            (queue, "queue", "commands.0", Action::Consume, "read from"),
         ];
         for (reason, kind, name, action, expected) in table {
             let resource = resource(reason).expect("a resource");

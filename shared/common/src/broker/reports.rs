@@ -64,7 +64,7 @@ impl LinkReports {
         Self { topology, silent: Mutex::default(), auxiliary: Mutex::default() }
     }
 
-    /// The names that the link declares.
+    /// The names of the deployment.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }

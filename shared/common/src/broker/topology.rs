@@ -1,19 +1,12 @@
-//! The exchanges and queues, and why each argument is what it is.
-//!
-//! Queue arguments cannot be changed: a queue that exists with others is an error with a remedy, never adapted to.
+//! Names of the exchanges and queues, and the question whether they exist. [`setup`](super::setup) declares them.
 
-use lapin::options::{ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::options::{ExchangeDeclareOptions, ExchangeUnbindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind};
 
-use super::refusal::{Action, TopologyError, judge};
+use super::BrokerUser;
+use super::refusal::{Action, TopologyError, judge, refuses};
 use crate::config::BrokerSettings;
-
-/// The most messages that wait in one partition; a publish beyond is refused, and the client gets 503. A policy can lower it.
-const PARTITION_MAX_LENGTH: i64 = 100_000;
-/// A quorum queue without a limit requeues at its tail, which breaks the order; 4.x would set 20, which a few crashes burn.
-/// High enough that no outage reaches it: every pause of a worker counts as one delivery.
-const DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// The names of one deployment.
 #[derive(Debug, Clone)]
@@ -26,6 +19,11 @@ impl Topology {
     /// The names under the settings' prefix.
     pub fn new(settings: &BrokerSettings) -> Self {
         Self { prefix: settings.prefix.clone(), partitions: settings.partitions }
+    }
+
+    /// What every name begins with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// How many partition queues there are.
@@ -54,8 +52,8 @@ impl Topology {
         format!("{}dead-letters", self.prefix)
     }
 
-    /// The direct exchange of reply hints, and what the names of the queues bound to it begin with. Declared by the API that
-    /// waits for hints: commands are accepted and applied without.
+    /// The direct exchange of replies, and what the names of the queues bound to it begin with. An API declares a queue of
+    /// its own for each connection.
     pub fn replies_exchange(&self) -> String {
         format!("{}replies", self.prefix)
     }
@@ -66,134 +64,72 @@ impl Topology {
         Some((partition, self.partition_queue(partition)))
     }
 
-    /// Whether something of this name is declared here.
+    /// Whether the setup declares something of this name.
     pub(super) fn declares(&self, name: &str) -> bool {
         let partition = name.strip_prefix(&self.prefix).and_then(|name| name.strip_prefix("commands."));
-        [self.commands_exchange(), self.events_exchange(), self.dead_letters()].iter().any(|known| known == name)
+        [self.commands_exchange(), self.events_exchange(), self.replies_exchange(), self.dead_letters()]
+            .iter()
+            .any(|known| known == name)
             || partition.is_some_and(|number| number.parse::<u16>().is_ok_and(|number| number < self.partitions))
     }
 
-    /// A pattern for all names of the deployment: the rights to configure, write and read that a user of the broker needs.
-    pub(super) fn pattern(&self) -> String {
-        if self.prefix.is_empty() {
-            "^(commands|events|dead-letters|arrivals|replies|deployment)".to_owned()
-        } else {
-            format!("^{}", self.prefix.replace('.', "\\."))
-        }
-    }
-
-    /// Declares everything; what exists as it should is left alone.
+    /// Makes sure that everything that this user needs exists, and that it may publish. Changes nothing.
     ///
     /// # Errors
-    /// See [`TopologyError`].
-    pub async fn declare(&self, connection: &Connection) -> Result<(), TopologyError> {
+    /// See [`TopologyError`]; not [`TopologyError::Mismatch`], because arguments show only to who declares.
+    pub async fn check(&self, connection: &Connection, user: BrokerUser) -> Result<(), TopologyError> {
         let source = |source| TopologyError::Broker { kind: "exchange", name: self.commands_exchange(), source };
         let channel = connection.create_channel().await.map_err(source)?;
-        for (exchange, kind) in [
-            (self.commands_exchange(), ExchangeKind::Direct),
-            (self.events_exchange(), ExchangeKind::Topic),
-            (self.dead_letters(), ExchangeKind::Fanout),
-        ] {
-            let declared = declare_exchange(&channel, &exchange, kind).await;
-            declared.map_err(|error| judge(self, "exchange", &exchange, Action::Declare, error))?;
+        // To which exchange it publishes, and one that it may read from.
+        let (publishes, reads) = match user {
+            BrokerUser::Api | BrokerUser::Setup => (self.commands_exchange(), self.replies_exchange()),
+            BrokerUser::Worker => (self.events_exchange(), self.dead_letters()),
+        };
+        for exchange in [&publishes, &reads, &self.replies_exchange()] {
+            let look = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            let kind = ExchangeKind::Direct;
+            let found = channel.exchange_declare(exchange.as_str().into(), kind, look, FieldTable::default()).await;
+            found.map_err(|error| judge(self, user, "exchange", exchange, Action::Declare, error))?;
         }
-        let dead_letters = self.dead_letters();
-        self.declare_queue(&channel, &dead_letters, &dead_letters, "", dead_letter_arguments()).await?;
         for partition in 0..self.partitions {
-            self.declare_partition(&channel, partition).await?;
+            self.check_queue(&channel, user, &self.partition_queue(partition)).await?;
         }
-        for exchange in [self.commands_exchange(), self.events_exchange()] {
-            self.check_writing(&channel, &exchange).await?;
+        if user == BrokerUser::Worker {
+            self.check_queue(&channel, user, &self.dead_letters()).await?;
         }
+        self.check_writing(&channel, user, &publishes, &reads).await?;
         // Best effort: the channel ends with the connection at the latest.
-        let _ = channel.close(200, "declared".into()).await;
+        let _ = channel.close(200, "checked".into()).await;
         Ok(())
     }
 
-    /// Declares one partition's queue and its binding.
-    ///
-    /// # Errors
-    /// See [`TopologyError`].
-    pub async fn declare_partition(&self, channel: &Channel, partition: u16) -> Result<(), TopologyError> {
-        let (queue, exchange) = (self.partition_queue(partition), self.commands_exchange());
-        let arguments = self.partition_arguments();
-        self.declare_queue(channel, &queue, &exchange, &partition.to_string(), arguments).await
+    async fn check_queue(&self, channel: &Channel, user: BrokerUser, queue: &str) -> Result<(), TopologyError> {
+        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let found = channel.queue_declare(queue.into(), look, FieldTable::default()).await;
+        found.map(|_| ()).map_err(|error| judge(self, user, "queue", queue, Action::Declare, error))
     }
 
     /// Finds out whether this user may publish to an exchange, without a message: a binding that never existed is removed,
-    /// which needs the right and changes nothing.
-    async fn check_writing(&self, channel: &Channel, exchange: &str) -> Result<(), TopologyError> {
-        let source = self.commands_exchange();
-        let unbinding = channel.exchange_unbind(
-            exchange.into(),
-            source.as_str().into(),
-            "rights".into(),
-            ExchangeUnbindOptions::default(),
-            FieldTable::default(),
-        );
-        unbinding.await.map_err(|error| judge(self, "exchange", exchange, Action::Bind(&source), error))
-    }
-
-    fn partition_arguments(&self) -> FieldTable {
-        let mut arguments = FieldTable::default();
-        let mut set = |name: &str, value| {
-            arguments.insert(name.into(), value);
-        };
-        // Replicated where there are replicas, and fsynced before the confirm.
-        set("x-queue-type", AMQPValue::LongString("quorum".into()));
-        // The second lock behind partition ownership: two workers never read one partition at once.
-        set("x-single-active-consumer", AMQPValue::Boolean(true));
-        set("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT));
-        // At-least-once dead-lettering holds only with all three of these; otherwise it silently falls back.
-        set("x-dead-letter-exchange", AMQPValue::LongString(self.dead_letters().into()));
-        set("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into()));
-        set("x-overflow", AMQPValue::LongString("reject-publish".into()));
-        set("x-max-length", AMQPValue::LongLongInt(PARTITION_MAX_LENGTH));
-        spread_leaders(&mut arguments);
-        arguments
-    }
-
-    async fn declare_queue(
+    /// which needs the right and changes nothing. The broker looks at the right to write first.
+    async fn check_writing(
         &self,
         channel: &Channel,
-        name: &str,
+        user: BrokerUser,
         exchange: &str,
-        routing_key: &str,
-        arguments: FieldTable,
+        reads: &str,
     ) -> Result<(), TopologyError> {
-        // Durable and shared: neither a restart nor the end of a connection removes it.
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(name.into(), options, arguments).await;
-        declared.map_err(|error| judge(self, "queue", name, Action::Declare, error))?;
-        let binding = QueueBindOptions::default();
-        let bound =
-            channel.queue_bind(name.into(), exchange.into(), routing_key.into(), binding, FieldTable::default());
-        bound.await.map_err(|error| judge(self, "queue", name, Action::Bind(exchange), error))
+        let (options, arguments) = (ExchangeUnbindOptions::default(), FieldTable::default());
+        let unbinding = channel.exchange_unbind(exchange.into(), reads.into(), "rights".into(), options, arguments);
+        match unbinding.await {
+            Err(error) if !refuses(&error, reads) => {
+                Err(judge(self, user, "exchange", exchange, Action::Bind(reads), error))
+            }
+            _ => Ok(()),
+        }
     }
-}
 
-/// Declares an exchange.
-///
-/// # Errors
-/// As the client library gives them.
-pub async fn declare_exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> lapin::Result<()> {
-    // Durable: it outlives a restart of the broker. Not auto-deleted: it outlives its last queue.
-    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
-}
-
-/// Without this the leaders of all queues that one client declares are on the node that it is connected to.
-fn spread_leaders(arguments: &mut FieldTable) {
-    arguments.insert("x-queue-leader-locator".into(), AMQPValue::LongString("balanced".into()));
-}
-
-fn dead_letter_arguments() -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    // One worker at a time, so that one user's letters are recorded in order.
-    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
-    // Nothing catches what this queue drops, and 4.x would drop after 20 returns.
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    spread_leaders(&mut arguments);
-    arguments
+    /// What a worker reports when the broker does not let it consume a queue.
+    pub fn unreadable(&self, queue: &str, error: lapin::Error) -> TopologyError {
+        judge(self, BrokerUser::Worker, "queue", queue, Action::Consume, error)
+    }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 use super::{CommandId, Envelope, Principal, UserId};
 
@@ -17,6 +17,8 @@ use super::{CommandId, Envelope, Principal, UserId};
 const MEMBERS: [&str; 7] = ["id", "accepted_at", "principal", "if_match", "idempotency", "command", "must_understand"];
 /// What a row says of a member that cannot be read.
 const UNKNOWN: &str = "unknown";
+/// The API mints the id and takes the time in the same moment.
+const MOST_AFTER_ID: Duration = Duration::minutes(10);
 /// Longer names are cut.
 const LONGEST_NAME: usize = 200;
 
@@ -79,7 +81,10 @@ impl Message {
     /// Reads a message.
     pub fn read(body: &[u8], properties: MessageProperties<'_>) -> Self {
         let fault = match Envelope::decode(body) {
-            Ok(envelope) => return Self::Command(Box::new(envelope)),
+            Ok(mut envelope) => {
+                envelope.accepted_at = bounded(envelope.accepted_at, envelope.id);
+                return Self::Command(Box::new(envelope));
+            }
             Err(fault) => fault,
         };
         match CommandHeader::find(body, properties) {
@@ -115,9 +120,15 @@ impl CommandHeader {
             user_id: text("/command/data/user_id").and_then(|id| id.parse().ok()),
             kind: text("/command/type").or(properties.kind).map_or_else(|| UNKNOWN.to_owned(), name),
             principal: principal.map_or_else(|| UNKNOWN.to_owned(), |principal| principal.as_str().to_owned()),
-            accepted_at: accepted_at.unwrap_or_else(|| id.minted_at()),
+            accepted_at: accepted_at.map_or_else(|| id.minted_at(), |at| bounded(at, id)),
         })
     }
+}
+
+/// The time of acceptance, at most a little after that of the id: any publisher can have written it, and idempotency keys are
+/// kept for long after it.
+fn bounded(accepted_at: OffsetDateTime, id: CommandId) -> OffsetDateTime {
+    accepted_at.min(id.minted_at().saturating_add(MOST_AFTER_ID))
 }
 
 /// A name that anybody can have written, as a column takes it.
@@ -141,5 +152,34 @@ pub(super) fn check_members(body: &[u8]) -> Result<(), DecodeError> {
     match must_understand.into_iter().chain(conditions).find(|name| !MEMBERS.contains(&name.as_str())) {
         Some(unknown) => Err(DecodeError::Member(name(&unknown))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_acceptance_is_bounded_by_that_of_the_id() {
+        let body = |id: &str, at: &str| {
+            let data = r#"{"user_id":"01890a5d-ac96-774b-bcce-b302099a8057"}"#;
+            format!(
+                r#"{{"id":"{id}","accepted_at":"{at}","principal":"anonymous","command":{{"type":"users.delete","data":{data}}}}}"#
+            )
+        };
+        let accepted_at = |body: &str| match Message::read(body.as_bytes(), MessageProperties::default()) {
+            Message::Command(envelope) => envelope.accepted_at,
+            Message::Unread(unread) => unread.header.accepted_at,
+            Message::Raw(reason) => panic!("{reason}"),
+        };
+        let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let minted_at = id.parse::<CommandId>().expect("an id").minted_at();
+        let honest = "2023-06-29T23:21:30Z";
+        assert_eq!(accepted_at(&body(id, honest)), OffsetDateTime::parse(honest, &Rfc3339).expect("a time"));
+        for text in [body(id, "9999-12-31T23:59:59Z"), body(id, "9999-12-31T23:59:59Z").replace("delete", "later")] {
+            assert_eq!(accepted_at(&text), minted_at + MOST_AFTER_ID);
+        }
+        // No time is later than that of the latest id.
+        assert_eq!(accepted_at(&body("e677d21f-d800-7000-8000-000000000000", honest)).year(), 2023);
     }
 }

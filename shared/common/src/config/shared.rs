@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{DatabaseUrl, Reader, SecretFile, Variable, amqp_url, database_url};
-use crate::command::DEFAULT_PARTITIONS;
+use crate::command::{CommandKeys, DEFAULT_PARTITIONS};
 use crate::shutdown::Graces;
 use crate::telemetry::{LogFormat, log_filter};
 
@@ -70,6 +70,18 @@ const BROKER_PREFIX: Variable = Variable::optional(
     "staging.",
     "In front of the name of every exchange and queue, so that several deployments can share a broker; the same for every \
      process of a deployment.",
+);
+const COMMAND_KEY: Variable = Variable::optional(
+    "COMMAND_KEY",
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "Key with which the API signs commands and the worker checks them, so that nobody else at the broker can make them: 32 \
+     random bytes in hex, as `openssl rand -hex 32` gives them; two with a comma in between while it is replaced, the first \
+     signs. The API gets it first, and the worker once every command in the queues is signed.",
+);
+const COMMAND_KEY_FILE: Variable = Variable::optional(
+    "COMMAND_KEY_FILE",
+    "/run/secrets/command-key",
+    "Instead of COMMAND_KEY: a file that holds it; read at the start.",
 );
 const PARTITIONS: Variable = Variable::with_default(
     "PARTITIONS",
@@ -136,6 +148,8 @@ pub const SHARED: &[&Variable] = &[
     &AMQP_URL_FILE,
     &BROKER_PREFIX,
     &PARTITIONS,
+    &COMMAND_KEY,
+    &COMMAND_KEY_FILE,
     &COMMAND_RETENTION_DAYS,
     &IDEMPOTENCY_WINDOW_HOURS,
     &STOP_DEADLINE_MS,
@@ -156,6 +170,8 @@ pub struct ServiceSettings {
     pub budget: Option<u16>,
     /// RabbitMQ.
     pub broker: BrokerSettings,
+    /// With which commands are signed, if they are.
+    pub command_keys: CommandKeys,
     /// How long outcomes are kept.
     pub retention: Retention,
     /// How long idempotency keys count.
@@ -217,6 +233,7 @@ impl ServiceSettings {
         let control = url_of(reader, &DATABASE_CONTROL_URL, &DATABASE_CONTROL_URL_FILE).or(direct);
         let budget = reader.parse(&DATABASE_CONNECTION_BUDGET, connection_budget);
         let broker = BrokerSettings::read(reader);
+        let keys = reader.secret(&COMMAND_KEY, &COMMAND_KEY_FILE, CommandKeys::parse);
         let retention = Retention::read(reader);
         let window = IdempotencyWindow::read(reader);
         if let (Some(retention), Some(window)) = (retention, window)
@@ -237,6 +254,7 @@ impl ServiceSettings {
             database,
             budget,
             broker: broker?,
+            command_keys: keys.unwrap_or_default(),
             retention: retention?,
             idempotency_window: window?,
             graces: Graces { drain: Duration::ZERO, finish: finish? },

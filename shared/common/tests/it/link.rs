@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use rollcall_common::broker::{LinkState, supervise};
+use rollcall_common::broker::{BrokerUser, LinkState, supervise};
 use rollcall_common::config::amqp_url;
 use rollcall_common::health::{Health, ReadyWhen};
-use rollcall_common::shutdown::{Shutdown, StopError};
+use rollcall_common::shutdown::Shutdown;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -20,31 +20,32 @@ fn up(state: &LinkState) -> bool {
 }
 
 #[tokio::test]
-async fn a_link_declares_the_topology_and_closes_with_the_process() {
+async fn a_link_waits_for_the_topology_declares_nothing_and_closes_with_the_process() {
     let deployment = Deployment::new(2);
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
     assert_eq!(health.report().checks["broker"], "failed: not checked yet");
+    let exchange = deployment.topology.commands_exchange();
+    let remedy = format!("the exchange {exchange:?} does not exist; run `rollcall broker apply`");
+    let missing = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason.contains(&remedy));
+    soon("the remedy", link.wait_for(missing)).await.expect("a link");
+    let deployment = deployment.declared().await;
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, generation, .. } = state else { panic!("{state:?}") };
     assert_eq!(generation, 1);
     eventually("ready", async || health.report().ready).await;
-
-    let channel = connection.create_channel().await.expect("a channel");
-    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = deployment.topology.partition_queue(1);
-    channel.queue_declare(queue.into(), look, FieldTable::default()).await.expect("a queue");
     shutdown.stop(GRACES).await.expect("a good end");
     assert!(!connection.status().connected());
+    drop(deployment);
 }
 
 #[tokio::test]
 async fn a_connection_that_ends_is_replaced_by_one_of_the_next_generation() {
-    let deployment = Deployment::new(1);
+    let deployment = Deployment::new(1).declared().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
     connection.close(200, "on purpose".into()).await.expect("an end");
@@ -55,30 +56,13 @@ async fn a_connection_that_ends_is_replaced_by_one_of_the_next_generation() {
 }
 
 #[tokio::test]
-async fn a_queue_with_other_arguments_takes_the_process_down_with_its_name() {
-    let deployment = Deployment::new(1);
-    let connection = deployment.connect().await;
-    let channel = connection.create_channel().await.expect("a channel");
-    let queue = deployment.topology.partition_queue(0);
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.expect("a classic queue");
-
-    let shutdown = Shutdown::default();
-    let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let _link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
-    let end = soon("an end by itself", shutdown.run(GRACES)).await.expect_err("a failure");
-    assert!(matches!(end, StopError::TaskFailed(_)));
-    assert!(end.to_string().contains(&queue), "{end}");
-}
-
-#[tokio::test]
 async fn a_broker_that_cannot_be_reached_is_down_without_its_password() {
     let deployment = Deployment::new(1);
     let mut settings = deployment.settings.clone();
     settings.url = amqp_url("amqp://u:hunter2@127.0.0.1:1/%2f").expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
     let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
     let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
     let LinkState::Down(reason) = state else { panic!("{state:?}") };
@@ -90,10 +74,10 @@ async fn a_broker_that_cannot_be_reached_is_down_without_its_password() {
 
 #[tokio::test]
 async fn a_channel_that_is_refused_leaves_the_connection_alone() {
-    let deployment = Deployment::new(1);
+    let deployment = Deployment::new(1).declared().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, reports, .. } = state else { panic!("{state:?}") };
     for _ in 0..3 {
@@ -116,11 +100,11 @@ async fn a_channel_that_is_refused_leaves_the_connection_alone() {
 }
 
 #[tokio::test]
-async fn a_queue_that_is_missing_is_declared_again() {
-    let deployment = Deployment::new(2);
+async fn a_queue_that_is_missing_is_named_until_it_is_declared() {
+    let deployment = Deployment::new(2).declared().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
     let beside = deployment.connect().await.create_channel().await.expect("a channel");
@@ -129,10 +113,14 @@ async fn a_queue_that_is_missing_is_declared_again() {
     let channel = connection.create_channel().await.expect("a channel");
     let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.as_str().into(), look, FieldTable::default()).await.expect_err("it is missing");
+    let remedy = format!("the queue {queue:?} does not exist; run `rollcall broker apply`");
+    let missing = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason.contains(&remedy));
+    soon("the remedy", link.wait_for(missing)).await.expect("a link");
+    let deployment = deployment.declared().await;
     let next = |state: &LinkState| matches!(state, LinkState::Up { generation: 2, .. });
     soon("another connection", link.wait_for(next)).await.expect("a link");
-    beside.queue_declare(queue.into(), look, FieldTable::default()).await.expect("a queue");
     shutdown.stop(GRACES).await.expect("a good end");
+    drop(deployment);
 }
 
 /// A listener that accepts nobody: its queue is full, and further SYNs are dropped.
@@ -150,7 +138,7 @@ async fn silent(address: [u8; 4]) -> (TcpListener, Vec<TcpStream>, SocketAddr) {
 
 #[tokio::test]
 async fn a_host_that_never_answers_is_passed_over() {
-    let deployment = Deployment::new(1);
+    let deployment = Deployment::new(1).declared().await;
     let (_listener, _queued, silent) = silent([127, 0, 0, 9]).await;
     let url = stack().rabbitmq.url();
     let several = url.replacen("@127.0.0.1:", &format!("@{silent},127.0.0.1:1,127.0.0.1:"), 1);
@@ -160,7 +148,7 @@ async fn a_host_that_never_answers_is_passed_over() {
     for _ in 0..4 {
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &settings, None);
+        let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
         let tried = |state: &LinkState| !matches!(state, LinkState::Down(reason) if reason == "not connected yet");
         let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
         assert!(up(&state), "with the first attempt: {state:?}");
@@ -170,7 +158,7 @@ async fn a_host_that_never_answers_is_passed_over() {
     settings.url = amqp_url(&format!("amqp://rollcall:{password}@{silent},127.0.0.1:1/")).expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
+    let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
     let tried = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason != "not connected yet");
     let state = soon("an attempt", link.wait_for(tried)).await.expect("a link").clone();
     let LinkState::Down(reason) = state else { panic!("{state:?}") };
@@ -190,7 +178,7 @@ async fn a_broker_that_accepts_and_says_nothing_leaves_no_thread_behind() {
     settings.url = amqp_url(&format!("amqp://u:p@{address}/")).expect("a URL");
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let _link = supervise(&shutdown, &health, "broker", &settings, None);
+    let _link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
     let (mut abandoned, _) = soon("an attempt", listener.accept()).await.expect("a connection");
     let mut greeting = [0; 8];
     soon("a greeting", abandoned.read_exact(&mut greeting)).await.expect("the protocol header");

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use lapin::options::{QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection};
-use rollcall_common::broker::{Link, LinkState, Message, PublishError, Publisher, PublisherPool, supervise};
+use rollcall_common::broker::{
+    BrokerUser, Link, LinkState, Message, PublishError, Publisher, PublisherPool, supervise,
+};
 use rollcall_common::health::{Health, ReadyWhen};
 use rollcall_common::shutdown::{Phase, Shutdown};
 use tokio::sync::watch;
@@ -28,10 +30,10 @@ struct Fixture {
 
 impl Fixture {
     async fn start(partitions: u16) -> Self {
-        let deployment = Deployment::new(partitions);
+        let deployment = Deployment::new(partitions).declared().await;
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, None);
+        let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
         let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
         soon("a connection", link.wait_for(up)).await.expect("a link");
         let connection = deployment.connect().await;
@@ -203,7 +205,8 @@ async fn a_queue_that_is_deleted_under_load_takes_no_message_of_another_with_it(
         fixture.channel.queue_delete(queue.into(), QueueDeleteOptions::default()),
     );
     deleted.expect("a deletion");
-    // RabbitMQ 3.10 may answer by ending the connection; then the link comes back and declares the queue again.
+    // RabbitMQ 3.10 may answer by ending the connection; then the link comes back once the queue is there again.
+    fixture.deployment.topology.declare(&fixture.connection).await.expect("a topology");
     let up = |state: &LinkState| matches!(state, LinkState::Up { .. });
     soon("a connection", fixture.link.wait_for(up)).await.expect("a link");
     for (key, ids) in fixture.drain(0..2).await {

@@ -2,10 +2,10 @@
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use rollcall_common::broker::{LinkState, TopologyError, supervise};
+use rollcall_common::broker::{BrokerUser, LinkState, Permissions, TopologyError, set_up, supervise};
 use rollcall_common::config::amqp_url;
 use rollcall_common::health::{Health, ReadyWhen};
-use rollcall_common::shutdown::Shutdown;
+use rollcall_common::shutdown::{Shutdown, chain};
 
 use crate::support::{Deployment, GRACES, ctl, eventually, soon, stack};
 
@@ -30,41 +30,33 @@ fn down(state: &LinkState, part: &str) -> bool {
 
 #[tokio::test]
 async fn a_right_that_is_missing_is_named_with_the_command_that_grants_it() {
-    let deployment = Deployment::new(1);
+    let deployment = Deployment::new(1).declared().await;
     let prefix = &deployment.settings.prefix;
     let user = prefix.trim_end_matches('.');
-    let all = format!("^{}", prefix.replace('.', "\\."));
-    let exchanges = format!("{all}(commands|events|dead-letters)$");
-    let settings = limited(&deployment, user, [&exchanges, &all, &all]).await;
+    let settings = limited(&deployment, user, ["", "", ""]).await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
-    let remedy = format!("`rabbitmqctl set_permissions -p / {user} '{all}' '{all}' '{all}'`");
-    let but_events = format!("{all}(commands|dead-letters)");
-    let but_commands = format!("{all}(events|commands\\.|dead-letters)");
-    // What is granted from here on, and what is missing then.
-    let steps = [
-        ([&exchanges, &all, &all], format!("may not configure, or not read from, the queue '{prefix}commands.0'")),
-        ([&all, &but_events, &all], format!("may not write to the exchange '{prefix}events'")),
-        ([&all, &but_commands, &all], format!("may not write to the exchange '{prefix}commands'")),
-        ([&all, &all, &but_commands], format!("may not read from the exchange '{prefix}commands'")),
-    ];
-    for (rights, missing) in steps {
-        grant(user, rights.map(String::as_str)).await;
-        let state = soon(&missing, link.wait_for(|state| down(state, &missing))).await.expect("a link").clone();
-        assert!(down(&state, &format!("the broker's user {user:?} ")) && down(&state, &remedy), "{state:?}");
-        assert!(!health.report().ready);
-    }
+    let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Worker, None));
+    let Permissions { configure, write, read } = BrokerUser::Worker.permissions(prefix);
+    let missing = format!("the broker's user {user:?} may not write to the exchange '{prefix}events'");
+    let remedy = format!("`rabbitmqctl set_permissions -p / {user} '{configure}' '{write}' '{read}'`");
+    let state = soon(&missing, link.wait_for(|state| down(state, &missing))).await.expect("a link").clone();
+    assert!(down(&state, &remedy), "{state:?}");
+    assert!(!health.report().ready);
     // Waiting is enough: what an operator grants is used with the next attempt.
-    grant(user, [&all, &all, &all]).await;
+    grant(user, [&configure, &write, &read]).await;
     soon("a connection", link.wait_for(|state| matches!(state, LinkState::Up { .. }))).await.expect("a link");
     eventually("ready", async || health.report().ready).await;
     shutdown.stop(GRACES).await.expect("a good end");
+
+    let fault = set_up(&settings).await.expect_err("a worker declares nothing").to_string();
+    let missing = format!("the broker's user {user:?} may not configure the exchange '{prefix}commands'");
+    assert!(fault.contains(&missing), "{fault}");
     ctl(&["delete_user", user]).await;
 }
 
 #[tokio::test]
-async fn a_limit_of_the_virtual_host_is_waited_for_with_the_words_of_the_broker() {
+async fn a_limit_of_the_virtual_host_is_named_with_the_words_of_the_broker() {
     let deployment = Deployment::new(3);
     let vhost = deployment.settings.prefix.trim_end_matches('.').to_owned();
     ctl(&["add_vhost", &vhost]).await;
@@ -72,15 +64,12 @@ async fn a_limit_of_the_virtual_host_is_waited_for_with_the_words_of_the_broker(
     ctl(&["set_vhost_limits", "-p", &vhost, r#"{"max-queues": 2}"#]).await;
     let mut settings = deployment.settings.clone();
     settings.url = amqp_url(&stack().rabbitmq.url().replace("%2f", &vhost)).expect("a URL");
-    let shutdown = Shutdown::default();
-    let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let mut link = supervise(&shutdown, &health, "broker", &settings, None);
-    let limit = format!("queue limit in vhost '{vhost}' (2) is reached");
-    let state = soon("a refusal", link.wait_for(|state| down(state, &limit))).await.expect("a link").clone();
-    assert!(!down(&state, "delete"), "no remedy for another fault: {state:?}");
+    let fault = chain(&set_up(&settings).await.expect_err("a limit"));
+    assert!(fault.contains(&format!("queue limit in vhost '{vhost}' (2) is reached")), "{fault}");
+    assert!(!fault.contains("delete"), "no remedy for another fault: {fault}");
     ctl(&["clear_vhost_limits", "-p", &vhost]).await;
-    soon("a connection", link.wait_for(|state| matches!(state, LinkState::Up { .. }))).await.expect("a link");
-    shutdown.stop(GRACES).await.expect("a good end");
+    let declared = set_up(&settings).await.expect("a topology");
+    assert_eq!(declared.iter().filter(|object| object.created).count(), 2, "the rest: {declared:?}");
     ctl(&["delete_vhost", &vhost]).await;
 }
 

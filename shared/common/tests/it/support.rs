@@ -92,6 +92,12 @@ impl Deployment {
         format!("{}{name}", self.settings.prefix)
     }
 
+    /// Declares its exchanges and queues.
+    pub(crate) async fn declared(self) -> Self {
+        self.topology.declare(&self.connect().await).await.expect("a topology");
+        self
+    }
+
     pub(crate) async fn connect(&self) -> Connection {
         let url = stack().rabbitmq.url();
         Connection::connect(url, ConnectionProperties::default()).await.expect("a connection to the broker")
@@ -105,7 +111,12 @@ impl Deployment {
         for queue in partitions.chain([topology.dead_letters()]) {
             let _ = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
         }
-        for exchange in [topology.commands_exchange(), topology.dead_letters()] {
+        for exchange in [
+            topology.commands_exchange(),
+            topology.events_exchange(),
+            topology.replies_exchange(),
+            topology.dead_letters(),
+        ] {
             let _ = channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await;
         }
         let _ = connection.close(200, "done".into()).await;

@@ -1,24 +1,38 @@
 //! Exchanges and queues: declared again, and in the way.
 
 use lapin::ExchangeKind;
-use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
-use rollcall_common::broker::TopologyError;
+use rollcall_common::broker::{BrokerUser, TopologyError, set_up};
 
 use crate::support::{Deployment, stack};
 
 #[tokio::test]
-async fn declaring_again_is_fine() {
+async fn declaring_again_changes_nothing_and_says_so() {
     let deployment = Deployment::new(2);
+    let first = set_up(&deployment.settings).await.expect("a topology");
+    assert!(first.iter().all(|object| object.created), "{first:?}");
+    let names: Vec<_> = first.iter().map(|object| (object.kind, object.name.clone())).collect();
+    let expected = [
+        ("exchange", "commands"),
+        ("exchange", "events"),
+        ("exchange", "replies"),
+        ("exchange", "dead-letters"),
+        ("queue", "dead-letters"),
+        ("queue", "commands.0"),
+        ("queue", "commands.1"),
+    ];
+    assert_eq!(names, expected.map(|(kind, name)| (kind, deployment.name(name))));
+    let second = set_up(&deployment.settings).await.expect("a topology");
+    assert!(second.iter().all(|object| !object.created), "{second:?}");
     let connection = deployment.connect().await;
-    for _ in 0..2 {
-        deployment.topology.declare(&connection).await.expect("a topology");
-    }
     let channel = connection.create_channel().await.expect("a channel");
-    deployment.topology.declare_partition(&channel, 1).await.expect("a partition");
-    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    for queue in [deployment.name("commands.0"), deployment.name("commands.1"), deployment.name("dead-letters")] {
-        channel.queue_declare(queue.into(), look, FieldTable::default()).await.expect("a queue");
+    channel.queue_delete(deployment.name("commands.1").into(), QueueDeleteOptions::default()).await.expect("deleted");
+    let third = set_up(&deployment.settings).await.expect("a topology");
+    let created: Vec<_> = third.iter().filter(|object| object.created).map(|object| object.name.clone()).collect();
+    assert_eq!(created, [deployment.name("commands.1")]);
+    for user in BrokerUser::ALL {
+        deployment.topology.check(&connection, user).await.expect("everything is there");
     }
 }
 
