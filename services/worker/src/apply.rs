@@ -184,7 +184,7 @@ fn probing_message(now: OffsetDateTime) -> Option<IncomingMessage> {
         command: Command::CreateUser(CreateUser { user_id, email, name }),
     };
     let content = common::command::Message::Command(Box::new(envelope));
-    Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content })
+    Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content, defect: None })
 }
 
 /// Holds the ownership of the partition until the end of the transaction: the next owner waits for that. Gives the
