@@ -243,8 +243,8 @@ fn malformed(random: &mut StdRng) -> (Vec<u8>, bool) {
                 [b"V", b"t\x07", b"A\0\0\0\x01V", b"S\0\0\0\x02\xff\xfe", b"l\xff\0\0\0\0\0\0\x01"];
             (headers(&[&name, *values.choose(random).unwrap()].concat()), false)
         }
-        // Mode, priority and time of any value.
-        37 => ([&[0x18, 0x40][..], &(0..10).map(|_| random.random()).collect::<Vec<u8>>()].concat(), false),
+        // Priority and time of any value.
+        37 => ([&[0x08, 0x40][..], &(0..9).map(|_| random.random()).collect::<Vec<u8>>()].concat(), false),
         // Expiration and user id, which the broker reads.
         38 => {
             let bit = *[8, 4].choose(random).unwrap();
@@ -274,9 +274,9 @@ fn value(random: &mut StdRng) -> Vec<u8> {
     }
 }
 
-/// Commands and messages that were published.
+/// Commands and messages that were tally.
 #[derive(Debug, Default)]
-struct Published {
+struct Tally {
     raw: u64,
     valid: u64,
     parked: u64,
@@ -284,7 +284,7 @@ struct Published {
     refused: u64,
 }
 
-impl Published {
+impl Tally {
     /// Waits until everything is applied or recorded.
     async fn settled(&self, system: &System) {
         eventually("everything is applied or recorded", async || {
@@ -308,7 +308,7 @@ async fn fuzz(frames: u64, seed: u64) {
     let reply_queue = reply_queue(&system, &api).await;
     let before = [&api, &worker].map(connections);
     let mut random = StdRng::seed_from_u64(seed);
-    let mut published = Published { valid: 1, ..Published::default() };
+    let mut tally = Tally { valid: 1, ..Tally::default() };
     let mut publisher = RawPublisher::connect(&system.amqp_url).await;
     for number in 0..frames {
         let (octets, risky) = malformed(&mut random);
@@ -317,8 +317,8 @@ async fn fuzz(frames: u64, seed: u64) {
         let (exchange, key, recorded) = match random.random_range(0..20) {
             0..2 => (&replies, reply_queue.as_str(), 0),
             // So few that they are no flood.
-            2 if published.collected < 90 => {
-                published.collected += 1;
+            2 if tally.collected < 90 => {
+                tally.collected += 1;
                 (&broker_dead, partition.as_str(), 1)
             }
             _ => (&commands, partition.as_str(), 1),
@@ -328,38 +328,38 @@ async fn fuzz(frames: u64, seed: u64) {
             let mut alone = RawPublisher::connect(&system.amqp_url).await;
             alone.publish(exchange, key.as_bytes(), &octets, body.as_bytes()).await;
             if alone.confirmed().await.is_ok() {
-                published.raw += recorded;
+                tally.raw += recorded;
             } else {
-                published.refused += 1;
+                tally.refused += 1;
             }
         } else {
             publisher.publish(exchange, key.as_bytes(), &octets, body.as_bytes()).await;
-            published.raw += recorded;
+            tally.raw += recorded;
         }
         // Many more than of the others: a flood of what is no command would pause the worker.
         for _ in 0..3 {
             let user = UserId::mint();
             let command = create(user);
             if random.random_ratio(1, 40) {
-                published.parked += 1;
+                tally.parked += 1;
                 publisher.publish(&commands, &key_of(user), BAD_ID, &command.encode()).await;
             } else {
-                published.valid += 1;
+                tally.valid += 1;
                 publisher.publish(&commands, &key_of(user), &properties(&command), &command.encode()).await;
             }
         }
         if number % 50 == 49 {
             publisher.confirmed().await.unwrap();
             system.create(&api, &format!("waited{number}@example.org")).await;
-            published.valid += 1;
+            tally.valid += 1;
         }
         if number % 1000 == 999 {
-            published.settled(&system).await;
-            eprintln!("{} frames: {published:?}", number + 1);
+            tally.settled(&system).await;
+            eprintln!("{} frames: {tally:?}", number + 1);
         }
     }
     publisher.confirmed().await.unwrap();
-    published.settled(&system).await;
+    tally.settled(&system).await;
     tokio::join!(api.ready(), worker.ready());
     assert!(api.running() && worker.running());
     assert_eq!([&api, &worker].map(connections), before, "no connection was lost");
