@@ -177,7 +177,7 @@ impl Applier {
             command: Command::CreateUser(CreateUser { user_id, email, name }),
         };
         let content = common::command::Message::Command(Box::new(envelope));
-        Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content })
+        Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content, defect: None })
     }
 
     fn user_of_the_partition(&self) -> Option<UserId> {

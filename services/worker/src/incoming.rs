@@ -1,6 +1,7 @@
 //! Messages of one batch: the bytes as they came, and what this build reads in them.
 
-use common::command::{CommandHeader, CommandId, Envelope, Message, UserId};
+use common::broker::FrameDefect;
+use common::command::{CommandHeader, CommandId, Envelope, Message, MessageProperties, UnreadCommand, UserId};
 use common::telemetry::TraceHeaders;
 use time::Date;
 
@@ -13,9 +14,32 @@ pub struct IncomingMessage {
     pub trace: TraceHeaders,
     /// What it says.
     pub content: Message,
+    /// Why it did not arrive as it was published, if it did not.
+    pub defect: Option<FrameDefect>,
 }
 
 impl IncomingMessage {
+    /// Reads a message. One with a defect is no command, whatever its body says: it is not what its publisher sent.
+    pub fn read(
+        body: Vec<u8>,
+        properties: MessageProperties<'_>,
+        trace: TraceHeaders,
+        defect: Option<FrameDefect>,
+    ) -> Self {
+        let content = match (Message::read(&body, properties), &defect) {
+            (content, None) => content,
+            (Message::Command(envelope), Some(defect)) => {
+                Message::Unread(UnreadCommand { header: envelope.as_ref().into(), reason: defect.to_string() })
+            }
+            (Message::Unread(unread), Some(defect)) => {
+                let reason = format!("{defect}; {}", unread.reason);
+                Message::Unread(UnreadCommand { reason, ..unread })
+            }
+            (Message::Raw(reason), Some(defect)) => Message::Raw(format!("{defect}; {reason}")),
+        };
+        Self { body, trace, content, defect }
+    }
+
     /// The command's id, if it can be read.
     pub fn id(&self) -> Option<CommandId> {
         match &self.content {

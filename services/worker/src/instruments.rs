@@ -18,6 +18,7 @@ use crate::users::Outcome;
 pub(crate) struct Instruments {
     commands: Counter<u64>,
     undecodable: Counter<u64>,
+    defective: Counter<u64>,
     dead_letters: Counter<u64>,
     parked: Counter<u64>,
     batch_size: Histogram<u64>,
@@ -37,6 +38,12 @@ impl Instruments {
             undecodable: meter
                 .u64_counter("rollcall.worker.undecodable")
                 .with_description("Messages without a readable command id, recorded as they came")
+                .build(),
+            defective: meter
+                .u64_counter("rollcall.worker.defective_messages")
+                .with_description(
+                    "Messages whose properties the client library cannot parse, or that were too long, by partition",
+                )
                 .build(),
             dead_letters: meter
                 .u64_counter("rollcall.worker.dead_letters")
@@ -73,6 +80,9 @@ impl Instruments {
         outcomes: &HashMap<CommandId, Outcome>,
     ) {
         for message in messages {
+            if message.defect.is_some() {
+                self.defective.add(1, &[KeyValue::new("partition", i64::from(partition))]);
+            }
             let Some(id) = message.id() else {
                 self.undecodable.add(1, &[]);
                 continue;

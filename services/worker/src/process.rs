@@ -106,6 +106,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
         database: database.clone(),
         pool: pool.clone(),
         progress: progress.clone(),
+        guard: FloodGuard::default(),
         health: health.clone(),
         shutdown: shutdown.clone(),
     };

@@ -2,6 +2,7 @@
 
 mod channel;
 mod dial;
+mod frames;
 mod identity;
 mod link;
 mod publisher;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use channel::{ChannelError, open_channel};
 pub(crate) use dial::dial;
+pub use frames::{FrameDefect, LARGEST_BODY};
 pub use identity::Identity;
 pub(crate) use identity::{IdentityKeeper, identity};
 pub use link::{Link, LinkState, supervise};

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -40,6 +42,8 @@ pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> S
     if json {
         let mut object = object(letter);
         object["payload"] = serde_json::from_slice(&letter.payload).unwrap_or_else(|_| json!(payload));
+        object["payload_base64"] = json!(BASE64_STANDARD.encode(&letter.payload));
+        object["properties_base64"] = json!(letter.properties.as_ref().map(|octets| BASE64_STANDARD.encode(octets)));
         object["behind"] = behind.iter().map(|(id, kind)| json!({ "command_id": id, "type": kind })).collect();
         return format!("{object:#}");
     }
@@ -57,6 +61,14 @@ pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> S
         ("first seen", at(letter.first_seen_at)),
         ("last seen", at(letter.last_seen_at)),
         ("trace", or_none(letter.traceparent.clone())),
+        ("properties", or_none(letter.properties.as_ref().map(|octets| octets.escape_ascii().to_string()))),
+        (
+            "size",
+            letter.size.map_or_else(
+                || letter.payload.len().to_string(),
+                |size| format!("{size}, of which the message below is the beginning"),
+            ),
+        ),
         ("message", plain(&payload)),
         ("behind it", letter.behind.to_string()),
     ];
@@ -144,6 +156,7 @@ fn object(letter: &Letter) -> Value {
         "last_seen_at": at(letter.last_seen_at),
         "state": letter.state,
         "behind": letter.behind,
+        "size": letter.size.unwrap_or_else(|| i64::try_from(letter.payload.len()).unwrap_or(i64::MAX)),
     })
 }
 

@@ -1,5 +1,6 @@
 //! A system of its own for each test: a database and a broker prefix on the shared stack, and the real executables.
 
+pub(crate) mod frames;
 mod process;
 mod writers;
 

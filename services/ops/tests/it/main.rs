@@ -22,6 +22,7 @@ mod dead_letters;
 mod deployment;
 mod events;
 mod faults;
+mod frames;
 mod idempotency;
 mod import;
 mod kills;

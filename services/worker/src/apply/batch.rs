@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use common::command::{CommandId, Message};
 use sqlx::PgConnection;
 use time::Duration;
+use tracing::error;
 
 use crate::admission::misplaced;
 use crate::alone::{AloneEnd, try_alone};
@@ -91,7 +92,14 @@ impl Batch<'_> {
         }
         letters.record(conn).await?;
         for message in raw {
-            record_raw(conn, message).await?;
+            let letter = record_raw(conn, message).await?;
+            if let Some(defect) = message.defect {
+                error!(partition = self.partition, letter, %defect, "a message that did not arrive whole is a dead letter");
+            }
+        }
+        for (command, defect) in fresh.iter().filter_map(|entry| Some((entry.id(), entry.message.defect.as_ref()?))) {
+            let partition = self.partition;
+            error!(partition, command.id = %command, %defect, "a message that did not arrive whole is a dead letter");
         }
         let decided: Vec<_> =
             fresh.iter().filter_map(|entry| Some((entry.id(), outcomes.get(&entry.id())?.clone()))).collect();

@@ -30,8 +30,12 @@ pub struct Letter {
     pub user_id: Option<Uuid>,
     /// The wire name.
     pub kind: Option<String>,
-    /// The message.
+    /// The message's body.
     pub payload: Vec<u8>,
+    /// The octets of its AMQP properties, if they could not be parsed.
+    pub properties: Option<Vec<u8>>,
+    /// The size of its body in bytes, if only the beginning was kept.
+    pub size: Option<i64>,
     /// Why it could not be applied.
     pub reason: String,
     /// The SQLSTATE, if a statement raised.
@@ -61,8 +65,8 @@ pub async fn list(conn: &mut PgConnection, filter: &Filter, limit: i64) -> Resul
         Letter,
         r#"
         SELECT
-            id, letter.command_id, letter.user_id, type AS kind, payload, reason, sqlstate, attempts, traceparent,
-            tracestate, first_seen_at, last_seen_at, state,
+            id, letter.command_id, letter.user_id, type AS kind, payload, properties, size, reason, sqlstate, attempts,
+            traceparent, tracestate, first_seen_at, last_seen_at, state,
             (
                 SELECT count(*)
                 FROM dead_letters AS later
@@ -104,8 +108,8 @@ pub async fn find(
         Letter,
         r#"
         SELECT
-            id, command_id, user_id, type AS kind, payload, reason, sqlstate, attempts, traceparent, tracestate,
-            first_seen_at, last_seen_at, state,
+            id, command_id, user_id, type AS kind, payload, properties, size, reason, sqlstate, attempts, traceparent,
+            tracestate, first_seen_at, last_seen_at, state,
             (
                 SELECT count(*)
                 FROM dead_letters AS later

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::broker::{Link, LinkState, Topology};
+use common::broker::{FrameDefect, Link, LinkState, Topology};
 use common::command::{CommandKeys, Message, MessageProperties};
 use common::db::{DatabaseState, Pool, within};
 use common::health::{Ability, Health};
@@ -24,12 +24,13 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use sqlx::PgConnection;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::broker::BrokerReason;
 use super::{BrokerCause, RawMessage, open_letters, record_raw, record_undelivered};
 use crate::admission::admit;
 use crate::delivery::acknowledge;
+use crate::flood::FloodGuard;
 use crate::incoming::IncomingMessage;
 use crate::progress::{Progress, Tick};
 
@@ -53,6 +54,8 @@ pub(crate) struct Collector {
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) pool: Pool,
     pub(crate) progress: Progress,
+    /// Of its own: what is no command in this queue pauses no partition.
+    pub(crate) guard: FloodGuard,
     pub(crate) health: Health,
     pub(crate) shutdown: Shutdown,
 }
@@ -80,6 +83,10 @@ impl Tally {
         self.counter.add(1, &[KeyValue::new("reason", reason.code())]);
         let lines = self.counts.iter().map(|(reason, count)| format!("{count} {}: {}", reason.code(), reason.advice()));
         self.health.set(CHECK, Ok(format!("since the start {}", lines.collect::<Vec<_>>().join(", "))));
+    }
+
+    fn waits(&self, reason: &str) {
+        self.health.set(CHECK, Ok(format!("wait: {reason}")));
     }
 }
 
@@ -113,7 +120,9 @@ impl Collector {
                     failure
                 }
             };
-            warn!(reason = chain(&*failure), "the broker's dead letters wait");
+            let reason = chain(&*failure);
+            tally.waits(&reason);
+            warn!(reason, "the broker's dead letters wait");
             tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
@@ -165,9 +174,20 @@ impl Collector {
                 cause: BrokerCause::of(delivery.properties.headers().as_ref()),
                 message: admit(&mut delivery, &self.keys),
             };
+            // A command was accepted, and its client must see what became of it; the rest only fills the table.
+            let useless = usize::from(collected.message.id().is_none());
+            if let Some(dead) = self.guard.flood(1, useless) {
+                return Err(
+                    format!("{dead} of the recent ones would be no commands; find out what publishes them").into()
+                );
+            }
             let mut lease = self.pool.acquire(PATIENCE).await?;
             within(PATIENCE, collect_one(&mut lease, &collected)).await?;
             lease.release().await?;
+            self.guard.note(1, useless);
+            if let Some(defect) = &collected.message.defect {
+                error!(%defect, "a message among the broker's dead letters that did not arrive whole is a dead letter");
+            }
             if !acknowledge(&delivery.acker, false).await? {
                 return Err("an acknowledgement came too late for its channel".into());
             }
@@ -200,8 +220,8 @@ impl IncomingMessage {
             message_id: properties.message_id().as_ref().map(ShortString::as_str),
             kind: properties.kind().as_ref().map(ShortString::as_str),
         };
-        let content = Message::read(&body, repeated);
-        Self { body, trace: amqp_trace_headers(properties.headers().as_ref()), content }
+        let headers = properties.headers().as_ref();
+        Self::read(body, repeated, amqp_trace_headers(headers), FrameDefect::of(headers))
     }
 }
 
@@ -226,7 +246,9 @@ pub async fn collect_one(conn: &mut PgConnection, collected: &CollectedMessage) 
         Message::Unread(unread) => format!("{}; {cause}", unread.reason),
         Message::Raw(reason) => {
             let (payload, reason) = (message.body.as_slice(), format!("{reason}; {cause}"));
-            return record_raw(conn, RawMessage { payload, reason: &reason, trace: &message.trace }).await;
+            let (trace, defect) = (&message.trace, message.defect.as_ref());
+            record_raw(conn, RawMessage { payload, reason: &reason, trace, defect }).await?;
+            return Ok(());
         }
     };
     record_undelivered(conn, message, cause.code(), &reason).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use common::broker::FrameDefect;
 use common::command::{CommandHeader, Message, UserId};
 use common::config::Retention;
 use common::telemetry::TraceHeaders;
@@ -31,13 +32,14 @@ struct NewLetter {
     reason: String,
     sqlstate: Option<String>,
     attempts: i32,
+    defect: Option<FrameDefect>,
 }
 
 impl NewLetter {
     fn of(entry: &Entry<'_>, sqlstate: Option<String>, reason: &str, attempts: i32) -> Self {
         let (header, message) = (entry.header.clone(), entry.message);
-        let (body, trace) = (message.body.clone(), message.trace.clone());
-        Self { header, body, trace, reason: cut(reason), sqlstate, attempts }
+        let (body, trace, defect) = (message.body.clone(), message.trace.clone(), message.defect.clone());
+        Self { header, body, trace, reason: cut(reason), sqlstate, attempts, defect }
     }
 }
 
@@ -50,13 +52,17 @@ pub struct RawMessage<'a> {
     pub reason: &'a str,
     /// Where it came from.
     pub trace: &'a TraceHeaders,
+    /// Why it did not arrive as it was published, if it did not.
+    pub defect: Option<&'a FrameDefect>,
 }
 
 impl<'a> RawMessage<'a> {
     /// The message, if it is a raw one.
     pub(crate) fn of(message: &'a IncomingMessage) -> Option<Self> {
         match &message.content {
-            Message::Raw(reason) => Some(Self { payload: &message.body, reason, trace: &message.trace }),
+            Message::Raw(reason) => {
+                Some(Self { payload: &message.body, reason, trace: &message.trace, defect: message.defect.as_ref() })
+            }
             Message::Command(_) | Message::Unread(_) => None,
         }
     }
@@ -161,26 +167,29 @@ pub(crate) async fn without_letter(conn: &mut PgConnection, commands: &[Uuid]) -
     .await
 }
 
-/// Records a message that is no command. One that comes again while its letter is open is only counted.
+/// Records a message that is no command, and gives the number of its letter. One with the same body that comes while the
+/// letter is open is only counted.
 ///
 /// # Errors
 /// As the statement gives them.
-pub async fn record_raw(conn: &mut PgConnection, message: RawMessage<'_>) -> Result<(), sqlx::Error> {
-    sqlx::query!(
+pub async fn record_raw(conn: &mut PgConnection, message: RawMessage<'_>) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
         "
-        INSERT INTO dead_letters (payload, reason, attempts, traceparent, tracestate)
-        VALUES ($1, $2, 1, $3, $4)
+        INSERT INTO dead_letters (payload, reason, attempts, traceparent, tracestate, properties, size)
+        VALUES ($1, $2, 1, $3, $4, $5, $6)
         ON CONFLICT (content_hash) WHERE command_id IS NULL AND state = 'open'
         DO UPDATE SET attempts = dead_letters.attempts + 1, last_seen_at = now()
+        RETURNING id
         ",
         message.payload,
         cut(message.reason),
         message.trace.traceparent.as_deref(),
         message.trace.tracestate.as_deref(),
+        message.defect.and_then(|defect| defect.properties.as_deref()),
+        message.defect.and_then(|defect| defect.size),
     )
-    .execute(conn)
-    .await?;
-    Ok(())
+    .fetch_one(conn)
+    .await
 }
 
 /// Records a command that no batch will see again, as `parked` for `code`, in a transaction of its own, and says whether
@@ -259,16 +268,23 @@ async fn insert(conn: &mut PgConnection, letters: &[NewLetter]) -> Result<(), sq
     let attempts: Vec<i32> = letters.iter().map(|l| l.attempts).collect();
     let parents: Vec<Option<&str>> = letters.iter().map(|l| l.trace.traceparent.as_deref()).collect();
     let states: Vec<Option<&str>> = letters.iter().map(|l| l.trace.tracestate.as_deref()).collect();
+    let defects: Vec<Option<&FrameDefect>> = letters.iter().map(|l| l.defect.as_ref()).collect();
+    let properties: Vec<Option<&[u8]>> = defects.iter().map(|d| d.and_then(|d| d.properties.as_deref())).collect();
+    let sizes: Vec<Option<i64>> = defects.iter().map(|d| d.and_then(|d| d.size)).collect();
     // Numbered so that each user's are in the order of arrival.
     sqlx::query!(
         "
         INSERT INTO dead_letters
-            (command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate)
-        SELECT command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate
+            (command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate, properties, size)
+        SELECT
+            command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate, properties, size
         FROM unnest(
-            $1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::integer[], $8::text[], $9::text[]
-        ) WITH ORDINALITY
-            AS input (command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate, position)
+            $1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::integer[], $8::text[], $9::text[],
+            $10::bytea[], $11::bigint[]
+        ) WITH ORDINALITY AS input (
+            command_id, user_id, type, payload, reason, sqlstate, attempts, traceparent, tracestate, properties, size,
+            position
+        )
         ORDER BY position
         -- Recorded before, and its row dropped with its day since.
         ON CONFLICT (command_id) DO NOTHING
@@ -282,6 +298,8 @@ async fn insert(conn: &mut PgConnection, letters: &[NewLetter]) -> Result<(), sq
         &attempts,
         &parents as &[Option<&str>],
         &states as &[Option<&str>],
+        &properties as &[Option<&[u8]>],
+        &sizes as &[Option<i64>],
     )
     .execute(conn)
     .await?;

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use common::broker::FrameDefect;
 use common::command::{CommandHeader, Envelope, Message, MessageProperties, UserId};
 use common::config::IdempotencyWindow;
 use common::telemetry::TraceHeaders;
@@ -137,7 +138,9 @@ pub async fn discard_raw(conn: &mut PgConnection, letter: i64) -> Result<(), Rep
 pub async fn replay_raw(conn: &mut PgConnection, letter: &Letter, terms: Terms) -> Result<Vec<Step>, ReplayError> {
     let name = letter.command_id.map(|id| id.to_string());
     let properties = MessageProperties { message_id: name.as_deref(), kind: letter.kind.as_deref() };
-    let envelope = match Message::read(&letter.payload, properties) {
+    let cut = letter.size.map(cut_body);
+    let envelope = match IncomingMessage::read(letter.payload.clone(), properties, TraceHeaders::default(), cut).content
+    {
         Message::Command(envelope) => envelope,
         Message::Unread(unread) => return Err(ReplayError::Undecodable(unread.reason)),
         Message::Raw(reason) => return Err(ReplayError::Undecodable(reason)),
@@ -250,6 +253,7 @@ struct Open {
     command_id: Uuid,
     kind: String,
     payload: Vec<u8>,
+    size: Option<i64>,
     traceparent: Option<String>,
     tracestate: Option<String>,
 }
@@ -357,7 +361,7 @@ async fn lock(conn: &mut PgConnection, user: Uuid) -> Result<Vec<Open>, sqlx::Er
     sqlx::query_as!(
         Open,
         r#"
-        SELECT id, command_id AS "command_id!", type AS "kind!", payload, traceparent, tracestate
+        SELECT id, command_id AS "command_id!", type AS "kind!", payload, size, traceparent, tracestate
         FROM dead_letters
         WHERE user_id = $1 AND state = 'open'
         ORDER BY id
@@ -476,12 +480,15 @@ impl Open {
     fn message(&self) -> IncomingMessage {
         let name = self.command_id.to_string();
         let properties = MessageProperties { message_id: Some(&name), kind: Some(&self.kind) };
-        IncomingMessage {
-            body: self.payload.clone(),
-            trace: TraceHeaders { traceparent: self.traceparent.clone(), tracestate: self.tracestate.clone() },
-            content: Message::read(&self.payload, properties),
-        }
+        let trace = TraceHeaders { traceparent: self.traceparent.clone(), tracestate: self.tracestate.clone() };
+        IncomingMessage::read(self.payload.clone(), properties, trace, self.size.map(cut_body))
     }
+}
+
+/// The defect of a message of which only the beginning is there. Properties that were refused do not matter any more: an
+/// operator who replays a letter has looked at them.
+fn cut_body(size: i64) -> FrameDefect {
+    FrameDefect { refused: None, properties: None, size: Some(size) }
 }
 
 async fn close(conn: &mut PgConnection, letter: &Open, state: &str) -> Result<(), sqlx::Error> {

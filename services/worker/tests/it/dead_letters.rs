@@ -63,7 +63,7 @@ async fn letters_are_found_by_what_is_known_of_them() {
     let user = UserId::mint();
     fixture.apply(&[create(user, "ada@example.org", "Poison")]).await;
     let none = TraceHeaders::default();
-    let raw = RawMessage { payload: b"\0no command", reason: "undecodable: \0", trace: &none };
+    let raw = RawMessage { payload: b"\0no command", reason: "undecodable: \0", trace: &none, defect: None };
     record_raw(&mut fixture.database.conn, raw).await.expect("a letter");
     let now = time::OffsetDateTime::now_utc();
     let table = [
@@ -90,7 +90,7 @@ async fn a_message_that_is_no_command_is_recorded_as_it_came_and_once() {
     let mut fixture = Fixture::start().await;
     let trace = TraceHeaders { traceparent: Some("00-1-2-01".to_owned()), tracestate: None };
     for _ in 0..2 {
-        let message = RawMessage { payload: b"\xffno command", reason: "undecodable", trace: &trace };
+        let message = RawMessage { payload: b"\xffno command", reason: "undecodable", trace: &trace, defect: None };
         record_raw(&mut fixture.database.conn, message).await.expect("a letter");
     }
     assert_eq!(fixture.letters().await, [(None, "- 2".to_owned())]);

@@ -245,7 +245,7 @@ async fn a_raw_message_is_read_again_or_discarded() {
     // As a newer version's command is to an older worker.
     let payload = create(ada, "ada@example.org", "Ada").encode();
     for payload in [payload.as_slice(), b"no command"] {
-        let message = RawMessage { payload, reason: "undecodable", trace: &none };
+        let message = RawMessage { payload, reason: "undecodable", trace: &none, defect: None };
         record_raw(&mut fixture.database.conn, message).await.expect("a letter");
     }
     let conn = &mut fixture.database.conn;

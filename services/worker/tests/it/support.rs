@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::command::{
-    Command, CommandId, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, Message, MessageProperties, Name,
+    Command, CommandId, CreateUser, DeleteUser, Digest, Email, Envelope, Idempotency, MessageProperties, Name,
     Principal, ReactivateUser, SuspendUser, UpdateUser, UserId,
 };
 use common::config::{DatabaseSettings, IdempotencyWindow, Retention, database_url};
@@ -218,8 +218,7 @@ pub(crate) fn messages(batch: &[Envelope]) -> Vec<IncomingMessage> {
 
 /// A message with this body.
 pub(crate) fn message(body: &[u8]) -> IncomingMessage {
-    let content = Message::read(body, MessageProperties::default());
-    IncomingMessage { body: body.to_vec(), trace: TraceHeaders::default(), content }
+    IncomingMessage::read(body.to_vec(), MessageProperties::default(), TraceHeaders::default(), None)
 }
 
 /// Each command's outcome in the order of the commands; `None` for one that had been decided before.

@@ -1,6 +1,6 @@
 //! Commands that this build does not understand: they have a status, block their user and keep their bytes.
 
-use common::command::{Command, Envelope, Message, MessageProperties, UserId};
+use common::command::{Command, Envelope, MessageProperties, UserId};
 use common::telemetry::TraceHeaders;
 use rollcall_worker::dead_letters::{Filter, ReplayError, Verdict, discard_raw, find, list, replay, replay_raw};
 use rollcall_worker::incoming::IncomingMessage;
@@ -120,8 +120,7 @@ async fn a_message_with_an_id_and_no_user_has_a_status_and_blocks_nobody() {
         let (name, bytes) = (envelope.id.to_string(), envelope.encode());
         let cut = &bytes[..bytes.len() - 1];
         let properties = MessageProperties { message_id: Some(&name), kind: Some("users.create") };
-        let content = Message::read(cut, properties);
-        IncomingMessage { body: cut.to_vec(), trace: TraceHeaders::default(), content }
+        IncomingMessage::read(cut.to_vec(), properties, TraceHeaders::default(), None)
     };
     let batch = [named(&lost), named(&discarded)];
     let outcomes = fixture.applier().apply(&batch).await.expect("outcomes");

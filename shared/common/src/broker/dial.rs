@@ -20,6 +20,7 @@ use rand::seq::SliceRandom;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::frames::{self, FrameFilter};
 use crate::config::BrokerSettings;
 use crate::net;
 
@@ -94,13 +95,14 @@ async fn open(uri: &AMQPUri, address: SocketAddr, name: &str) -> lapin::Result<C
     let hand_over = async move |uri: AMQPUri, _| {
         let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         let stream = AsyncTcpStream::Plain(taken.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?.compat());
-        Ok(match uri.scheme {
+        let stream = match uri.scheme {
             AMQPScheme::AMQP => stream,
             AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, TLSConfig::default()).await?,
-        })
+        };
+        Ok(AsyncTcpStream::Plain(FrameFilter::over(stream)))
     };
     let properties = ConnectionProperties::default().with_connection_name(format!("rollcall {name}").into());
-    let connecting = Connection::connector(uri.clone(), lapin::runtime::default_runtime()?, hand_over, properties);
+    let connecting = Connection::connector(uri.clone(), frames::runtime(), hand_over, properties);
     let connected = timeout(HANDSHAKE_DEADLINE, connecting).await;
     let connection = connected.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, format!("the broker did not answer within {HANDSHAKE_DEADLINE:?}"))
