@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkReports, LinkState, declare_exchange, open_channel};
 use common::command::CommandId;
-use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use common::health::CheckFailure;
+use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
 use common::telemetry::meter;
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -137,12 +138,12 @@ async fn receive(
                     reply_to.send_replace(None);
                     return;
                 }
-                Ok(Err(error)) => chain(&error),
-                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}"),
+                Ok(Err(error)) => CheckFailure::caused("the broker opens no queue for them", &error),
+                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}").into(),
             };
             // One line for each problem, and not for each attempt.
             if reports.auxiliary(HINTS, Some(problem.clone())) {
-                warn!(reason = problem, "no reply hints: clients that wait for an outcome learn it later");
+                warn!(reason = %problem, "no reply hints: clients that wait for an outcome learn it later");
             }
         };
         tokio::select! {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
 use common::db::DatabaseState;
+use common::health::CheckFailure;
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
@@ -126,8 +127,8 @@ impl Partition {
                     continue;
                 }
                 Err(interrupted) => {
-                    let reason = chain(&interrupted);
-                    warn!(partition = self.number, reason, "paused");
+                    let reason = CheckFailure::of(&interrupted);
+                    warn!(partition = self.number, %reason, "paused");
                     self.consumption.interrupted(self.number, reason);
                 }
             }
