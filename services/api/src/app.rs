@@ -111,6 +111,6 @@ pub fn routes(api: Api, guard: Guard, health: &Health, origins: Origins) -> impl
         .at("/docs", get(Fixed::page(&service, &document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
-        .nest_no_strip("/v1", service.data(guard).with(known))
-        .with(Edge::new(allowed, origins))
+        .nest_no_strip("/v1", service.data(guard.clone()).with(known))
+        .with(Edge::new(allowed, origins, Some(guard)))
 }

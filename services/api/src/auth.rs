@@ -114,6 +114,14 @@ impl Guard {
         Err(refusal.reason.problem(any_of))
     }
 
+    /// Refuses a page of another site whose name leads here, where nobody has to prove who they are.
+    pub(crate) fn check_host(&self, request: &Request) -> Result<(), Problem> {
+        if !self.open() || self.0.local.is_none() {
+            return Ok(());
+        }
+        local::check_host(request.uri(), request.headers()).inspect_err(|_| self.refused(CROSS_SITE, None, None))
+    }
+
     fn refused(&self, reason: &'static str, who: Option<&str>, detail: Option<&str>) {
         self.0.refusals.add(1, &[KeyValue::new("reason", reason)]);
         tracing::info!(reason, who, detail, "a request was refused");

@@ -16,10 +16,11 @@ use poem_openapi::error::{ContentTypeError, ParseParamError, ParsePathError};
 use tokio::time::Instant;
 use tracing::{Instrument, Span, error, field, info_span};
 
+use crate::auth::Guard;
 use crate::compression;
 use crate::cors::Origins;
-use crate::headers::parameter_mend;
-use crate::problem::{Problem, ProblemKind};
+use crate::headers::{check_single, parameter_mend};
+use crate::problem::{Failed, Problem, ProblemKind};
 use crate::rate::Allowance;
 
 /// Path templates with the methods that they have.
@@ -30,18 +31,20 @@ pub(crate) type AllowedMethods = BTreeMap<String, Vec<String>>;
 pub(crate) struct Edge {
     allowed: Arc<AllowedMethods>,
     origins: Arc<Origins>,
+    guard: Option<Guard>,
     seconds: Histogram<f64>,
 }
 
 impl Edge {
-    pub(crate) fn new(allowed: AllowedMethods, origins: Origins) -> Self {
+    /// With a guard, the host that a request names is checked.
+    pub(crate) fn new(allowed: AllowedMethods, origins: Origins, guard: Option<Guard>) -> Self {
         let seconds = meter()
             .f64_histogram("http.server.request.duration")
             .with_unit("s")
             .with_description("Requests by operation and status")
             .with_boundaries(SECONDS.to_vec())
             .build();
-        Self { allowed: Arc::new(allowed), origins: Arc::new(origins), seconds }
+        Self { allowed: Arc::new(allowed), origins: Arc::new(origins), guard, seconds }
     }
 }
 
@@ -53,6 +56,7 @@ impl<E: Endpoint<Output = Response>> Middleware<E> for Edge {
             inner,
             allowed: Arc::clone(&self.allowed),
             origins: Arc::clone(&self.origins),
+            guard: self.guard.clone(),
             seconds: self.seconds.clone(),
         }
     }
@@ -63,6 +67,7 @@ pub(crate) struct EdgeEndpoint<E> {
     inner: E,
     allowed: Arc<AllowedMethods>,
     origins: Arc<Origins>,
+    guard: Option<Guard>,
     seconds: Histogram<f64>,
 }
 
@@ -97,7 +102,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             self.origins.allow(origin.as_ref(), answer.headers_mut());
             return Ok(answer);
         }
-        let answered = AssertUnwindSafe(self.inner.call(request)).catch_unwind().instrument(span.clone()).await;
+        let answered = match self.check(&request, &path) {
+            Ok(()) => AssertUnwindSafe(self.inner.call(request)).catch_unwind().instrument(span.clone()).await,
+            Err(problem) => Ok(Err(Failed::<()>::from(problem).into())),
+        };
         let (operation, mut response) = match answered {
             Ok(Ok(response)) => (operation(response.data()), response),
             Ok(Err(failure)) => (operation(failure.data()), self.respond(&failure, &path, trace_id)),
@@ -107,11 +115,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             }
         };
         self.record(&span, &method, operation, response.status(), started);
-        // Caches may guess how long a 200 or a 404 holds (RFC 9111 §4.2.2); ours may be another one the next moment. A proxy
-        // that compresses weakens the tag, and a weak one never matches in If-Match.
+        // Answers have names and addresses of people, which no cache keeps; a client that keeps one itself may ask with its tag.
+        // A proxy that compresses weakens the tag, and a weak one never matches in If-Match.
         let headers = response.headers_mut();
-        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache, no-transform"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store, no-transform"));
         allowance.write(headers);
         self.origins.allow(origin.as_ref(), headers);
         Ok(compression::compress(gzip, response).await)
@@ -125,6 +132,15 @@ fn operation(id: Option<&OperationId>) -> &'static str {
 }
 
 impl<E> EdgeEndpoint<E> {
+    /// Refuses what no path takes; the host of an operation is checked with its caller.
+    fn check(&self, request: &Request, path: &str) -> Result<(), Problem> {
+        check_single(request.headers())?;
+        match &self.guard {
+            Some(guard) if path != "/healthz" && !path.starts_with("/v1/") => guard.check_host(request),
+            _ => Ok(()),
+        }
+    }
+
     fn respond(&self, failure: &poem::Error, path: &str, trace_id: TraceId) -> Response {
         let allow = failure.is::<MethodNotAllowedError>().then(|| self.allow(path));
         let problem = match failure.downcast_ref::<ParsePathError>() {
@@ -232,7 +248,7 @@ mod tests {
     async fn a_panic_is_answered_with_a_problem_that_does_not_tell_it() {
         let panicking =
             make(|_| async { if true { panic!("the secret") } else { Ok::<_, poem::Error>("".into_response()) } });
-        let endpoint = panicking.with(Edge::new(AllowedMethods::new(), Origins::Own));
+        let endpoint = panicking.with(Edge::new(AllowedMethods::new(), Origins::Own, None));
         let response = endpoint.get_response(Request::default()).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.content_type(), Some("application/problem+json"));
@@ -248,8 +264,10 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             let failing =
                 make(move |_| async move { Err::<Response, _>(poem::Error::from_string("the secret", status)) });
-            let response =
-                failing.with(Edge::new(AllowedMethods::new(), Origins::Own)).get_response(Request::default()).await;
+            let response = failing
+                .with(Edge::new(AllowedMethods::new(), Origins::Own, None))
+                .get_response(Request::default())
+                .await;
             let body = response.into_body().into_string().await.expect("a body");
             assert!(body.contains(kind) && !body.contains("secret"), "{status}: {body}");
         }

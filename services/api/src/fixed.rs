@@ -1,12 +1,15 @@
 //! Documents that never change while the process runs: the front page, Swagger UI and the contract, each with an `ETag` and a
-//! compressed form.
+//! compressed form. Of scripts only those run that a page has from here, known by their hashes (CSP Level 3 §6.7.2.3).
 
 use std::sync::OnceLock;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use flate2::Compression;
 use poem::http::{HeaderValue, StatusCode, header};
 use poem::{Endpoint, Request, Response};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::compression;
@@ -14,8 +17,28 @@ use crate::contract::Service;
 use crate::headers::{lines, none_match};
 
 /// Everything comes from this host: the pages could not load from elsewhere if they wanted to.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src data:; \
-     style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+fn policy(page: &str, styles: &str) -> Option<HeaderValue> {
+    let scripts = hashes(page, "script");
+    let policy = format!(
+        "default-src 'none'; connect-src 'self'; img-src 'self' data:; font-src data:; style-src {styles}; script-src \
+         {scripts}; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    );
+    HeaderValue::from_str(&policy).ok()
+}
+
+/// The sources that allow the contents of these elements.
+fn hashes(page: &str, element: &str) -> String {
+    let (begin, end) = (format!("<{element}"), format!("</{element}>"));
+    let mut sources = Vec::new();
+    let mut rest = page;
+    while let Some((content, after)) =
+        rest.split_once(&begin).and_then(|(_, tag)| tag.split_once('>')?.1.split_once(&end))
+    {
+        sources.push(format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content))));
+        rest = after;
+    }
+    sources.join(" ")
+}
 
 /// For a person who opens the port.
 const FRONT: &str = include_str!("front.html");
@@ -24,6 +47,8 @@ const FRONT: &str = include_str!("front.html");
 #[derive(Debug)]
 pub(crate) struct Fixed {
     content_type: &'static str,
+    /// Of a page.
+    policy: Option<HeaderValue>,
     plain: Form,
     /// Made when the first client asks for it: the page of Swagger UI takes a while.
     compressed: OnceLock<Option<Form>>,
@@ -46,12 +71,13 @@ impl Form {
 impl Fixed {
     /// What this is, and where everything is.
     pub(crate) fn front() -> Self {
-        Self::new("text/html; charset=utf-8", &FRONT.replace("{version}", env!("CARGO_PKG_VERSION")))
+        let page = FRONT.replace("{version}", env!("CARGO_PKG_VERSION"));
+        Self::new("text/html; charset=utf-8", &page, policy(&page, &hashes(&page, "style")))
     }
 
     /// The contract.
     pub(crate) fn contract(document: &str) -> Self {
-        Self::new("application/json", document)
+        Self::new("application/json", document, None)
     }
 
     /// Swagger UI with the contract and all of its scripts inside.
@@ -59,11 +85,12 @@ impl Fixed {
         let page = service.swagger_ui_html().replace(&service.spec(), document);
         // Browsers ask for an icon that is not there, unless the page has one.
         let page = page.replacen("<head>", "<head><link rel=\"icon\" href=\"data:,\">", 1);
-        Self::new("text/html; charset=utf-8", &page)
+        // Its scripts set styles by themselves.
+        Self::new("text/html; charset=utf-8", &page, policy(&page, "'unsafe-inline'"))
     }
 
-    fn new(content_type: &'static str, body: &str) -> Self {
-        Self { content_type, plain: Form::new(body.into()), compressed: OnceLock::new() }
+    fn new(content_type: &'static str, body: &str, policy: Option<HeaderValue>) -> Self {
+        Self { content_type, policy, plain: Form::new(body.into()), compressed: OnceLock::new() }
     }
 }
 
@@ -82,8 +109,11 @@ impl Endpoint for Fixed {
             .header(header::ETAG, &form.etag)
             .header(header::VARY, HeaderValue::from_static("accept-encoding"))
             .header(header::CACHE_CONTROL, "no-cache, no-transform")
-            .header(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)
             .header(header::REFERRER_POLICY, "no-referrer");
+        let response = match &self.policy {
+            Some(policy) => response.header(header::CONTENT_SECURITY_POLICY, policy),
+            None => response,
+        };
         if none_match(lines(request.headers(), "if-none-match").as_deref(), &form.etag) {
             return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
         }

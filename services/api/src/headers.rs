@@ -55,6 +55,42 @@ impl<'a> ApiExtractor<'a> for Field {
     }
 }
 
+/// Fields that have one value (RFC 9110, RFC 9651, Fetch Standard). Another reader of the same request may take the other one.
+/// `Host` and `Content-Length` are looked at where the request is read, and of `traceparent` twice there is no trace.
+const SINGLE: [&str; 19] = [
+    "Access-Control-Request-Method",
+    "Authorization",
+    "Content-Encoding",
+    "Content-Location",
+    "Content-Range",
+    "Content-Type",
+    "Date",
+    "Expect",
+    "From",
+    "Idempotency-Key",
+    "If-Modified-Since",
+    "If-Range",
+    "If-Unmodified-Since",
+    "Max-Forwards",
+    "Origin",
+    "Range",
+    "Referer",
+    "Sec-Fetch-Site",
+    "User-Agent",
+];
+
+/// Refuses a field that is there more than once and has one value.
+pub(crate) fn check_single(headers: &HeaderMap) -> Result<(), Problem> {
+    // Nearly always all are different.
+    if headers.len() == headers.keys_len() {
+        return Ok(());
+    }
+    match SINGLE.into_iter().find(|name| headers.get_all(*name).iter().nth(1).is_some()) {
+        Some(name) => Err(Problem::invalid_field(name, "is there more than once; send it once")),
+        None => Ok(()),
+    }
+}
+
 /// A longer wait is cut to this.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 

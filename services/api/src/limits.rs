@@ -14,6 +14,12 @@ pub(crate) const MAX_CONNECTIONS: Variable = Variable::with_default(
     "10000",
     "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
 );
+pub(crate) const MAX_CONNECTIONS_PER_ADDRESS: Variable = Variable::optional(
+    "MAX_CONNECTIONS_PER_ADDRESS",
+    "8000",
+    "Of these, the connections of one address or of an IPv6 network of 64 bits; 0 for no bound of its own. Four fifths of \
+     MAX_CONNECTIONS when it is not set, and no bound with TRUSTED_PROXIES, because all connections come from the proxies then.",
+);
 pub(crate) const KEEP_ALIVE_SECONDS: Variable = Variable::with_default(
     "KEEP_ALIVE_SECONDS",
     "620",
@@ -53,6 +59,8 @@ pub(crate) const CORS_ORIGINS: Variable = Variable::optional(
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
+    /// Of these, the connections of one address; 0 for no bound.
+    pub connections_per_address: Option<usize>,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
     /// Requests that wait for an outcome at once.
@@ -65,8 +73,8 @@ pub struct Limits {
     pub origins: Origins,
 }
 
-/// Of so many connections, those that may wait: the others are for whoever does not, probes among them.
-fn waiting(connections: usize) -> usize {
+/// Of so many connections, those of requests that wait, or of one address: the others are for other requests and addresses.
+fn most(connections: usize) -> usize {
     connections * 4 / 5
 }
 
@@ -74,8 +82,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: MOST_CONNECTIONS,
+            connections_per_address: None,
             keep_alive: KEEP_ALIVE,
-            waiting: waiting(MOST_CONNECTIONS),
+            waiting: most(MOST_CONNECTIONS),
             rate: RateSettings::default(),
             shed_after: None,
             origins: Origins::default(),
@@ -86,30 +95,36 @@ impl Default for Limits {
 impl Limits {
     /// What the listener allows.
     pub(crate) fn of_connections(&self) -> ConnectionLimits {
-        ConnectionLimits { most: self.connections, keep_alive: self.keep_alive }
+        let most_per_address = match (self.connections_per_address, self.rate.trusted_proxies) {
+            (Some(bound), _) => Some(bound).filter(|bound| *bound > 0),
+            (None, 0) => Some(most(self.connections).max(1)),
+            (None, _) => None,
+        };
+        ConnectionLimits { most: self.connections, most_per_address, keep_alive: self.keep_alive }
     }
 
     /// The same, with no more connections than this process can have.
     #[must_use]
     pub(crate) fn possible(self) -> Self {
         let connections = possible_connections(self.connections);
-        let waiting =
-            if connections < self.connections { self.waiting.min(waiting(connections)) } else { self.waiting };
+        let waiting = if connections < self.connections { self.waiting.min(most(connections)) } else { self.waiting };
         Self { connections, waiting, ..self }
     }
 
     /// Reads them; `None` when something is faulty.
     pub(crate) fn read(reader: &mut Reader) -> Option<Self> {
         let connections = reader.number(&MAX_CONNECTIONS, 1..=1_000_000);
+        let per_address = reader.number(&MAX_CONNECTIONS_PER_ADDRESS, 0..=1_000_000);
         let keep_alive = reader.number(&KEEP_ALIVE_SECONDS, 1..=86_400_u64);
         let most_waiting = connections.unwrap_or(MOST_CONNECTIONS) - 1;
-        let waiting = reader.number(&MAX_WAITING, 0..=most_waiting).or(connections.map(waiting));
+        let waiting = reader.number(&MAX_WAITING, 0..=most_waiting).or(connections.map(most));
         let per_minute = reader.number(&RATE_LIMIT_PER_MINUTE, 1..=1_000_000_u32);
         let trusted_proxies = reader.number(&TRUSTED_PROXIES, 0..=10);
         let shed_after = reader.number(&SHED_AFTER_SECONDS, 0..=86_400_u64);
         let origins = reader.parse(&CORS_ORIGINS, Origins::parse);
         Some(Self {
             connections: connections?,
+            connections_per_address: per_address,
             keep_alive: Duration::from_secs(keep_alive?),
             waiting: waiting?,
             rate: RateSettings { per_minute: per_minute.and_then(NonZeroU32::new), trusted_proxies: trusted_proxies? },

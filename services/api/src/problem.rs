@@ -101,7 +101,7 @@ problems! {
     IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key belongs to another request";
     /// The caller sent more requests than are allowed. Wait as long as Retry-After says; `RateLimit` says how many are left.
     TooManyRequests "too-many-requests" 429 "Too many requests";
-    /// There are more than 100 header fields, or more than 128 KiB of them.
+    /// There are more than 100 header fields, or the head of the request has more than 128 KiB.
     HeadersTooLarge "headers-too-large" 431 "The header fields are too large";
     /// A fault of the service; its log has the details under the trace id.
     Internal "internal" 500 "The service failed";

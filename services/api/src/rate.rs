@@ -2,11 +2,12 @@
 //!
 //! The fields of the answer are those of draft-ietf-httpapi-ratelimit-headers-10.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use common::http::client_network;
 use common::shutdown::{Phase, Shutdown, Tier};
 use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::StateInformationMiddleware;
@@ -22,8 +23,6 @@ use crate::problem::{Problem, ProblemKind};
 const WINDOW_SECONDS: u32 = 60;
 /// How often callers that have been quiet for the whole window are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_mins(1);
-/// An IPv6 subscriber has at least this much of the address.
-const IPV6_NETWORK: u128 = !((1 << 64) - 1);
 
 /// What is allowed, from the settings.
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,15 +98,11 @@ impl Rates {
         }
     }
 
-    /// Whom an address stands for: one, or the network of an IPv6 subscriber. On a socket for both, IPv4 comes in the form of
-    /// IPv6.
+    /// The client that an address stands for.
     fn address(&self, request: &Request) -> String {
         let peer = request.remote_addr().as_socket_addr().map(SocketAddr::ip);
-        match forwarded(request.headers(), self.trusted_proxies).or(peer).map(|address| address.to_canonical()) {
-            Some(IpAddr::V4(address)) => format!("address:{address}"),
-            Some(IpAddr::V6(address)) => {
-                format!("address:{}", Ipv6Addr::from_bits(address.to_bits() & IPV6_NETWORK))
-            }
+        match forwarded(request.headers(), self.trusted_proxies).or(peer) {
+            Some(address) => format!("address:{}", client_network(address)),
             None => "address:unknown".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkState, open_channel};
 use common::command::CommandId;
+use common::health::CheckFailure;
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::meter;
 use futures_util::StreamExt;
@@ -142,12 +143,15 @@ async fn receive(
                     reply_to.send_replace(None);
                     return;
                 }
-                Ok(Err(error)) => chain(&error).replace(queue.as_str(), &exchange),
-                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}"),
+                Ok(Err(error)) => CheckFailure::logged(
+                    "the broker opens no queue for them",
+                    chain(&error).replace(queue.as_str(), &exchange),
+                ),
+                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}").into(),
             };
             // One line for each problem, and not for each attempt.
             if reports.auxiliary(HINTS, Some(problem.clone())) {
-                warn!(reason = problem, "no reply hints: clients that wait for an outcome learn it later");
+                warn!(reason = %problem, "no reply hints: clients that wait for an outcome learn it later");
             }
         };
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::health::{Ability, Health};
+use common::health::{Ability, CheckFailure, Health};
 use common::membership::Ownership;
 use common::shutdown::{Phase, Shutdown, Tier};
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ pub(crate) struct Consumption {
 struct Progress {
     consumed: BTreeSet<u16>,
     /// Why the others are not, as far as it was tried.
-    interrupted: BTreeMap<u16, String>,
+    interrupted: BTreeMap<u16, CheckFailure>,
 }
 
 impl Consumption {
@@ -57,29 +57,29 @@ impl Consumption {
     }
 
     /// Says why a partition is not consumed; until it is.
-    pub(crate) fn interrupted(&self, partition: u16, reason: String) {
+    pub(crate) fn interrupted(&self, partition: u16, reason: CheckFailure) {
         self.progress.send_modify(|progress| {
             progress.interrupted.insert(partition, reason);
         });
     }
 }
 
-fn state(owned: &Ownership, progress: &Progress) -> Result<String, String> {
+fn state(owned: &Ownership, progress: &Progress) -> Result<String, CheckFailure> {
     let line = format!("consuming {} of {} owned", progress.consumed.len(), owned.len());
     let mut missing = owned.keys().filter(|partition| !progress.consumed.contains(partition)).peekable();
     if missing.peek().is_none() {
         return Ok(line);
     }
     match missing.find_map(|partition| Some((partition, progress.interrupted.get(partition)?))) {
-        Some((partition, reason)) => Err(format!("{line}; partition {partition}: {reason}")),
-        None => Err(line),
+        Some((partition, reason)) => Err(reason.clone().within(format_args!("{line}; partition {partition}"))),
+        None => Err(line.into()),
     }
 }
 
 /// The partitions whose last batch did not go through, and why. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Applying {
-    failing: Arc<Mutex<BTreeMap<u16, String>>>,
+    failing: Arc<Mutex<BTreeMap<u16, CheckFailure>>>,
     health: Health,
 }
 
@@ -95,7 +95,7 @@ impl Applying {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
     }
 
-    pub(crate) fn failed(&self, partition: u16, reason: String) {
+    pub(crate) fn failed(&self, partition: u16, reason: CheckFailure) {
         self.change(|failing| {
             failing.insert(partition, reason);
         });
@@ -108,7 +108,7 @@ impl Applying {
     }
 
     /// The lock is held over the report, so that reports come in the order of the changes.
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<u16, String>)) {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<u16, CheckFailure>)) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut failing);
         self.health.set(
@@ -116,7 +116,8 @@ impl Applying {
             match failing.iter().next() {
                 None => Ok("nothing stands in the way".to_owned()),
                 Some((partition, reason)) => {
-                    Err(format!("{} partition(s) cannot apply; partition {partition}: {reason}", failing.len()))
+                    let place = format!("{} partition(s) cannot apply; partition {partition}", failing.len());
+                    Err(reason.clone().within(place))
                 }
             },
         );

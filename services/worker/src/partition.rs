@@ -17,6 +17,7 @@ use std::time::Duration;
 use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
 use common::command::CommandKeys;
 use common::db::DatabaseState;
+use common::health::CheckFailure;
 use common::membership::{Holding, Holdings, Ownership};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use futures_util::{FutureExt, StreamExt};
@@ -128,8 +129,8 @@ impl Partition {
                     continue;
                 }
                 Err(interrupted) => {
-                    let reason = chain(&interrupted);
-                    warn!(partition = self.number, reason, "paused");
+                    let reason = CheckFailure::of(&interrupted);
+                    warn!(partition = self.number, %reason, "paused");
                     self.consumption.interrupted(self.number, reason);
                 }
             }

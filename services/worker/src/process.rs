@@ -61,7 +61,9 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let replies = Replies::start(shutdown, publishing.clone());
     let most = http::possible_connections(http::MOST_CONNECTIONS);
     let limits = http::ConnectionLimits { most, ..http::ConnectionLimits::default() };
-    http::serve(shutdown, "probes", listener, limits, http::probes(&health).boxed());
+    let probes = http::probes(&health);
+    let probes = if settings.listen.ip().is_loopback() { http::host::checked(probes).boxed() } else { probes.boxed() };
+    http::serve(shutdown, "probes", listener, limits, probes);
 
     reach::start(shutdown, consuming.clone(), holdings.clone());
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());

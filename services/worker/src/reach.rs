@@ -29,7 +29,7 @@ async fn tell(mut link: Link, holdings: &Holdings) {
             LinkState::Up { connection, reports, .. } => {
                 let allowed = connection.configuration().channel_max();
                 let problem = too_few(allowed, reports.topology().partitions());
-                if reports.auxiliary(CHANNELS, problem.clone())
+                if reports.auxiliary(CHANNELS, problem.clone().map(Into::into))
                     && let Some(reason) = problem
                 {
                     warn!(reason, "too few channels");

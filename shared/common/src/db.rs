@@ -24,6 +24,7 @@ pub(crate) use pool::{Heard, UNDER_WAY};
 pub use pool::{Lease, Pool, PoolStatus, observe_pool};
 
 use crate::config::DatabaseSettings;
+use crate::health::CheckFailure;
 use connector::Connector;
 pub(crate) use session::Session;
 
@@ -66,6 +67,24 @@ impl DbError {
     pub(crate) fn refused_for_number(&self) -> bool {
         let Self::Connect { source, .. } = self else { return false };
         source.as_database_error().is_some_and(|error| error.code().as_deref() == Some("53300"))
+    }
+
+    /// What a caller of `/readyz` may know: no address, and nothing that the server or the client library says.
+    pub(crate) fn check(&self) -> CheckFailure {
+        let words = match self {
+            Self::Connect { source, .. } if source.as_database_error().is_some() => {
+                "the database refuses the connection".to_owned()
+            }
+            Self::Connect { .. } => "the database cannot be reached".to_owned(),
+            Self::Pooler(_) => {
+                "a pooler in front of the database lends sessions by the transaction, and this needs one for \
+                 itself; set DATABASE_URL_DIRECT to the server"
+                    .to_owned()
+            }
+            Self::Standby(_) => "the server is a read-only standby; the URL must lead to the primary".to_owned(),
+            Self::Exhausted(_) | Self::Deadline(_) | Self::Statement(_) => self.to_string(),
+        };
+        CheckFailure::caused(words, self)
     }
 
     /// Whether the connection failed and not the statement: on another connection the same could succeed.

@@ -1,6 +1,12 @@
-//! What is well and what is not. Components report, `/readyz` tells; nothing here does I/O.
+//! Readiness checks. Components report them, `/readyz` shows them; nothing here does I/O.
+//!
+//! # Why two texts of a failure?
+//! Everybody may ask for `/readyz`, so it has words of our own. What a library or a server said may quote addresses, names and
+//! values, and goes to the log only.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::shutdown::{Phase, Shutdown};
+use crate::shutdown::{Phase, Shutdown, chain};
 
 /// What an instance cannot do while a check fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +51,71 @@ pub struct Health {
     started_at: Instant,
 }
 
+/// Why a check fails: words for everybody who asks, and what the log has beyond them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckFailure {
+    words: String,
+    logged: Option<String>,
+}
+
+impl CheckFailure {
+    /// Shows the words, and logs this text instead.
+    pub fn logged(words: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { words: words.into(), logged: Some(text.into()) }
+    }
+
+    /// Shows what the outermost error says itself, with the SQLSTATE of its causes, and logs the whole chain.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        Self::caused(error.to_string(), error)
+    }
+
+    /// Shows the words, with the SQLSTATE of the error's causes, and logs the whole chain.
+    pub fn caused(words: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
+        let mut words = words.into();
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let mut states = causes.filter_map(|error| error.downcast_ref::<sqlx::Error>()?.as_database_error()?.code());
+        if let Some(state) = states.next().filter(|state| !words.contains(&**state)) {
+            words = format!("{words} (SQLSTATE {state})");
+        }
+        Self::logged(words, chain(error))
+    }
+
+    /// What everybody who asks may read.
+    pub fn words(&self) -> &str {
+        &self.words
+    }
+
+    /// The same failure, with more words around it.
+    #[must_use]
+    pub fn within(self, place: impl fmt::Display) -> Self {
+        Self { words: format!("{place}: {}", self.words), logged: self.logged.map(|text| format!("{place}: {text}")) }
+    }
+}
+
+/// For the log.
+impl fmt::Display for CheckFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.logged.as_ref().unwrap_or(&self.words))
+    }
+}
+
+impl From<String> for CheckFailure {
+    fn from(words: String) -> Self {
+        Self { words, logged: None }
+    }
+}
+
+impl From<&str> for CheckFailure {
+    fn from(words: &str) -> Self {
+        words.to_owned().into()
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Check {
     ability: Ability,
     /// None before the first report.
-    state: Option<Result<String, String>>,
+    state: Option<Result<String, CheckFailure>>,
     /// Whether it holds, or the log has a warning that it does not.
     settled: bool,
 }
@@ -82,13 +148,13 @@ impl Health {
     }
 
     /// Reports a check; the text says how things stand. Each change is logged once, and so is a bad start.
-    pub fn set(&self, name: &'static str, state: Result<String, String>) {
+    pub fn set(&self, name: &'static str, state: Result<String, CheckFailure>) {
         let mut checks = self.lock();
         if let Some(check) = checks.get_mut(name) {
             match (&check.state, &state) {
                 (None | Some(Err(_)), Ok(detail)) => tracing::info!(check = name, detail, "check holds"),
                 (None | Some(Ok(_)), Err(reason)) if self.starting() => {
-                    tracing::info!(check = name, reason, "check does not hold yet");
+                    tracing::info!(check = name, %reason, "check does not hold yet");
                 }
                 (Some(Ok(_)), Ok(_)) | (_, Err(_)) => {}
             }
@@ -121,11 +187,11 @@ impl Health {
             return;
         }
         for (name, check) in checks.iter_mut().filter(|(_, check)| !check.settled) {
-            let reason = match &check.state {
+            let reason: &dyn fmt::Display = match &check.state {
                 Some(Err(reason)) => reason,
-                _ => "not checked yet",
+                _ => &"not checked yet",
             };
-            tracing::warn!(check = name, reason, "check fails");
+            tracing::warn!(check = name, %reason, "check fails");
             check.settled = true;
         }
     }
@@ -147,7 +213,7 @@ impl Health {
                 let line = match &check.state {
                     None => "failed: not checked yet".to_owned(),
                     Some(Ok(detail)) => format!("ok: {detail}"),
-                    Some(Err(reason)) => format!("failed: {reason}"),
+                    Some(Err(reason)) => format!("failed: {}", reason.words),
                 };
                 (*name, line)
             })

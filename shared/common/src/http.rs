@@ -9,16 +9,19 @@
 //! HTTP/1.1 to its upstream. Here it would be a second protocol to defend (streams, floods of frames, compressed heads), and
 //! its library refuses large heads with answers that are no problem documents and that nothing can replace.
 
-mod crowd;
 mod descriptors;
 mod head;
+pub mod host;
+mod limiter;
 mod listening;
 mod probes;
 mod problem;
+mod protection;
 mod unread;
 mod wire;
 
 pub use self::descriptors::possible_connections;
+pub use self::limiter::client_network;
 pub use self::listening::{bind, listen, serve, serve_when_ready};
 
 use std::io;
@@ -40,10 +43,11 @@ use poem::Addr;
 use poem::endpoint::{BoxEndpoint, Endpoint};
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use self::crowd::{Answer, Crowd, Visitor};
 use self::head::TimedHead;
+use self::limiter::{ConnectionLimiter, ConnectionSlot, GuardedBody, RequestGuard};
 pub use self::probes::probes;
 pub use self::problem::REFUSALS;
 use self::unread::{Rest, Unread};
@@ -61,8 +65,11 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(620);
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(2);
 /// How long a stop waits for the request of a connection that has none in hand: it may be on its way already.
 const LAST_REQUEST: Duration = Duration::from_millis(40);
-/// Bytes of a request's head; more than hyper allows its target, so that a target that is too long is told as such.
+/// Bytes of a request's head, from the method to the empty line; more than hyper allows its target, so that a target that is too
+/// long is refused as such.
 const MAX_HEAD: usize = 128 * 1024;
+/// More than a head, so that the limit above decides.
+const MAX_BUFFER: usize = 2 * MAX_HEAD;
 /// RFC 2068 §19.7.1.1: how long the connection is kept for a next request.
 const KEEP_ALIVE_FIELD: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -71,13 +78,15 @@ const KEEP_ALIVE_FIELD: HeaderName = HeaderName::from_static("keep-alive");
 pub struct ConnectionLimits {
     /// Connections at once; beyond, the longest idle one is closed for the next.
     pub most: usize,
+    /// Of these, the connections of one address, or of an IPv6 network of 64 bits.
+    pub most_per_address: Option<usize>,
     /// How long an idle connection is kept, as `Keep-Alive` announces it.
     pub keep_alive: Duration,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { most: MOST_CONNECTIONS, keep_alive: KEEP_ALIVE }
+        Self { most: MOST_CONNECTIONS, most_per_address: None, keep_alive: KEEP_ALIVE }
     }
 }
 
@@ -85,35 +94,37 @@ impl Default for ConnectionLimits {
 struct Server {
     shutdown: Shutdown,
     endpoint: Arc<BoxEndpoint<'static>>,
-    crowd: Crowd,
+    limiter: ConnectionLimiter,
     keep_alive: Duration,
 }
 
 impl Server {
     fn new(shutdown: Shutdown, limits: ConnectionLimits, endpoint: BoxEndpoint<'static>) -> Self {
-        let ConnectionLimits { most, keep_alive } = limits;
-        Self { shutdown, endpoint: Arc::new(endpoint), crowd: Crowd::new(most), keep_alive }
+        let ConnectionLimits { most, most_per_address, keep_alive } = limits;
+        let limiter = ConnectionLimiter::new(most, most_per_address);
+        Self { shutdown, endpoint: Arc::new(endpoint), limiter, keep_alive }
     }
 
-    /// Serves a connection once there is a place for it.
+    /// Serves a connection once there is a slot for it.
     async fn admit(&self, stream: TcpStream, remote: SocketAddr) {
         // Answers are small: waiting to fill a segment only adds latency. One that is gone already needs no answer.
         if stream.set_nodelay(true).is_err() {
             return;
         }
         tokio::select! {
-            visitor = self.crowd.enter() => self.serve(stream, remote, visitor),
+            slot = self.limiter.enter(remote.ip()) => self.serve(stream, remote, slot),
             () = self.shutdown.finish_is_near(MARGIN) => {}
         }
     }
 
-    fn serve(&self, stream: TcpStream, remote: SocketAddr, visitor: Arc<Visitor>) {
+    fn serve(&self, stream: TcpStream, remote: SocketAddr, slot: Arc<ConnectionSlot>) {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
             // Runs from the end of an answer; the head itself has a deadline of its own.
             .header_read_timeout(self.keep_alive + KEEP_ALIVE_MARGIN)
-            .max_buf_size(MAX_HEAD)
+            .max_header_size(MAX_HEAD)
+            .max_buf_size(MAX_BUFFER)
             // RFC 9112 §9.6: a client that closes its sending side may still read. One that is gone is noticed when the
             // answer cannot be written; a wait for an outcome has its own bound.
             .half_close(true);
@@ -122,24 +133,29 @@ impl Server {
         let kept = HeaderValue::from_str(&format!("timeout={}", self.keep_alive.as_secs()));
         let endpoint = Arc::clone(&self.endpoint);
         let phase = self.shutdown.clone();
-        let guest = Arc::clone(&visitor);
+        let connection_slot = Arc::clone(&slot);
         let unread = Unread::default();
-        let wire = Wire::new(TimedHead::new(stream, Arc::clone(&visitor)), unread.clone());
+        let wire = Wire::new(TimedHead::new(stream, Arc::clone(&slot)), unread.clone(), Arc::clone(&slot));
         let service = service_fn(move |request: Request<Incoming>| {
             let endpoint = Arc::clone(&endpoint);
+            let slot = Arc::clone(&connection_slot);
             let refused = problem::refused(&request);
+            let reserved = slot.is_reserved() && !problem::is_probe(&request);
             let kept = kept.as_ref().ok().filter(|_| persists(&request)).cloned();
             let remote = RemoteAddr(Addr::SocketAddr(remote));
             let mut request = poem::Request::from((request, local.clone(), remote, Scheme::HTTP));
-            let rest = Rest::of(&mut request);
+            let rest = Rest::of(&mut request, &slot);
             let unread = unread.clone();
             let phase = phase.clone();
-            let busy = guest.busy();
+            let guard = RequestGuard::new(&slot);
             async move {
                 let mut response = if let Some(refusal) = refused {
                     // Where its body ends is not certain.
                     unread.set();
                     refusal
+                } else if reserved && !slot.promoted().await {
+                    unread.set();
+                    problem::overloaded()
                 } else {
                     endpoint.get_response(request).await
                 };
@@ -148,15 +164,16 @@ impl Server {
                 }
                 let closes = phase.phase() > Phase::Running || unread.is_set();
                 announce(response.headers_mut(), closes, kept);
+                protection::protect(response.headers_mut());
                 let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();
-                Ok::<_, std::convert::Infallible>(response.map(|body| Answer::new(body, busy)))
+                Ok::<_, std::convert::Infallible>(response.map(|body| GuardedBody::new(body, guard)))
             }
         });
         let connection = builder.serve_connection(TokioIo::new(wire), service);
         let stopping = self.shutdown.clone();
         self.shutdown.track("connection", Tier::Front, async move {
             let mut connection = pin!(connection);
-            let mut stops = false;
+            let (mut stops, mut evicted_at) = (false, None);
             loop {
                 tokio::select! {
                     // What has arrived is read before a stop closes the connection.
@@ -167,10 +184,13 @@ impl Server {
                         }
                         return;
                     }
-                    () = visitor.asked_to_go() => {
-                        debug!(%remote, "connection closed: another one needs its place");
-                        return;
+                    // The library closes it when it is idle, or the answer is read.
+                    () = slot.evicted(), if evicted_at.is_none() => {
+                        debug!(%remote, "connection evicted: another one needs its slot");
+                        connection.as_mut().graceful_shutdown();
+                        evicted_at = Some(Instant::now());
                     }
+                    () = released(&slot, evicted_at) => return,
                     // A client that is slower than the whole grace does not make a stop a failure.
                     () = stopping.finish_is_near(MARGIN) => {
                         warn!(%remote, "connection cut off: its request did not end in time");
@@ -183,6 +203,13 @@ impl Server {
                 }
             }
         });
+    }
+}
+
+async fn released(slot: &ConnectionSlot, evicted_at: Option<Instant>) {
+    match evicted_at {
+        Some(at) => slot.released(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::health::{Ability, Health};
+use common::health::{Ability, CheckFailure, Health};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -45,7 +45,7 @@ struct Newest<T> {
 
 impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
     /// Starts loading. `check` is the health's line for it; until the first value nobody can be served.
-    pub(super) fn start<F: Future<Output = Result<T, String>> + Send + 'static>(
+    pub(super) fn start<F: Future<Output = Result<T, CheckFailure>> + Send + 'static>(
         shutdown: &Shutdown,
         health: &Health,
         check: &'static str,
@@ -95,7 +95,11 @@ struct Loading<T> {
 }
 
 impl<T: fmt::Display> Loading<T> {
-    async fn run<F: Future<Output = Result<T, String>>>(self, shutdown: Shutdown, load: impl Fn() -> F) -> TaskResult {
+    async fn run<F: Future<Output = Result<T, CheckFailure>>>(
+        self,
+        shutdown: Shutdown,
+        load: impl Fn() -> F,
+    ) -> TaskResult {
         loop {
             let begun_at = Instant::now();
             let loaded = tokio::select! {
@@ -122,7 +126,7 @@ impl<T: fmt::Display> Loading<T> {
         }
     }
 
-    fn keep(&self, loaded: Result<T, String>, begun_at: Instant) {
+    fn keep(&self, loaded: Result<T, CheckFailure>, begun_at: Instant) {
         self.sender.send_modify(|newest| {
             let turned = newest.failed != loaded.is_err();
             let state = match loaded {
@@ -134,11 +138,11 @@ impl<T: fmt::Display> Loading<T> {
                 }
                 Err(reason) => {
                     if turned && newest.value.is_some() {
-                        tracing::warn!(check = self.check, reason, "going on with what was loaded before");
+                        tracing::warn!(check = self.check, %reason, "going on with what was loaded before");
                     }
                     newest.failed = true;
                     match &newest.value {
-                        Some(value) => Ok(format!("{value}, from before: {reason}")),
+                        Some(value) => Ok(format!("{value}, from before: {}", reason.words())),
                         None => Err(reason),
                     }
                 }
@@ -168,7 +172,7 @@ mod tests {
         let loads = AtomicUsize::new(0);
         let load = move || {
             let number = loads.fetch_add(1, Ordering::Relaxed);
-            async move { if succeed(number) { Ok(number) } else { Err("the source is away".to_owned()) } }
+            async move { if succeed(number) { Ok(number) } else { Err("the source is away".into()) } }
         };
         (Fresh::start(&shutdown, &health, "source", Pace { interval, gap }, load), health)
     }

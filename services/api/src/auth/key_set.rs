@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use common::health::Health;
-use common::shutdown::{Shutdown, chain};
+use common::health::{CheckFailure, Health};
+use common::shutdown::Shutdown;
 use common::telemetry::meter;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use opentelemetry::KeyValue;
@@ -110,10 +110,11 @@ pub(super) fn start(shutdown: &Shutdown, health: &Health, source: KeySource) -> 
         let (place, counted) = (place.clone(), counted.clone());
         async move {
             let text = match place {
-                Place::File(path) => tokio::fs::read(path).await.map_err(|fault| fault.kind().to_string()),
+                Place::File(path) => tokio::fs::read(path).await.map_err(|fault| fault.kind().to_string().into()),
                 Place::Url(client, url) => fetch(&client, url).await,
             };
-            let set = text.and_then(|text| KeySet::parse(&text)).map_err(|reason| format!("AUTH_JWKS: {reason}"));
+            let set = text.and_then(|text| KeySet::parse(&text).map_err(CheckFailure::from));
+            let set = set.map_err(|failure| failure.within("AUTH_JWKS"));
             set.inspect(|set| set.observe(&counted))
         }
     };
@@ -136,17 +137,17 @@ fn client(url: &Url) -> reqwest::Result<reqwest::Client> {
     client.no_proxy().tls_certs_only([]).build()
 }
 
-async fn fetch(client: &reqwest::Client, url: Url) -> Result<Vec<u8>, String> {
-    let told = |fault: reqwest::Error| chain(&fault.without_url());
-    let mut answer = client.get(url).send().await.map_err(told)?;
+async fn fetch(client: &reqwest::Client, url: Url) -> Result<Vec<u8>, CheckFailure> {
+    let away = |fault: reqwest::Error| CheckFailure::caused("the issuer does not answer", &fault.without_url());
+    let mut answer = client.get(url).send().await.map_err(away)?;
     if answer.status() != reqwest::StatusCode::OK {
-        return Err(format!("the issuer answered {}", answer.status().as_u16()));
+        return Err(format!("the issuer answered {}", answer.status().as_u16()).into());
     }
     let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(told)? {
+    while let Some(chunk) = answer.chunk().await.map_err(away)? {
         text.extend_from_slice(&chunk);
         if text.len() > LARGEST {
-            return Err(format!("the issuer sends more than {LARGEST} bytes"));
+            return Err(format!("the issuer sends more than {LARGEST} bytes").into());
         }
     }
     Ok(text)

@@ -11,8 +11,8 @@ use std::time::Duration;
 use common::access::{ApiKey, Client, InvalidKey, Scopes};
 use common::command::Principal;
 use common::db::{DbError, Pool, within};
-use common::health::Health;
-use common::shutdown::{Shutdown, chain};
+use common::health::{CheckFailure, Health};
+use common::shutdown::Shutdown;
 use sqlx::PgConnection;
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
@@ -50,7 +50,7 @@ impl Keys {
         let pool = pool.clone();
         let load = move || {
             let pool = pool.clone();
-            async move { load(&pool).await.map_err(|error| chain(&error)) }
+            async move { load(&pool).await.map_err(|error| CheckFailure::caused("the keys cannot be read", &error)) }
         };
         Self(Fresh::start(shutdown, health, "keys", PACE, load))
     }

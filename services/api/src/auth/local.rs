@@ -4,9 +4,8 @@
 //! A browser here carries out what any page of the web says. Such a page may send simple requests to every address (CSRF), or
 //! have its own name resolve to this machine (DNS rebinding), and then reads the answers as its own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-use poem::http::uri::{Authority, Uri};
+use common::http::host::names_this_machine;
+use poem::http::uri::Uri;
 use poem::http::{HeaderMap, HeaderValue, header};
 
 use crate::cors::Origins;
@@ -15,14 +14,9 @@ use crate::problem::{Problem, ProblemKind};
 /// Refuses what names this machine by a name that others may own, and what comes from another page than its own and those
 /// of `origins`.
 pub(super) fn check(target: &Uri, headers: &HeaderMap, origins: &Origins) -> Result<(), Problem> {
+    check_host(target, headers)?;
     let refuse = |detail: &str| Err(Problem::new(ProblemKind::CrossSite).detail(detail));
-    // Only HTTP/1.0 comes without, which no browser speaks.
     let host = headers.get(header::HOST);
-    // A target that names a host counts before the field (RFC 9112 §3.2.2).
-    let named = target.authority().is_none_or(|named| is_local(named.as_str()));
-    if !named || !host.is_none_or(|host| host.to_str().is_ok_and(is_local)) {
-        return refuse("Host is a name that may be anybody's; ask for localhost or for an IP address, or set AUTH");
-    }
     let foreign =
         headers.get_all(header::ORIGIN).iter().any(|origin| !is_page_of(origin, host) && !origins.lists(origin));
     if foreign {
@@ -31,16 +25,13 @@ pub(super) fn check(target: &Uri, headers: &HeaderMap, origins: &Origins) -> Res
     Ok(())
 }
 
-/// Nobody can make another's browser believe that these are theirs.
-fn is_local(host: &str) -> bool {
-    let Ok(authority) = host.parse::<Authority>() else { return false };
-    let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
-    let port = authority.port().map(|port| port.as_u16()).is_some() || authority.as_str() == authority.host();
-    let address = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
-        Some(name) => name.parse::<Ipv6Addr>().is_ok(),
-        None => name.parse::<Ipv4Addr>().is_ok(),
-    };
-    port && (address || name == "localhost" || name.ends_with(".localhost"))
+/// Refuses what names this machine by a name that others may own.
+pub(super) fn check_host(target: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    if names_this_machine(target, headers) {
+        return Ok(());
+    }
+    let detail = "Host is a name that may be anybody's; ask for localhost or for an IP address, or set AUTH";
+    Err(Problem::new(ProblemKind::CrossSite).detail(detail))
 }
 
 /// Whether a page came from the same host and port; a proxy may have spoken TLS to it.

@@ -78,7 +78,7 @@ impl Answer<'_> {
             "RateLimit" if self.status == "429" => "\"caller\";r=0;t=60".into(),
             "RateLimit" => "\"caller\";r=599;t=1".into(),
             "RateLimit-Policy" => "\"caller\";q=600;w=60".into(),
-            _ => "private, no-cache, no-transform".into(),
+            _ => "no-store, no-transform".into(),
         }
     }
 

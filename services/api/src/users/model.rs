@@ -246,8 +246,8 @@ failures! {
     ReactivateFailures: InvalidRequest UserNotFound NotSuspended CommandParked VersionLost IdempotencyKeyReused
         BrokerUnavailable NotReady Overloaded OutcomeUnknown;
     GetFailures: InvalidRequest UserNotFound DatabaseUnavailable Overloaded;
-    ListFailures: InvalidRequest DatabaseUnavailable;
-    HistoryFailures: InvalidRequest UserNotFound DatabaseUnavailable;
+    ListFailures: InvalidRequest DatabaseUnavailable Overloaded;
+    HistoryFailures: InvalidRequest UserNotFound DatabaseUnavailable Overloaded;
 }
 
 /// When to ask for the outcome.

@@ -123,7 +123,7 @@ async fn insert(conn: &mut PgConnection, key: &ApiKey, hash: &[u8], scopes: &[Sc
     inserted.expect("a row");
 }
 
-async fn inserted(conn: &mut PgConnection, scopes: &[Scope], ends: [Option<&str>; 2]) -> String {
+pub(crate) async fn inserted(conn: &mut PgConnection, scopes: &[Scope], ends: [Option<&str>; 2]) -> String {
     let key = ApiKey::mint();
     insert(conn, &key, &key.hash(), scopes, ends).await;
     key.expose().to_owned()

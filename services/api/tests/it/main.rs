@@ -6,6 +6,7 @@
 mod auth;
 mod bodies;
 mod commands;
+mod connections;
 mod contract;
 mod fuzz;
 mod history;

@@ -1,5 +1,7 @@
 //! The page of the contract: cached by its tag, and nothing in it comes from elsewhere.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use poem::Body;
 
 use crate::support::{App, request};
@@ -52,6 +54,30 @@ async fn the_page_loads_nothing_from_elsewhere() {
                 &squeezed[at..(at + 80).min(squeezed.len())]
             );
         }
+    }
+}
+
+/// Markup that got into a page could not run.
+#[tokio::test]
+async fn only_the_scripts_of_a_page_run_there() {
+    let app = App::unconnected();
+    for (path, scripts) in [("/", 1), ("/docs", 2)] {
+        let page = app.get(path).await;
+        let policy = page.header("content-security-policy").expect("a policy");
+        let sources = policy.split("script-src ").nth(1).and_then(|rest| rest.split(';').next()).expect("sources");
+        let hashes: Vec<_> = page
+            .text()
+            .split("<script")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('>')?.1.split_once("</script>"))
+            .map(|(script, _)| {
+                let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, script.as_bytes());
+                format!("'sha256-{}'", STANDARD.encode(digest))
+            })
+            .collect();
+        assert_eq!((sources, hashes.len()), (hashes.join(" ").as_str(), scripts), "{path}");
+        assert!(!page.text().contains('\r'), "{path}: a browser would hash another text");
+        assert_eq!(policy.contains("'unsafe-inline'"), path == "/docs", "{path}: {policy}");
     }
 }
 

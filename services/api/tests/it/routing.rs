@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use poem::Body;
-use rollcall_api::problem::ProblemKind::{MethodNotAllowed, NoSuchRoute};
+use rollcall_api::auth::settings::AuthSettings;
+use rollcall_api::cors::Origins;
+use rollcall_api::problem::ProblemKind::{CrossSite, MethodNotAllowed, NoSuchRoute};
 
 use crate::support::{App, request};
 
@@ -49,6 +51,21 @@ async fn a_wrong_method_is_told_which_are_right() {
         let allow: BTreeSet<_> = answer.header("allow").unwrap_or_default().split(", ").map(str::to_owned).collect();
         assert_eq!(allow, expected.split(' ').map(str::to_owned).collect(), "{method} {path}");
     }
+}
+
+/// A page of another site may have its name resolve to this machine, and reads what is answered as its own.
+#[tokio::test]
+async fn a_service_of_this_machine_answers_to_its_own_names_only() {
+    let local = AuthSettings { local: Some(Origins::Own), ..AuthSettings::default() };
+    let app = App::guarded("postgres://nobody@127.0.0.1:1/nothing", local);
+    for path in ["/", "/docs", "/openapi.json", "/problems", "/problems/internal", "/readyz", "/metrics", "/v1/users"] {
+        let answer = app.get_with(path, &[("host", "evil.example")]).await;
+        answer.assert_problem(CrossSite, &[], path);
+        assert_ne!(app.get_with(path, &[("host", "localhost:8080")]).await.status, 403, "{path}");
+    }
+    assert_eq!(app.get_with("/healthz", &[("host", "evil.example")]).await.status, 200, "it says nothing");
+    let everybody = App::unconnected();
+    assert_eq!(everybody.get_with("/metrics", &[("host", "evil.example")]).await.status, 200);
 }
 
 #[tokio::test]

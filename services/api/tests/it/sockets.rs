@@ -21,8 +21,11 @@ pub(crate) async fn server() -> (SocketAddr, Shutdown) {
 }
 
 /// The same within these limits.
-async fn server_within(limits: ConnectionLimits) -> (SocketAddr, Shutdown) {
-    let app = App::unconnected();
+pub(crate) async fn server_within(limits: ConnectionLimits) -> (SocketAddr, Shutdown) {
+    serve_app(App::unconnected(), limits).await
+}
+
+pub(crate) async fn serve_app(app: App, limits: ConnectionLimits) -> (SocketAddr, Shutdown) {
     let shutdown = app.shutdown.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
@@ -200,6 +203,63 @@ async fn a_client_that_closes_its_sending_side_gets_its_answer() {
             let answer = client.end().await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer:?}");
         }
+    }
+}
+
+/// From the method to the empty line.
+#[tokio::test]
+async fn a_head_has_as_many_bytes_as_are_documented() {
+    const LIMIT: usize = 128 * 1024;
+    let (address, _shutdown) = server().await;
+    for (length, status) in [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 431), (140_000, 431), (200_000, 431)] {
+        let start = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+        let mut head = start.to_owned();
+        for number in 0..9 {
+            head.push_str(&format!("X-{number}: {}\r\n", "x".repeat(length / 10)));
+        }
+        head.push_str("X: ");
+        head.push_str(&"x".repeat(length - head.len() - "\r\n\r\n".len()));
+        head.push_str("\r\n\r\n");
+        assert_eq!(head.len(), length);
+        let mut client = Client::connect(address).await;
+        // The server may close while we write.
+        let _ = client.stream.write_all(head.as_bytes()).await;
+        let answer = client.end().await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{length}: {answer}");
+        assert!(status == 200 || answer.contains("/problems/headers-too-large"), "{length}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_says_what_browsers_must_not_do_with_it() {
+    let (address, _shutdown) = server().await;
+    let requests = [
+        ("GET /healthz", "Host: x\r\n"),
+        ("GET /readyz", "Host: x\r\n"),
+        ("GET /metrics", "Host: x\r\n"),
+        ("GET /", "Host: x\r\n"),
+        ("GET /docs", "Host: x\r\n"),
+        ("GET /openapi.json", "Host: x\r\n"),
+        ("GET /problems", "Host: x\r\n"),
+        ("GET /v1/users", "Host: x\r\n"),
+        ("GET /nothing", "Host: x\r\n"),
+        ("BREW /v1/users", "Host: x\r\n"),
+        ("GET /healthz", ""),
+        ("GET /healthz", "Host: x\r\nbroken\r\n"),
+    ];
+    for (start, fields) in requests {
+        let mut client = Client::connect(address).await;
+        client.write(format!("{start} HTTP/1.1\r\n{fields}Connection: close\r\n\r\n")).await;
+        let answer = client.end().await;
+        let head = answer.split("\r\n\r\n").next().unwrap_or_default().to_lowercase();
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        assert_eq!(field("x-content-type-options"), Some("nosniff"), "{start} {fields}: {head}");
+        assert_eq!(field("cross-origin-resource-policy"), Some("same-origin"), "{start} {fields}: {head}");
+        let policy = field("content-security-policy").unwrap_or_default();
+        assert!(policy.starts_with("default-src 'none'; "), "{start} {fields}: {head}");
+        assert!(policy.contains("frame-ancestors 'none'"), "{start} {fields}: {head}");
+        let page = matches!(start, "GET /" | "GET /docs");
+        assert_eq!(page, policy.contains("script-src"), "{start} {fields}: {policy}");
     }
 }
 

@@ -62,7 +62,7 @@ async fn rotated_secrets_count_without_a_restart() {
     ctl(&["close_all_user_connections", &user, "rotated"]).await;
     eventually("the old password is refused", async || {
         let (line, _) = tokio::join!(api.unready("database"), worker.unready("broker, consuming"));
-        line.contains("password authentication failed").then_some(())
+        line.contains("28P01").then_some(())
     })
     .await;
     write("second");

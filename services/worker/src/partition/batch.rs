@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::command::CommandId;
-use common::shutdown::chain;
+use common::health::CheckFailure;
 use lapin::message::Delivery;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -76,7 +76,7 @@ impl Partition {
                 Err(ApplyError::Fenced) => return Err(ApplyError::Fenced),
                 Err(error) => {
                     self.probing |= matches!(error, ApplyError::Flood(_));
-                    self.applying.failed(self.number, chain(&error));
+                    self.applying.failed(self.number, CheckFailure::of(&error));
                     return Err(error);
                 }
                 Ok(outcomes) => {

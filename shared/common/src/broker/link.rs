@@ -18,8 +18,8 @@ use super::dial::{DialError, dial};
 use super::identity::IdentityError;
 use super::{BrokerUser, Identity, LinkReports, Topology, TopologyError, missing};
 use crate::config::BrokerSettings;
-use crate::health::{Ability, Health};
-use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use crate::health::{Ability, CheckFailure, Health};
+use crate::shutdown::{Phase, Shutdown, TaskResult, Tier};
 
 /// For the topology, once there is a connection: a broker that has just started can leave a request unanswered for good.
 const CHECK_DEADLINE: Duration = Duration::from_secs(5);
@@ -83,7 +83,7 @@ struct Keeper {
 impl Keeper {
     async fn keep(self) -> TaskResult {
         if let Some(identity) = &self.identity {
-            self.tell(LinkState::Down("waits until this process has joined its deployment".to_owned()));
+            self.tell_down("waits until this process has joined its deployment".into());
             tokio::select! {
                 () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
                 () = identity.joined() => {}
@@ -101,14 +101,14 @@ impl Keeper {
                         info!(link = self.name, generation, "connected to the broker");
                         match self.hold(connection, generation, mark).await {
                             None => return Ok(()),
-                            Some(reason) => format!("the connection ended: {reason}"),
+                            Some(reason) => reason.within("the connection ended"),
                         }
                     }
-                    Err(error) => chain(&error),
+                    Err(error) => error.check(),
                 },
             };
-            warn!(link = self.name, reason = ended, "no connection to the broker");
-            self.tell(LinkState::Down(ended));
+            warn!(link = self.name, reason = %ended, "no connection to the broker");
+            self.tell_down(ended);
             let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
             tokio::select! {
                 () = self.shutdown.reached(Phase::Disconnecting) => return Ok(()),
@@ -133,7 +133,7 @@ impl Keeper {
     }
 
     /// Watches one connection; `None` when the process closes, else why the connection ended.
-    async fn hold(&self, connection: Connection, generation: u64, mark: Option<Uuid>) -> Option<String> {
+    async fn hold(&self, connection: Connection, generation: u64, mark: Option<Uuid>) -> Option<CheckFailure> {
         let mut events = Box::pin(connection.events_listener());
         let connection = Arc::new(connection);
         let up = || {
@@ -147,7 +147,11 @@ impl Keeper {
             }
         };
         let mut replaced = std::pin::pin!(replaced);
-        self.tell(if connection.status().blocked() { blocked("already") } else { up() });
+        if connection.status().blocked() {
+            self.tell_blocked("already");
+        } else {
+            self.tell_up(up());
+        }
         loop {
             tokio::select! {
                 () = self.shutdown.reached(Phase::Disconnecting) => {
@@ -155,8 +159,8 @@ impl Keeper {
                     return None;
                 }
                 event = events.next() => match event {
-                    Some(Event::ConnectionBlocked(reason)) => self.tell(blocked(&reason)),
-                    Some(Event::ConnectionUnblocked) => self.tell(up()),
+                    Some(Event::ConnectionBlocked(reason)) => self.tell_blocked(&reason),
+                    Some(Event::ConnectionUnblocked) => self.tell_up(up()),
                     // Also the error of a channel, which is for the user of that channel, and ends nothing else. What is
                     // missing is named by the check of the next connection.
                     Some(Event::Error(error)) => {
@@ -166,41 +170,47 @@ impl Keeper {
                             let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
                         }
                         if missing || !connection.status().connected() {
-                            return Some(error.to_string());
+                            return Some(CheckFailure::logged("the broker or the network ended it", error.to_string()));
                         }
                     }
-                    None => return Some("the client library ended".to_owned()),
+                    None => return Some("the client library ended".into()),
                     Some(_) => {}
                 },
                 () = &mut replaced => {
                     // The deployment has another broker from now on, which this one may be.
                     let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "replaced".into())).await;
-                    return Some("the deployment has another broker".to_owned());
+                    return Some("the deployment has another broker".into());
                 }
                 () = tokio::time::sleep(STATUS_POLL) => {
                     if !connection.status().connected() {
-                        return Some("it is not connected any more".to_owned());
+                        return Some("it is not connected any more".into());
                     }
                     if matches!(*self.sender.borrow(), LinkState::Up { .. }) {
-                        self.health.set(self.name, self.reports.line());
+                        self.health.set(self.name, self.reports.line().map_err(CheckFailure::from));
                     }
                 }
             }
         }
     }
 
-    fn tell(&self, state: LinkState) {
-        let check = match &state {
-            LinkState::Up { reports, .. } => reports.line(),
-            LinkState::Blocked(reason) | LinkState::Down(reason) => Err(reason.clone()),
-        };
-        self.health.set(self.name, check);
+    fn tell_up(&self, state: LinkState) {
+        self.health.set(self.name, self.reports.line().map_err(CheckFailure::from));
         self.sender.send_replace(state);
     }
-}
 
-fn blocked(reason: &str) -> LinkState {
-    LinkState::Blocked(format!("the broker takes no messages for now ({reason})"))
+    fn tell_down(&self, failure: CheckFailure) {
+        let reason = failure.to_string();
+        self.health.set(self.name, Err(failure));
+        self.sender.send_replace(LinkState::Down(reason));
+    }
+
+    fn tell_blocked(&self, reason: &str) {
+        let words = "the broker takes no messages for now";
+        let failure = CheckFailure::logged(words, format!("{words} ({reason})"));
+        let reason = failure.to_string();
+        self.health.set(self.name, Err(failure));
+        self.sender.send_replace(LinkState::Blocked(reason));
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -213,4 +223,19 @@ enum LinkError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Topology(#[from] TopologyError),
+}
+
+impl LinkError {
+    /// What a caller of `/readyz` may know: no address or user, and nothing that the broker or the client library says.
+    fn check(&self) -> CheckFailure {
+        let words = match self {
+            Self::Dial(DialError::Uri(_)) => "AMQP_URL cannot be read".to_owned(),
+            Self::Dial(DialError::Connect(_)) => "the broker cannot be reached, or refuses the connection".to_owned(),
+            Self::Topology(TopologyError::Access { right, resource, .. }) => {
+                format!("the broker's user may not {right} the {resource}; the log has the command that grants it")
+            }
+            Self::Deadline | Self::Identity(_) | Self::Topology(_) => self.to_string(),
+        };
+        CheckFailure::caused(words, self)
+    }
 }

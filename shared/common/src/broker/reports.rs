@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Topology;
+use crate::health::CheckFailure;
 
 /// How long a partition may confirm nothing before the link's check fails: longer than a leader election.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -33,7 +34,7 @@ const ANSWER_AGE: Duration = Duration::from_secs(1);
 pub struct LinkReports {
     topology: Topology,
     silent: Mutex<BTreeMap<u16, Silence>>,
-    auxiliary: Mutex<BTreeMap<&'static str, String>>,
+    auxiliary: Mutex<BTreeMap<&'static str, CheckFailure>>,
 }
 
 /// A partition that has confirmed nothing since an instant.
@@ -71,7 +72,7 @@ impl LinkReports {
 
     /// Reports that an auxiliary part does not work, and why, or that it does. It shows in the readiness check, and the check
     /// does not fail for it. Whether this is news.
-    pub fn auxiliary(&self, part: &'static str, problem: Option<String>) -> bool {
+    pub fn auxiliary(&self, part: &'static str, problem: Option<CheckFailure>) -> bool {
         let mut parts = lock(&self.auxiliary);
         match problem {
             Some(problem) => parts.insert(part, problem.clone()).as_ref() != Some(&problem),
@@ -110,7 +111,7 @@ impl LinkReports {
         let Some((partition, silence)) = failing.first() else {
             let mut line = "connected".to_owned();
             for (part, problem) in lock(&self.auxiliary).iter() {
-                let _ = write!(line, "; {part}: {problem}");
+                let _ = write!(line, "; {part}: {}", problem.words());
             }
             return Ok(line);
         };
@@ -191,8 +192,8 @@ mod tests {
     #[test]
     fn an_auxiliary_part_is_shown_and_fails_nothing() {
         let reports = reports();
-        assert!(reports.auxiliary("reply hints", Some("refused".to_owned())));
-        assert!(!reports.auxiliary("reply hints", Some("refused".to_owned())), "no news");
+        assert!(reports.auxiliary("reply hints", Some("refused".into())));
+        assert!(!reports.auxiliary("reply hints", Some("refused".into())), "no news");
         assert_eq!(reports.line().as_deref(), Ok("connected; reply hints: refused"));
         assert!(reports.auxiliary("reply hints", None));
         assert_eq!(reports.line().as_deref(), Ok("connected"));

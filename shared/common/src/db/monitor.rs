@@ -17,9 +17,9 @@ use super::migrations::{current_version, required_version};
 use super::roles::tell_wall;
 use super::{DbError, Session, within};
 use crate::config::DatabaseSettings;
-use crate::health::{Ability, Health};
+use crate::health::{Ability, CheckFailure, Health};
 use crate::membership::{Beat, Member, MembershipError, Turn};
-use crate::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use crate::shutdown::{Phase, Shutdown, TaskResult, Tier};
 
 /// Between two looks, each with a heartbeat.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -95,6 +95,7 @@ pub fn monitor(
         settings,
         role,
         sender,
+        failure: None,
         connection: None,
         turn: None,
         refusals: 0,
@@ -137,6 +138,8 @@ struct Watch {
     settings: DatabaseSettings,
     role: Role,
     sender: watch::Sender<DatabaseState>,
+    /// Why the database is down, for those who ask.
+    failure: Option<CheckFailure>,
     connection: Option<Session>,
     /// While it arrives.
     turn: Option<Turn>,
@@ -175,7 +178,7 @@ impl Watch {
                     away = Some(MISFIT_PAUSE);
                 }
                 Err(error) => {
-                    state = DatabaseState::Down(chain(&error));
+                    state = self.down(CheckFailure::of(&error));
                     self.lost();
                 }
             }
@@ -210,7 +213,7 @@ impl Watch {
         let Some(member) = self.role.member() else { return };
         if self.connection.is_none() && self.turn.is_none() && !self.standby {
             self.health
-                .set("budget", Err("waits for its turn: instances take a connection one after the other".to_owned()));
+                .set("budget", Err("waits for its turn: instances take a connection one after the other".into()));
             self.turn = member.enter().await;
         }
     }
@@ -309,12 +312,18 @@ impl Watch {
         self.refusals = if full { self.refusals.saturating_add(1) } else { 0 };
         let needed = required_version();
         match probed {
-            Err(error) => DatabaseState::Down(chain(&error)),
+            Err(error) => self.down(error.check()),
             Ok((open, found)) => {
                 self.connection = Some(open);
                 if found < needed { DatabaseState::SchemaTooOld { found, needed } } else { DatabaseState::Up }
             }
         }
+    }
+
+    fn down(&mut self, failure: CheckFailure) -> DatabaseState {
+        let reason = failure.to_string();
+        self.failure = Some(failure);
+        DatabaseState::Down(reason)
     }
 
     async fn open(&mut self) -> Result<Session, DbError> {
@@ -327,20 +336,24 @@ impl Watch {
 
     fn report(&mut self, state: &DatabaseState, away: Option<Duration>) {
         let (database, schema) = match state {
-            DatabaseState::Down(reason) => (Err(reason.clone()), Err("the database does not answer".to_owned())),
+            DatabaseState::Down(reason) => {
+                let failure = self.failure.take().unwrap_or_else(|| reason.clone().into());
+                (Err(failure), Err("the database does not answer".into()))
+            }
             DatabaseState::SchemaTooOld { found, needed } => (
                 Ok("answers".to_owned()),
                 Err(format!(
                     "version {found} is older than {needed}, which this build needs; run `rollcall migrate run`"
-                )),
+                )
+                .into()),
             ),
             DatabaseState::Up => (Ok("answers".to_owned()), Ok(format!("has at least version {}", required_version()))),
         };
         self.health.set("database", database);
         self.health.set("schema", schema);
         if let Some(member) = self.role.member() {
-            self.health.set("budget", member.check(away));
-            self.health.set("clock", member.clock().check());
+            self.health.set("budget", member.check(away).map_err(CheckFailure::from));
+            self.health.set("clock", member.clock().check().map_err(CheckFailure::from));
         }
     }
 }

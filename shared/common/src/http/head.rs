@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::crowd::Visitor;
+use super::limiter::ConnectionSlot;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -20,16 +20,16 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct TimedHead<S> {
     stream: S,
-    visitor: Arc<Visitor>,
+    slot: Arc<ConnectionSlot>,
     /// The idle period that the first byte of a head ended, and when.
-    begun: Option<(u64, Instant)>,
+    begun: Option<(Instant, Instant)>,
     /// Wakes the reader at the deadline of a head that came in part.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> TimedHead<S> {
-    pub(super) fn new(stream: S, visitor: Arc<Visitor>) -> Self {
-        Self { stream, visitor, begun: None, timer: None }
+    pub(super) fn new(stream: S, slot: Arc<ConnectionSlot>) -> Self {
+        Self { stream, slot, begun: None, timer: None }
     }
 }
 
@@ -38,7 +38,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedHead<S> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
-        let Some(period) = this.visitor.idle_period() else { return read };
+        let Some(period) = this.slot.idle_period() else { return read };
         let begun = match this.begun {
             Some((of, at)) if of == period => at,
             _ if buffer.filled().len() > before => {

@@ -7,12 +7,13 @@ use poem::Response;
 use serde_json::{Value, json};
 use tracing::Span;
 
+use super::protection;
 use crate::telemetry::continue_trace;
 
 const CONTENT_TYPE: &str = "application/problem+json";
 
-/// The problem types of refused requests: status, name, title and mend. The API's list has them too.
-pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
+/// The problem types of refused requests: status, name, title and remedy. The API's list has them too.
+pub const REFUSALS: [(u16, &str, &str, &str); 4] = [
     (
         400,
         "invalid-request",
@@ -25,9 +26,17 @@ pub const REFUSALS: [(u16, &str, &str, &str); 3] = [
         431,
         "headers-too-large",
         "The header fields are too large",
-        "there are more than 100 header fields, or more than 128 KiB of them; send fewer",
+        "there are more than 100 header fields, or the head has more than 128 KiB; send fewer",
     ),
+    OVERLOADED,
 ];
+
+const OVERLOADED: (u16, &str, &str, &str) = (
+    503,
+    "overloaded",
+    "The service is overloaded",
+    "the instance serves as many connections as it may; send the request again after the time in Retry-After",
+);
 
 /// The refusal of a request that the library takes, but that is not HTTP/1.1 as this service speaks it.
 pub(super) fn refused<B>(request: &Request<B>) -> Option<Response> {
@@ -36,6 +45,27 @@ pub(super) fn refused<B>(request: &Request<B>) -> Option<Response> {
     let response = Response::builder().status(StatusCode::BAD_REQUEST).content_type(CONTENT_TYPE);
     let errors = json!([{ "field": field, "detail": fault }]);
     Some(response.header("cache-control", "no-store").body(document(status, name, title, ("errors", errors))))
+}
+
+/// The refusal of a request for which no connection slot came free.
+pub(super) fn overloaded() -> Response {
+    let (_, name, title, detail) = OVERLOADED;
+    let response = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).content_type(CONTENT_TYPE);
+    let response = response.header("cache-control", "no-store").header("retry-after", 1);
+    response.body(document(503, name, title, ("detail", detail.into())))
+}
+
+/// The refusal of a request by a name that others may own.
+pub(super) fn foreign_host() -> Response {
+    let detail = "Host is a name that may be anybody's; ask for localhost or for an IP address";
+    let document = document(403, "cross-site", "The request comes from another site", ("detail", detail.into()));
+    let response = Response::builder().status(StatusCode::FORBIDDEN).content_type(CONTENT_TYPE);
+    response.header("cache-control", "no-store").body(document)
+}
+
+/// Whether a reserved slot is for this request.
+pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
+    matches!(request.uri().path(), "/healthz" | "/readyz")
 }
 
 fn fault<B>(request: &Request<B>) -> Option<(&'static str, String)> {
@@ -74,8 +104,9 @@ pub(super) fn refusal(status: u16, date: &str) -> Bytes {
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let body = document(status, name, title, ("detail", detail.into()));
     format!(
-        "HTTP/1.1 {status} {reason}\r\ndate: {date}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n\
+        "HTTP/1.1 {status} {reason}\r\ndate: {date}\r\ncontent-type: {CONTENT_TYPE}\r\ncache-control: no-store\r\n{}\
          connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        protection::lines(),
         body.len()
     )
     .into()

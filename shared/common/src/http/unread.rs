@@ -15,6 +15,8 @@ use http_body_util::combinators::BoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::timeout;
 
+use super::limiter::ConnectionSlot;
+
 /// Bytes that are read and forgotten.
 const LITTLE: u64 = 64 * 1024;
 /// For what has come already, and only has to be handed over.
@@ -34,9 +36,9 @@ impl Unread {
     }
 }
 
-/// The rest of a request's body, whoever has it.
+/// The rest of a request's body, whichever part of the service has the body.
 pub(super) struct Rest {
-    body: Option<Shared>,
+    body: Option<(Shared, Arc<ConnectionSlot>)>,
     /// The client waits to be told that it may send.
     unsent: bool,
 }
@@ -45,7 +47,7 @@ type Shared = Arc<Mutex<BoxBody<Bytes, io::Error>>>;
 
 impl Rest {
     /// Keeps a hand on the body while the request passes on.
-    pub(super) fn of(request: &mut poem::Request) -> Self {
+    pub(super) fn of(request: &mut poem::Request, slot: &Arc<ConnectionSlot>) -> Self {
         let unsent = request.headers().contains_key(http::header::EXPECT);
         let body = BoxBody::from(request.take_body());
         if body.is_end_stream() {
@@ -53,14 +55,14 @@ impl Rest {
             return Self { body: None, unsent };
         }
         let body = Arc::new(Mutex::new(body));
-        request.set_body(BoxBody::new(Watched(Arc::clone(&body))));
-        Self { body: Some(body), unsent }
+        request.set_body(BoxBody::new(Watched::new(Arc::clone(&body), Arc::clone(slot))));
+        Self { body: Some((body, Arc::clone(slot))), unsent }
     }
 
     /// Whether something of it is left that is not worth reading.
     pub(super) async fn remains(self) -> bool {
-        let Some(body) = self.body else { return false };
-        let mut body = Watched(body);
+        let Some((body, slot)) = self.body else { return false };
+        let mut body = Watched::new(body, slot);
         if body.is_end_stream() {
             return false;
         }
@@ -82,12 +84,33 @@ impl Rest {
     }
 }
 
-/// A body of which somebody else has a hand, too; they never want it at the same time.
-struct Watched(Shared);
+/// A body that two parts of the service share, never at the same time; the limiter learns when the client is waited for.
+struct Watched {
+    body: Shared,
+    slot: Arc<ConnectionSlot>,
+    awaited: bool,
+}
 
 impl Watched {
+    fn new(body: Shared, slot: Arc<ConnectionSlot>) -> Self {
+        Self { body, slot, awaited: false }
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut BoxBody<Bytes, io::Error>) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.body.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn awaits(&mut self, awaited: bool) {
+        if self.awaited != awaited {
+            self.awaited = awaited;
+            self.slot.awaits_body(awaited);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.awaits(false);
     }
 }
 
@@ -96,7 +119,10 @@ impl Body for Watched {
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.with(|body| Pin::new(body).poll_frame(context))
+        let watched = self.get_mut();
+        let frame = watched.with(|body| Pin::new(body).poll_frame(context));
+        watched.awaits(frame.is_pending());
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,11 +1,12 @@
-//! What goes over one connection: a client that does not read is given up, one that still sends is heard to the end before
-//! the connection is closed, and what hyper refuses by itself becomes a problem document like every other error.
+//! Stream of one connection: a client that does not read is cut off, one that still sends is read to the end before the
+//! connection is closed, and what hyper refuses by itself becomes a problem document like every other error.
 //!
 //! # Why look at the bytes?
 //! hyper answers what it cannot parse before any service sees it, with a bare status, and has no way to say it differently.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::limiter::ConnectionSlot;
 use super::problem;
 use super::unread::Unread;
 
@@ -31,13 +33,15 @@ pub(super) struct Wire<S> {
     /// A refusal that replaces hyper's.
     refusal: Bytes,
     unread: Unread,
+    /// The limiter learns when the client does not read.
+    slot: Arc<ConnectionSlot>,
     /// Runs since the last byte was written, while there may be something left to hear.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(super) fn new(stream: S, unread: Unread) -> Self {
-        Self { stream, stalled: None, refusal: Bytes::new(), unread, lingering: None }
+    pub(super) fn new(stream: S, unread: Unread, slot: Arc<ConnectionSlot>) -> Self {
+        Self { stream, stalled: None, refusal: Bytes::new(), unread, slot, lingering: None }
     }
 
     /// Reads and forgets until the client has nothing more to say.
@@ -59,10 +63,16 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
     /// Lets a write pass, or end with an error when it has been waiting for too long.
     fn bounded<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.slot.answer_unread(false);
+            }
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_DEADLINE)));
+        let slot = &self.slot;
+        let stalled = self.stalled.get_or_insert_with(|| {
+            slot.answer_unread(true);
+            Box::pin(sleep(WRITE_DEADLINE))
+        });
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
@@ -144,6 +154,12 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::http::limiter::ConnectionLimiter;
+
+    async fn wire<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> Wire<S> {
+        let slot = ConnectionLimiter::new(1, None).enter([127, 0, 0, 1].into()).await;
+        Wire::new(stream, Unread::default(), slot)
+    }
 
     const BARE: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\
         date: Sun, 22 Nov 2026 08:31:12 GMT\r\n\r\n";
@@ -152,7 +168,7 @@ mod tests {
     async fn a_bare_refusal_becomes_a_problem_and_what_came_before_it_stays() {
         let earlier = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         let (stream, mut client) = tokio::io::duplex(4096);
-        let mut wire = Wire::new(stream, Unread::default());
+        let mut wire = wire(stream).await;
         wire.write_all(format!("{earlier}{BARE}").as_bytes()).await.expect("written");
         wire.shutdown().await.expect("closed");
         let mut answer = String::new();
@@ -181,7 +197,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_nothing_is_given_up() {
         let (stream, _client) = tokio::io::duplex(16);
-        let mut wire = Wire::new(stream, Unread::default());
+        let mut wire = wire(stream).await;
         let end = wire.write_all(&[b' '; 64]).await.expect_err("given up");
         assert_eq!(end.kind(), io::ErrorKind::TimedOut);
     }

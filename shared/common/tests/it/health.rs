@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use rollcall_common::health::{Ability, Health, ReadyWhen, START_ALLOWANCE};
+use rollcall_common::health::{Ability, CheckFailure, Health, ReadyWhen, START_ALLOWANCE};
 use rollcall_common::shutdown::Shutdown;
 
 use crate::support::GRACES;
@@ -26,7 +26,7 @@ fn a_check_fails_until_it_was_looked_at() {
 
 #[test]
 fn readiness_follows_the_checks_as_it_was_told_to() {
-    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".to_owned()));
+    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".into()));
     let table = [
         (ReadyWhen::All, well(), well(), true),
         (ReadyWhen::All, ill(), well(), false),
@@ -58,12 +58,30 @@ fn one_failing_check_takes_away_its_whole_ability() {
 #[test]
 fn a_check_that_recovers_makes_the_instance_ready_again() {
     let health = health(ReadyWhen::All);
-    for state in [Ok("fine".to_owned()), Err("gone".to_owned()), Ok("fine again".to_owned())] {
+    for state in [Ok("fine".to_owned()), Err("gone".into()), Ok("fine again".to_owned())] {
         health.set("reads", state.clone());
         health.set("writes", Ok("fine".to_owned()));
         assert_eq!(health.report().ready, state.is_ok());
     }
     assert_eq!(health.report().checks["reads"], "ok: fine again");
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the database is away")]
+struct Away(#[source] std::io::Error);
+
+#[test]
+fn callers_read_words_of_ours_and_the_log_has_the_rest() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let health = health(ReadyWhen::All);
+    let error = Away(std::io::Error::other("10.0.0.7 refused user hunter2"));
+    let failure = CheckFailure::of(&error).within("2 partitions");
+    tracing::subscriber::with_default(subscriber, || health.set("reads", Err(failure)));
+    assert_eq!(health.report().checks["reads"], "failed: 2 partitions: the database is away");
+    let log = log.take();
+    assert!(log.contains("2 partitions: the database is away: 10.0.0.7 refused user hunter2"), "{log}");
 }
 
 #[test]
@@ -112,7 +130,7 @@ async fn a_check_that_fails_while_the_process_starts_is_no_warning_yet() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let health = health(ReadyWhen::All);
-    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".to_owned()));
+    let (well, ill) = (|| Ok("fine".to_owned()), || Err("gone".into()));
     health.set("reads", ill());
     health.set("reads", well());
     health.set("reads", ill());

@@ -91,7 +91,7 @@ async fn a_channel_that_is_refused_leaves_the_connection_alone() {
         channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect_err("other arguments");
     }
     // Shown only after the link has seen the errors.
-    reports.auxiliary("a part", Some("does not work".to_owned()));
+    reports.auxiliary("a part", Some("does not work".into()));
     eventually("shown", async || health.report().checks["broker"] == "ok: connected; a part: does not work").await;
     assert!(health.report().ready);
     assert!(matches!(&*link.borrow(), LinkState::Up { generation: 1, .. }));
