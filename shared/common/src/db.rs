@@ -5,6 +5,7 @@ mod connector;
 mod migrations;
 mod monitor;
 mod pool;
+mod relay;
 pub mod roles;
 mod session;
 

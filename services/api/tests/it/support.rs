@@ -69,8 +69,13 @@ impl App {
             &[("default_transaction_read_only", "on")],
         );
         let pool = pool.expect("a pool");
-        let broker =
-            BrokerSettings { url: "amqp://127.0.0.1:1".into(), file: None, prefix: String::new(), partitions: 16 };
+        let broker = BrokerSettings {
+            url: "amqp://127.0.0.1:1".into(),
+            file: None,
+            prefix: String::new(),
+            partitions: 16,
+            plaintext_hosts: Default::default(),
+        };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());
         let (retention, limits) = (Retention(RETENTION), Limits::default());

@@ -145,7 +145,13 @@ mod tests {
     use crate::config::BrokerSettings;
 
     fn reports() -> LinkReports {
-        let settings = BrokerSettings { url: "amqp://h".into(), file: None, prefix: "t.".to_owned(), partitions: 4 };
+        let settings = BrokerSettings {
+            url: "amqp://h".into(),
+            file: None,
+            prefix: "t.".to_owned(),
+            partitions: 4,
+            plaintext_hosts: Default::default(),
+        };
         LinkReports::new(Topology::new(&settings))
     }
 

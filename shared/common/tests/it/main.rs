@@ -28,4 +28,9 @@ mod publisher;
 mod rights;
 mod topology;
 
+// Connections to other machines.
+mod transport;
+
 mod support;
+#[expect(dead_code, reason = "the tests of the executable use it, too")]
+mod tls;

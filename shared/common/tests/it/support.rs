@@ -83,7 +83,13 @@ pub(crate) struct Deployment {
 impl Deployment {
     pub(crate) fn new(partitions: u16) -> Self {
         let url = amqp_url(stack().rabbitmq.url()).expect("a URL");
-        let settings = BrokerSettings { url, file: None, prefix: broker_prefix(), partitions };
+        let settings = BrokerSettings {
+            url,
+            file: None,
+            prefix: broker_prefix(),
+            partitions,
+            plaintext_hosts: Default::default(),
+        };
         Self { topology: Topology::new(&settings), settings }
     }
 
