@@ -11,6 +11,7 @@ use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::http::probes;
 use common::shutdown::Shutdown;
+use common::transport::PlaintextHosts;
 use poem::{Endpoint, EndpointExt, Response, get};
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -61,7 +62,7 @@ impl Api {
             file: None,
             prefix: String::new(),
             partitions: DEFAULT_PARTITIONS,
-            plaintext_hosts: Default::default(),
+            plaintext_hosts: PlaintextHosts::default(),
         };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;

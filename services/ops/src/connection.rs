@@ -13,7 +13,7 @@ use crate::output::note;
 
 #[derive(clap::Args)]
 pub(crate) struct Api {
-    /// Where the API is: https://, or http:// on this machine and to hosts in PLAINTEXT_HOSTS
+    /// Where the API is: https://, or http:// on this machine and to hosts in `PLAINTEXT_HOSTS`
     #[arg(long, default_value = "http://127.0.0.1:8080", value_parser = http_url)]
     pub(crate) url: String,
     /// A file with the authorities that the API's certificate must come from, in PEM [default: those of the system]

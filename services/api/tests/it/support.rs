@@ -8,6 +8,7 @@ use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::shutdown::Shutdown;
+use common::transport::PlaintextHosts;
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use poem::endpoint::BoxEndpoint;
@@ -74,7 +75,7 @@ impl App {
             file: None,
             prefix: String::new(),
             partitions: 16,
-            plaintext_hosts: Default::default(),
+            plaintext_hosts: PlaintextHosts::default(),
         };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());

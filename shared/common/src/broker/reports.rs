@@ -143,6 +143,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::config::BrokerSettings;
+    use crate::transport::PlaintextHosts;
 
     fn reports() -> LinkReports {
         let settings = BrokerSettings {
@@ -150,7 +151,7 @@ mod tests {
             file: None,
             prefix: "t.".to_owned(),
             partitions: 4,
-            plaintext_hosts: Default::default(),
+            plaintext_hosts: PlaintextHosts::default(),
         };
         LinkReports::new(Topology::new(&settings))
     }

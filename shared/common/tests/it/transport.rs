@@ -14,6 +14,7 @@ use rollcall_common::config::{BrokerSettings, Reader, ServiceSettings, amqp_url}
 use rollcall_common::db::{self, Pool};
 use rollcall_common::health::{Health, ReadyWhen};
 use rollcall_common::shutdown::Shutdown;
+use rollcall_common::transport::PlaintextHosts;
 use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -38,13 +39,16 @@ fn read(variables: &[(&str, &str)]) -> Result<Vec<&'static str>, String> {
     Ok(exposures.iter().map(|exposure| exposure.setting).collect())
 }
 
+/// Variables, and the settings that are warned of, or a part of the faults.
+type Row<'a> = (&'a [(&'a str, &'a str)], Result<&'a [&'a str], &'a str>);
+
 #[test]
 fn other_machines_are_verified_unless_less_is_written_out() {
     let file = |path| ("OTEL_EXPORTER_OTLP_CERTIFICATE", path);
     let hosts = |hosts| ("PLAINTEXT_HOSTS", hosts);
     let [database, direct, control] = ["DATABASE_URL", "DATABASE_URL_DIRECT", "DATABASE_CONTROL_URL"];
     let (broker, collector) = ("AMQP_URL", "OTEL_EXPORTER_OTLP_ENDPOINT");
-    let rows: &[(&[(&str, &str)], Result<&[&str], &str>)] = &[
+    let rows: &[Row<'_>] = &[
         (&[], Ok(&[])),
         (&[(database, "postgres://u:hunter2@h/d")], Ok(&[])),
         (&[(database, "postgres://u:hunter2@127.1/d")], Ok(&[])),
@@ -97,16 +101,16 @@ async fn false_server(tls: bool, question: &'static [u8]) -> (u16, Arc<Mutex<Vec
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a listener");
     let port = listener.local_addr().expect("an address").port();
     let heard = Arc::new(Mutex::new(Vec::new()));
-    let hears = Arc::clone(&heard);
+    let kept = Arc::clone(&heard);
     tokio::spawn(async move {
         let acceptor = Authority::new().acceptor("evil.example");
         while let Ok((mut client, _)) = listener.accept().await {
             if !tls {
-                let _ = ask(client, question, &hears).await;
+                let _ = ask(client, question, &kept).await;
             } else if accept_request(&mut client).await.is_ok()
                 && let Ok(client) = acceptor.accept(client).await
             {
-                let _ = ask(client, question, &hears).await;
+                let _ = ask(client, question, &kept).await;
             }
         }
     });
@@ -255,7 +259,8 @@ async fn a_private_authority_vouches_for_rabbitmq() {
     for (host, parameters, fault) in rows {
         let url = amqp_url(&format!("amqps://{user}@{host}:{port}/%2f{parameters}")).expect("a URL");
         let (prefix, partitions) = ("tls.".to_owned(), 1);
-        let settings = BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: Default::default() };
+        let settings =
+            BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: PlaintextHosts::default() };
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
         let mut link = supervise(&shutdown, &health, "broker", &settings, None);
@@ -278,7 +283,7 @@ async fn a_broker_in_the_clear_is_not_even_dialled() {
     // As if the file with the URL had another content by now.
     let url = amqp_url(&format!("amqp://u:{PASSWORD}@0.0.0.0:{port}")).expect("a URL");
     let (prefix, partitions) = ("t.".to_owned(), 1);
-    let settings = BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: Default::default() };
+    let settings = BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: PlaintextHosts::default() };
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let _link = supervise(&shutdown, &health, "broker", &settings, None);
