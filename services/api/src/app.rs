@@ -12,6 +12,7 @@ use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::http::probes;
 use common::shutdown::Shutdown;
+use common::transport::PlaintextHosts;
 use poem::{Endpoint, EndpointExt, Response, get};
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -57,7 +58,13 @@ impl Api {
         let url = database_url("postgres://nobody@127.0.0.1:1/nothing").map_err(anyhow::Error::msg)?;
         let database = DatabaseSettings { url, connections: 1 };
         let url = SecretString::from("amqp://nobody@127.0.0.1:1/");
-        let broker = BrokerSettings { url, file: None, prefix: String::new(), partitions: DEFAULT_PARTITIONS };
+        let broker = BrokerSettings {
+            url,
+            file: None,
+            prefix: String::new(),
+            partitions: DEFAULT_PARTITIONS,
+            plaintext_hosts: PlaintextHosts::default(),
+        };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let pool = Pool::new(&database, "rollcall", &[])?;
         let health = Health::new(ReadyWhen::default(), shutdown.clone());

@@ -7,7 +7,8 @@ use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 use common::health::ReadyWhen;
 
 use crate::auth::settings::{
-    AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES, AuthSettings,
+    AUTH, AUTH_JWKS, AUTH_JWKS_CA_FILE, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES,
+    AuthSettings,
 };
 use crate::limits::{
     CORS_ORIGINS, KEEP_ALIVE_SECONDS, Limits, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, MAX_WAITING,
@@ -50,6 +51,7 @@ pub const OWN: &[&Variable] = &[
     &AUTH_JWT_AUDIENCE,
     &AUTH_JWT_ALGORITHMS,
     &AUTH_JWKS,
+    &AUTH_JWKS_CA_FILE,
     &AUTH_JWT_MAX_BYTES,
     &MAX_CONNECTIONS,
     &MAX_CONNECTIONS_PER_ADDRESS,
@@ -103,8 +105,9 @@ impl ApiSettings {
         let drain = reader.millis(&DRAIN_DELAY_MS, 0..=300_000);
         let ready_when = reader.choice(&READY_WHEN, &[("all", ReadyWhen::All), ("any", ReadyWhen::Any)]);
         let listen = port.map(|port| SocketAddr::new(host.unwrap_or(everywhere.into()), port));
+        let exposures = reader.take_exposures();
         let settings = || {
-            let mut service = service?;
+            let mut service = ServiceSettings { exposures, ..service? };
             service.graces.drain = drain?;
             Some(Self {
                 service,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Subcommand;
 use common::broker::set_up;
-use common::config::{BrokerSettings, DatabaseSettings, Reader, given_amqp_url};
+use common::config::{BrokerSettings, DatabaseSettings, Reader};
 use common::db;
 use sqlx::Connection;
 
@@ -41,7 +41,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let settings = DatabaseSettings::read_direct(&mut reader);
     // Where one environment serves every command, one release step is enough.
-    let broker = given_amqp_url(&mut reader).and_then(|_| BrokerSettings::read(&mut reader));
+    let broker = BrokerSettings::read_given(&mut reader);
     let settings = reader.finish(settings)?;
     let mut connection = db::connect(&settings, "rollcall-migrate").await?;
     match arguments.command {

@@ -92,9 +92,10 @@ impl WorkerSettings {
         });
         let hours = reader.number(&EVENT_RETENTION_HOURS, 1..=8760_u64);
         let retry = reader.number(&EVENT_RETRY_SECONDS, 0..=86_400_u64);
+        let exposures = reader.take_exposures();
         let settings = || {
             Some(Self {
-                service: service?,
+                service: ServiceSettings { exposures, ..service? },
                 listen: listen?,
                 batch: batch?,
                 stall: stall?,

@@ -39,6 +39,7 @@ mod patience;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -59,19 +60,27 @@ const LONGEST_WAIT: &str = "wait=30";
 pub struct Settings {
     url: String,
     bearer: Option<SecretString>,
+    authorities: Option<Vec<u8>>,
     patience: Patience,
 }
 
 impl Settings {
     /// The service at this address, like `http://127.0.0.1:8080`.
     pub fn new(url: &str) -> Self {
-        Self { url: url.trim_end_matches('/').to_owned(), bearer: None, patience: Patience::default() }
+        let url = url.trim_end_matches('/').to_owned();
+        Self { url, bearer: None, authorities: None, patience: Patience::default() }
     }
 
     /// Sends this API key or access token.
     #[must_use]
     pub fn bearer(self, key: SecretString) -> Self {
         Self { bearer: Some(key), ..self }
+    }
+
+    /// Trusts these certificate authorities, in PEM, instead of the system's.
+    #[must_use]
+    pub fn authorities(self, pem: &[u8]) -> Self {
+        Self { authorities: Some(pem.to_owned()), ..self }
     }
 
     /// Tries again for so long, instead of half a minute, what was refused or lost and may be sent again.
@@ -90,7 +99,11 @@ impl Settings {
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let client = reqwest::Client::builder().default_headers(headers).no_proxy();
+        // The service never redirects: what is sent, the key among it, goes to this address only.
+        let mut client = reqwest::Client::builder().default_headers(headers).no_proxy().redirect(Policy::none());
+        if let Some(pem) = &self.authorities {
+            client = client.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?);
+        }
         let client = client.timeout(ANSWER_DEADLINE).connect_timeout(CONNECT_DEADLINE).build()?;
         Ok(Client::new_with_client(&self.url, client, self.patience))
     }

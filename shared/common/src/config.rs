@@ -13,17 +13,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::transport::Exposure;
+
+pub(crate) use amqp_url::Endpoint;
 pub use amqp_url::amqp_url;
 pub use database::{DatabaseUrl, database_url};
 pub(crate) use database::{Reached, Server, Tls};
 pub use secret_file::SecretFile;
 pub use shared::{
     BrokerSettings, DatabaseSettings, IdempotencyWindow, Retention, SHARED, ServiceSettings, TelemetrySettings,
-    given_amqp_url, given_database_url, given_direct_url,
+    given_amqp_url, given_database_url, given_direct_url, plaintext_hosts,
 };
 
 /// One environment variable, as `--help` and the sample file document it.
@@ -92,6 +96,8 @@ pub struct Reader {
     /// The names of variables whose values are not UTF-8.
     unreadable: BTreeSet<String>,
     faults: Vec<Fault>,
+    /// What the operator left open, until it was taken for the log.
+    exposures: Vec<Exposure>,
 }
 
 impl Reader {
@@ -117,7 +123,7 @@ impl Reader {
     /// Reads the given variables; an empty value counts as not set.
     pub fn new(variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let environment = variables.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        Self { environment, unreadable: BTreeSet::new(), faults: Vec::new() }
+        Self { environment, unreadable: BTreeSet::new(), faults: Vec::new(), exposures: Vec::new() }
     }
 
     /// The value of any variable, without a check.
@@ -237,7 +243,21 @@ impl Reader {
 
     /// Notes a fault that concerns more than one variable.
     pub fn fault(&mut self, variable: &Variable, problem: impl fmt::Display) {
-        self.faults.push(Fault { variable: variable.name, example: variable.example, problem: problem.to_string() });
+        let fault = Fault { variable: variable.name, example: variable.example, problem: problem.to_string() };
+        // One that several settings depend on is read more than once.
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
+    /// Notes a connection that the operator left open.
+    pub fn expose(&mut self, exposure: Option<Exposure>) {
+        self.exposures.extend(exposure);
+    }
+
+    /// What was noted so far, for a log that does not exist yet; otherwise [`finish`](Self::finish) warns on standard error.
+    pub fn take_exposures(&mut self) -> Vec<Exposure> {
+        std::mem::take(&mut self.exposures)
     }
 
     /// Ends the reading.
@@ -246,7 +266,13 @@ impl Reader {
     /// All faults; then `settings` is absent too, because every faulty value was read as `None`.
     pub fn finish<T>(self, settings: Option<T>) -> Result<T, Faults> {
         match settings {
-            Some(settings) if self.faults.is_empty() => Ok(settings),
+            Some(settings) if self.faults.is_empty() => {
+                for exposure in self.exposures {
+                    // Nobody can be warned where it is closed.
+                    let _ = writeln!(io::stderr(), "Warning: {exposure}");
+                }
+                Ok(settings)
+            }
             _ => Err(Faults(self.faults)),
         }
     }

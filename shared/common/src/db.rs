@@ -6,6 +6,7 @@ mod locks;
 mod migrations;
 mod monitor;
 mod pool;
+mod relay;
 pub mod roles;
 mod session;
 

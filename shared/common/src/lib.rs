@@ -12,7 +12,8 @@
 //! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher. `net`: connecting to a name with several
 //!    addresses, for the broker and the database.
 //! 9. [`telemetry`]: logs, traces, metrics.
-//! 10. [`process`]: the order in which a service begins and ends.
+//! 10. [`transport`]: the rule for connections to other machines.
+//! 11. [`process`]: the order in which a service begins and ends.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
@@ -29,3 +30,4 @@ mod net;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;
+pub mod transport;

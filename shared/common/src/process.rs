@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::ServiceSettings;
 use crate::db::Pool;
@@ -49,6 +49,9 @@ pub async fn run<E: Into<Box<dyn Error + Send + Sync>>>(
     start: impl AsyncFnOnce(&Shutdown) -> Result<Pool, E>,
 ) -> Result<(), ProcessError> {
     let telemetry = Telemetry::start(&settings.telemetry, name)?;
+    for exposure in &settings.exposures {
+        warn!(setting = exposure.setting, "a connection is not protected: {}", exposure.risk);
+    }
     // First of all: it may be told to stop while it starts.
     let signals = Signals::listen()?;
     let shutdown = Shutdown::default();

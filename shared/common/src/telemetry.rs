@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig;
+use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
+use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -83,11 +84,14 @@ impl Telemetry {
         let tracer = match &settings.otlp_endpoint {
             None => None,
             Some(endpoint) => {
-                let exporter = opentelemetry_otlp::SpanExporter::builder()
-                    .with_tonic()
-                    .with_endpoint(endpoint)
-                    .build()
-                    .map_err(|error| fault(&error))?;
+                let mut exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+                if endpoint.starts_with("https:") {
+                    exporter = exporter.with_tls_config(match settings.otlp_authorities.pem() {
+                        Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+                        None => ClientTlsConfig::new().with_native_roots(),
+                    });
+                }
+                let exporter = exporter.build().map_err(|error| fault(&error))?;
                 let name = settings.service_name.clone().unwrap_or_else(|| service.to_owned());
                 let resource = Resource::builder().with_service_name(name).build();
                 Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())

@@ -8,6 +8,7 @@ use anyhow::Context;
 use common::health::{CheckFailure, Health};
 use common::shutdown::Shutdown;
 use common::telemetry::meter;
+use common::transport::Authorities;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Gauge;
@@ -96,9 +97,9 @@ struct Signer {
 pub(super) fn start(shutdown: &Shutdown, health: &Health, source: KeySource) -> anyhow::Result<Fresh<KeySet>> {
     let place = match source {
         KeySource::File(path) => Place::File(path),
-        KeySource::Url(url) => {
-            let client =
-                client(&url).context("AUTH_JWKS: HTTPS needs certificate authorities; install ca-certificates");
+        KeySource::Url(url, authorities) => {
+            let client = client(&url, &authorities)
+                .context("AUTH_JWKS: HTTPS needs certificate authorities; install ca-certificates");
             Place::Url(client?, url)
         }
     };
@@ -127,11 +128,14 @@ enum Place {
     Url(reqwest::Client, Url),
 }
 
-fn client(url: &Url) -> reqwest::Result<reqwest::Client> {
+fn client(url: &Url, authorities: &Authorities) -> reqwest::Result<reqwest::Client> {
     // A redirect could lead to where nobody checked the scheme.
     let client = reqwest::Client::builder().timeout(DEADLINE).redirect(Policy::none());
     if url.scheme() == "https" {
-        return client.build();
+        return match authorities.pem() {
+            Some(pem) => client.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem)?).build(),
+            None => client.build(),
+        };
     }
     // What is on this machine is not asked for through a proxy, and needs no authorities, which a container may not have.
     client.no_proxy().tls_certs_only([]).build()

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use common::config::{Reader, Variable};
+use common::config::{Reader, Variable, plaintext_hosts};
+use common::transport::{Authorities, Exposure, PlaintextHosts, on_this_machine};
 use jsonwebtoken::Algorithm;
-use url::{Host, Url};
+use url::Url;
 
 use crate::cors::Origins;
 
@@ -35,7 +36,13 @@ pub(crate) const AUTH_JWT_ALGORITHMS: Variable = Variable::with_default(
 pub(crate) const AUTH_JWKS: Variable = Variable::optional(
     "AUTH_JWKS",
     "https://login.example.org/.well-known/jwks.json",
-    "For AUTH=jwt: the issuer's public keys (JWKS), as an https URL or a file; http on loopback only.",
+    "For AUTH=jwt: the issuer's public keys (JWKS), as an https URL or a file; http on this machine only.",
+);
+pub(crate) const AUTH_JWKS_CA_FILE: Variable = Variable::optional(
+    "AUTH_JWKS_CA_FILE",
+    "/etc/rollcall/authority.pem",
+    "For AUTH_JWKS with https: a file with the authorities that the certificate must come from, in PEM; those of the system when \
+     it is not set.",
 );
 
 pub(crate) const AUTH_JWT_MAX_BYTES: Variable = Variable::with_default(
@@ -45,8 +52,15 @@ pub(crate) const AUTH_JWT_MAX_BYTES: Variable = Variable::with_default(
 );
 
 /// All of them: a system of one's own, which serves everybody on loopback, is started without.
-pub const VARIABLES: [&Variable; 6] =
-    [&AUTH, &AUTH_JWT_ISSUER, &AUTH_JWT_AUDIENCE, &AUTH_JWT_ALGORITHMS, &AUTH_JWKS, &AUTH_JWT_MAX_BYTES];
+pub const VARIABLES: [&Variable; 7] = [
+    &AUTH,
+    &AUTH_JWT_ISSUER,
+    &AUTH_JWT_AUDIENCE,
+    &AUTH_JWT_ALGORITHMS,
+    &AUTH_JWKS,
+    &AUTH_JWKS_CA_FILE,
+    &AUTH_JWT_MAX_BYTES,
+];
 
 /// Asymmetric ones only: nobody who can check a token can make one.
 const ALGORITHMS: [Algorithm; 9] = [
@@ -92,8 +106,8 @@ pub struct TokenSettings {
 pub enum KeySource {
     /// On this machine.
     File(PathBuf),
-    /// Over HTTP.
-    Url(Url),
+    /// Over HTTP, from a server that these authorities vouch for.
+    Url(Url, Authorities),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -136,7 +150,7 @@ impl TokenSettings {
         let issuer = reader.parse(&needed(AUTH_JWT_ISSUER), text);
         let audience = reader.parse(&needed(AUTH_JWT_AUDIENCE), text);
         let algorithms = reader.parse(&AUTH_JWT_ALGORITHMS, algorithms);
-        let keys = reader.parse(&needed(AUTH_JWKS), key_source);
+        let keys = key_source(reader);
         let longest = reader.number(&AUTH_JWT_MAX_BYTES, 1024..=65_536_usize);
         let (issuer, audience, algorithms) = (issuer?, audience?, algorithms?);
         Some(Self { issuer, audience, algorithms, keys: keys?, longest: longest? })
@@ -164,24 +178,39 @@ fn algorithms(text: &str) -> Result<Vec<Algorithm>, String> {
     text.split(',').map(|name| one(name.trim())).collect()
 }
 
-fn key_source(text: &str) -> Result<KeySource, String> {
+fn key_source(reader: &mut Reader) -> Option<KeySource> {
+    let plaintext = plaintext_hosts(reader);
+    let (url, path) = reader.parse(&Variable { required: true, ..AUTH_JWKS }, |text| key_url(text, &plaintext)).unzip();
+    let url = url.flatten();
+    let authorities = if url.as_ref().is_some_and(|url| url.scheme() == "https") {
+        reader.parse(&AUTH_JWKS_CA_FILE, |path| Authorities::in_file(path))
+    } else {
+        if reader.raw(AUTH_JWKS_CA_FILE.name).is_some() {
+            reader.fault(&AUTH_JWKS_CA_FILE, "is set, but AUTH_JWKS is no https URL; change that, or unset this");
+        }
+        None
+    };
+    let Some(url) = url else { return path.map(KeySource::File) };
+    // What is not on this machine was listed.
+    let exposed = url.host_str().filter(|host| url.scheme() == "http" && !on_this_machine(host));
+    let stakes = "answer with keys of its own, and sign tokens of any caller with them";
+    reader.expose(Exposure::plaintext(AUTH_JWKS.name, exposed.as_slice(), stakes));
+    Some(KeySource::Url(url, authorities.unwrap_or_default()))
+}
+
+/// A URL, or the path of a file.
+fn key_url(text: &str, plaintext: &PlaintextHosts) -> Result<(Option<Url>, PathBuf), String> {
     if !text.contains("://") {
-        return Ok(KeySource::File(text.into()));
+        return Ok((None, text.into()));
     }
     let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
-    let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
     if !url.username().is_empty() || url.password().is_some() {
         return Err("has a user or a password; the keys are public, so leave them out".to_owned());
     }
     match url.scheme() {
-        "https" => Ok(KeySource::Url(url)),
-        "http" if loopback => Ok(KeySource::Url(url)),
-        "http" => Err("fetches the keys unprotected; use https".to_owned()),
-        other => Err(format!("has the scheme {other:?}; use https, or the path of a file")),
+        "https" => {}
+        "http" => drop(plaintext.check(url.host_str(), "https://")?),
+        other => return Err(format!("has the scheme {other:?}; use https, or the path of a file")),
     }
+    Ok((Some(url), PathBuf::new()))
 }

@@ -135,6 +135,17 @@ fn the_issuers_keys_come_over_https_or_from_this_machine() {
             "{faults}"
         );
     }
+    let open = [("AUTH_JWKS", "http://login.example.org/keys"), ("PLAINTEXT_HOSTS", "login.example.org")];
+    let exposures = read(&[TOKENS, &open].concat()).expect("written out").service.exposures;
+    assert_eq!(exposures.iter().map(|exposure| exposure.setting).collect::<Vec<_>>(), ["AUTH_JWKS"]);
+    for (jwks, problem) in [
+        ("https://login.example.org/keys", "names a file that cannot be read"),
+        ("keys.json", "AUTH_JWKS is no https URL"),
+    ] {
+        let own = [("AUTH_JWKS", jwks), ("AUTH_JWKS_CA_FILE", "/none")];
+        let faults = read(&[TOKENS, &own].concat()).expect_err(jwks);
+        assert!(faults.contains("AUTH_JWKS_CA_FILE: ") && faults.contains(problem), "{faults}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
 use common::shutdown::Shutdown;
+use common::transport::PlaintextHosts;
 use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use poem::endpoint::BoxEndpoint;
@@ -69,8 +70,13 @@ impl App {
             &[("default_transaction_read_only", "on")],
         );
         let pool = pool.expect("a pool");
-        let broker =
-            BrokerSettings { url: "amqp://127.0.0.1:1".into(), file: None, prefix: String::new(), partitions: 16 };
+        let broker = BrokerSettings {
+            url: "amqp://127.0.0.1:1".into(),
+            file: None,
+            prefix: String::new(),
+            partitions: 16,
+            plaintext_hosts: PlaintextHosts::default(),
+        };
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());
         let (retention, limits) = (Retention(RETENTION), Limits::default());

@@ -10,6 +10,9 @@ mod harness;
 #[path = "../../src/torture/proxy.rs"]
 #[expect(dead_code, reason = "only the torture needs all of it")]
 mod proxy;
+#[path = "../../../../shared/common/tests/it/tls.rs"]
+#[expect(dead_code, clippy::expect_used, reason = "it belongs to the tests of the common crate, which need all of it")]
+mod tls;
 
 mod admission;
 mod auth;
@@ -44,5 +47,6 @@ mod standby;
 mod stopping;
 mod torture;
 mod traces;
+mod transport;
 mod unroutable;
 mod up;

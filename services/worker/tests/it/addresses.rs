@@ -34,7 +34,7 @@ async fn many_users_that_change_to_one_address_at_once_leave_it_in_no_log() {
         let wanted = format!("{}@example.net", Uuid::now_v7().simple());
         let batches = users.chunks(USERS / APPLIERS).map(async |users| {
             let batch: Vec<Envelope> = users.iter().map(|user| update(*user, Some(&wanted), None)).collect();
-            let mut applier = Applier::new(pool.clone(), fixture.guard.clone(), WINDOW);
+            let mut applier = Applier::new(pool.clone(), fixture.guard.clone(), WINDOW, 1);
             applier.fence(fixture.fence);
             let insisting = async {
                 loop {

@@ -12,8 +12,8 @@ use std::net::{Shutdown, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_compat::CompatExt;
-use lapin::tcp::TLSConfig;
+use async_compat::{Compat, CompatExt};
+use lapin::tcp::RustlsConnector;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use rand::seq::SliceRandom;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::frames::{self, FrameFilter};
-use crate::config::BrokerSettings;
+use crate::config::{BrokerSettings, Endpoint};
 use crate::net;
 
 /// How long one address may take from the first byte to an open connection, TLS and authentication included.
@@ -52,10 +52,11 @@ impl fmt::Display for Failures {
 
 /// Connects to the first address that answers, in random order, so that many clients spread over the nodes of a cluster.
 pub(crate) async fn dial(settings: &BrokerSettings, name: &str) -> Result<Connection, DialError> {
-    let mut uris = settings.uris().map_err(DialError::Uri)?;
-    uris.shuffle(&mut rand::rng());
+    let mut endpoints = settings.endpoints().map_err(DialError::Uri)?;
+    endpoints.shuffle(&mut rand::rng());
     let mut failures = Failures::default();
-    for uri in uris {
+    for endpoint in endpoints {
+        let uri = &endpoint.uri;
         let host = format!("{}:{}", uri.authority.host, uri.authority.port);
         let addresses = match net::resolve(&uri.authority.host, uri.authority.port).await {
             Ok(addresses) => addresses,
@@ -65,7 +66,7 @@ pub(crate) async fn dial(settings: &BrokerSettings, name: &str) -> Result<Connec
             }
         };
         for address in addresses {
-            match open(&uri, address, name).await {
+            match open(&endpoint, address, name).await {
                 Ok(connection) => return Ok(connection),
                 Err(fault) => {
                     let literal = host == address.to_string();
@@ -86,23 +87,36 @@ fn reason(fault: &lapin::Error) -> String {
     }
 }
 
-async fn open(uri: &AMQPUri, address: SocketAddr, name: &str) -> lapin::Result<Connection> {
+/// A connected stream on which AMQP can be spoken, with TLS where the endpoint has it.
+pub(crate) type Stream = AsyncTcpStream<Compat<TcpStream>>;
+
+/// Makes a connected socket a stream to the endpoint: its certificate is verified before anything is said.
+pub(crate) async fn secured(endpoint: &Endpoint, socket: TcpStream) -> io::Result<Stream> {
+    let stream = AsyncTcpStream::Plain(socket.compat());
+    match endpoint.uri.scheme {
+        AMQPScheme::AMQP => Ok(stream),
+        AMQPScheme::AMQPS => {
+            let connector = RustlsConnector::from(endpoint.authorities.client_config()?);
+            stream.into_rustls(&connector, &endpoint.uri.authority.host).await
+        }
+    }
+}
+
+async fn open(endpoint: &Endpoint, address: SocketAddr, name: &str) -> lapin::Result<Connection> {
     let stream = net::connect(address).await?;
     stream.set_nodelay(true)?;
     let (stream, attempt) = Attempt::over(stream)?;
     let stream = Mutex::new(Some(stream));
+    let uri = endpoint.uri.clone();
+    let endpoint = endpoint.clone();
     // Called once: the library is not asked to connect again.
-    let hand_over = async move |uri: AMQPUri, _| {
+    let hand_over = async move |_: AMQPUri, _| {
         let taken = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let stream = AsyncTcpStream::Plain(taken.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?.compat());
-        let stream = match uri.scheme {
-            AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => stream.into_tls(&uri.authority.host, TLSConfig::default()).await?,
-        };
-        Ok(AsyncTcpStream::Plain(FrameFilter::over(stream)))
+        let socket = taken.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        Ok(AsyncTcpStream::Plain(FrameFilter::over(secured(&endpoint, socket).await?)))
     };
     let properties = ConnectionProperties::default().with_connection_name(format!("rollcall {name}").into());
-    let connecting = Connection::connector(uri.clone(), frames::runtime(), hand_over, properties);
+    let connecting = Connection::connector(uri, frames::runtime(), hand_over, properties);
     let connected = timeout(HANDSHAKE_DEADLINE, connecting).await;
     let connection = connected.map_err(|_| {
         io::Error::new(io::ErrorKind::TimedOut, format!("the broker did not answer within {HANDSHAKE_DEADLINE:?}"))

@@ -144,9 +144,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::config::BrokerSettings;
+    use crate::transport::PlaintextHosts;
 
     fn reports() -> LinkReports {
-        let settings = BrokerSettings { url: "amqp://h".into(), file: None, prefix: "t.".to_owned(), partitions: 4 };
+        let settings = BrokerSettings {
+            url: "amqp://h".into(),
+            file: None,
+            prefix: "t.".to_owned(),
+            partitions: 4,
+            plaintext_hosts: PlaintextHosts::default(),
+        };
         LinkReports::new(Topology::new(&settings))
     }
 

@@ -1,37 +1,63 @@
 //! The broker's URL: one virtual host and one user, at one host or at several of the same cluster.
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::BrokerSettings;
 use super::reserved::unencoded;
+use crate::transport::{Authorities, PlaintextHosts};
 
-/// The library reads these and ignores all others, among them those that other clients take for TLS.
-const PARAMETERS: &[&str] = &["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
+/// The library reads the others and ignores all that are not here, among them those that other clients take for TLS. RabbitMQ's
+/// own clients call the file of authorities like that.
+const PARAMETERS: &[&str] =
+    &["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism", CERTIFICATES];
+const CERTIFICATES: &str = "cacertfile";
+
+/// One host of the URL.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    pub(crate) uri: AMQPUri,
+    /// Who may vouch for it, with `amqps`.
+    pub(crate) authorities: Authorities,
+}
 
 /// Checks a RabbitMQ URL, which may name several hosts: `amqp://user:password@a:5672,b:5672/vhost`.
 ///
 /// # Errors
 /// Says what is wrong without any part of the URL that could be secret.
 pub fn amqp_url(text: &str) -> Result<SecretString, String> {
-    uris(text)?;
+    endpoints(text)?;
     Ok(SecretString::from(text))
 }
 
+/// The same, and in the clear only on this machine or to hosts that are listed, which are given as well.
+pub(super) fn protected(text: &str, plaintext: &PlaintextHosts) -> Result<(SecretString, Vec<String>), String> {
+    let exposed = admitted(&endpoints(text)?, plaintext)?;
+    Ok((SecretString::from(text), exposed))
+}
+
+fn admitted(endpoints: &[Endpoint], plaintext: &PlaintextHosts) -> Result<Vec<String>, String> {
+    let open = endpoints.iter().filter(|endpoint| endpoint.uri.scheme == AMQPScheme::AMQP);
+    let exposed = plaintext.check(open.map(|endpoint| &*endpoint.uri.authority.host), "amqps://")?;
+    Ok(exposed.into_iter().map(str::to_owned).collect())
+}
+
 impl BrokerSettings {
-    /// One URI for each host, with the heartbeat that the supervision counts on, unless the URL names one.
-    pub(crate) fn uris(&self) -> Result<Vec<AMQPUri>, String> {
-        let current = self.file.as_ref().and_then(|file| file.current(amqp_url));
-        let mut uris = uris(current.as_ref().unwrap_or(&self.url).expose_secret())?;
-        for uri in &mut uris {
-            uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
+    /// One for each host, with the heartbeat that the supervision counts on, unless the URL names one.
+    pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>, String> {
+        let plaintext = &self.plaintext_hosts;
+        let current = self.file.as_ref().and_then(|file| file.current(|text| protected(text, plaintext)));
+        let mut endpoints = endpoints(current.as_ref().map_or(&self.url, |(url, _)| url).expose_secret())?;
+        admitted(&endpoints, plaintext)?;
+        for endpoint in &mut endpoints {
+            endpoint.uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
         }
-        Ok(uris)
+        Ok(endpoints)
     }
 }
 
-fn uris(text: &str) -> Result<Vec<AMQPUri>, String> {
+fn endpoints(text: &str) -> Result<Vec<Endpoint>, String> {
     if let Some(fault) = unencoded(text) {
         return Err(fault);
     }
@@ -39,11 +65,11 @@ fn uris(text: &str) -> Result<Vec<AMQPUri>, String> {
     let end = text[start..].find(['/', '?']).map_or(text.len(), |length| start + length);
     // A password may hold a comma, and no host an "@".
     let hosts = text[start..end].rfind('@').map_or(start, |at| start + at + 1);
-    text[hosts..end].split(',').map(|host| uri(&format!("{}{host}{}", &text[..hosts], &text[end..]))).collect()
+    text[hosts..end].split(',').map(|host| endpoint(&format!("{}{host}{}", &text[..hosts], &text[end..]))).collect()
 }
 
 /// Reads a URL of one host.
-fn uri(text: &str) -> Result<AMQPUri, String> {
+fn endpoint(text: &str) -> Result<Endpoint, String> {
     let url = Url::parse(text).map_err(|fault| format!("is no URL ({fault})"))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
         return Err(format!("has the scheme {:?}; expected amqp or amqps", url.scheme()));
@@ -62,5 +88,16 @@ fn uri(text: &str) -> Result<AMQPUri, String> {
         return Err(format!("has the unknown parameter {name:?}; known are {}", PARAMETERS.join(", ")));
     }
     // The library's own message may quote the value.
-    text.parse().map_err(|_| format!("has an unusable value in one of {}", PARAMETERS.join(", ")))
+    let uri = text.parse().map_err(|_| format!("has an unusable value in one of {}", PARAMETERS.join(", ")))?;
+    let mut files = url.query_pairs().filter(|(name, _)| name == CERTIFICATES).map(|(_, file)| file);
+    let authorities = match (files.next(), files.next()) {
+        (None, _) => Authorities::default(),
+        (Some(_), _) if url.scheme() == "amqp" => {
+            return Err(format!("has the parameter {CERTIFICATES:?}, which only counts with amqps://"));
+        }
+        (Some(_), Some(_)) => return Err(format!("has the parameter {CERTIFICATES:?} twice; write it once")),
+        (Some(file), None) => Authorities::in_file(&*file)
+            .map_err(|fault| format!("has the parameter {CERTIFICATES:?}, which {fault}"))?,
+    };
+    Ok(Endpoint { uri, authorities })
 }

@@ -2,11 +2,10 @@
 //! does not know, and logs their values.
 //!
 //! # Why is `verify-ca` refused?
-//! The client library trusts the public authorities beside the given one, so whoever gets a certificate from any of them,
+//! The client library trusts the system's authorities beside the given one, so whoever gets a certificate from any of them,
 //! for any name, would pass. `verify-full` compares the name too.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use url::Url;
 
 use super::SecretFile;
 use super::reserved::unencoded;
+use crate::transport::on_this_machine;
 
 /// Parameters that say something to us.
 const READ: &[&str] = &["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "options"];
@@ -86,8 +86,9 @@ pub(crate) enum Tls {
     Off,
     /// Only where nobody can listen in: on loopback.
     IfOffered,
+    /// Encrypted, with a server that proves nothing.
     Unverified,
-    /// Against the public authorities, and this one.
+    /// Against the system's authorities, and those in this file.
     Verified(Option<PathBuf>),
 }
 
@@ -150,6 +151,34 @@ impl DatabaseUrl {
             })
         });
         current.unwrap_or_else(|| (self.user.clone(), self.password.clone()))
+    }
+
+    /// What the operator left open, if anything.
+    pub(super) fn risk(&self) -> Option<String> {
+        let Server::Tcp { host, .. } = &self.server else { return None };
+        let open = match self.tls {
+            _ if on_this_machine(host) => return None,
+            Tls::Verified(_) | Tls::IfOffered => return None,
+            Tls::Off => "is in the clear, as sslmode=disable asks",
+            Tls::Unverified => "accepts any certificate, as sslmode=require asks",
+        };
+        Some(format!(
+            "the connection to {host} {open}: a machine on the way can read and change every row and statement{}",
+            if self.password.is_some() {
+                ", and guess the password offline, which is only sent hashed (SCRAM)"
+            } else {
+                ""
+            }
+        ))
+    }
+
+    /// Whether the server must not learn the password from the answer to its question, because it proves nothing.
+    pub(crate) fn unproven(&self) -> bool {
+        match self.tls {
+            Tls::Unverified => true,
+            Tls::Off => !self.server.on_this_machine(),
+            Tls::IfOffered | Tls::Verified(_) => false,
+        }
     }
 
     /// The URL as it was given, its password included.
@@ -232,10 +261,10 @@ fn server(url: &Url, parameter: Option<&str>) -> Result<Server, String> {
 }
 
 impl Server {
-    fn loopback(&self) -> bool {
+    fn on_this_machine(&self) -> bool {
         match self {
             Self::Socket { .. } => true,
-            Self::Tcp { host, .. } => host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Self::Tcp { host, .. } => on_this_machine(host),
         }
     }
 }
@@ -243,6 +272,7 @@ impl Server {
 fn tls(server: &Server, mode: Option<&str>, authority: Option<&str>) -> Result<Tls, String> {
     let socket = matches!(server, Server::Socket { .. });
     let tls = match (mode, authority) {
+        (Some("verify-full") | None, Some("system")) => Tls::Verified(None),
         (Some("verify-full"), authority) | (None, authority @ Some(_)) => {
             Tls::Verified(authority.map(|path| pem("sslrootcert", path, "CERTIFICATE")).transpose()?)
         }
@@ -255,19 +285,20 @@ fn tls(server: &Server, mode: Option<&str>, authority: Option<&str>) -> Result<T
             return Err("has the parameter \"sslrootcert\", which only counts with sslmode=verify-full".to_owned());
         }
         (None, None) if socket => Tls::Off,
-        (None, None) if server.loopback() => Tls::IfOffered,
+        (None, None) if server.on_this_machine() => Tls::IfOffered,
+        (None, None) => Tls::Verified(None),
         (Some("disable"), None) => Tls::Off,
         (Some("allow" | "prefer"), None) => Tls::IfOffered,
-        (Some("require") | None, None) => Tls::Unverified,
+        (Some("require"), None) => Tls::Unverified,
         (Some(_), _) => return Err(format!("has an unknown value in \"sslmode\"; expected one of {MODES}")),
     };
     match tls {
         Tls::Unverified | Tls::Verified(_) if socket => {
             Err("demands TLS with the parameter \"sslmode\" on a socket, which has none; remove it".to_owned())
         }
-        Tls::Off | Tls::IfOffered if !server.loopback() => {
-            Err("does without TLS with the parameter \"sslmode\", but its host is not this machine; write \
-                 sslmode=verify-full, or at least require"
+        Tls::IfOffered if !server.on_this_machine() => {
+            Err("leaves it to the network with the parameter \"sslmode\" whether there is TLS, but its host is not this \
+                 machine; write sslmode=verify-full, or, to accept that nothing is proven or protected, require or disable"
                 .to_owned())
         }
         tls => Ok(tls),

@@ -5,15 +5,17 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use super::{DatabaseUrl, Reader, SecretFile, Variable, amqp_url, database_url};
+use super::{DatabaseUrl, Reader, SecretFile, Variable, database_url};
 use crate::command::{CommandKeys, DEFAULT_PARTITIONS};
 use crate::shutdown::Graces;
 use crate::telemetry::{LogFormat, log_filter};
+use crate::transport::{Authorities, Exposure, PlaintextHosts};
 
 const DATABASE_URL: Variable = Variable::required(
     "DATABASE_URL",
     "postgres://rollcall:secret@127.0.0.1:5432/rollcall",
-    "PostgreSQL, as postgres:// or postgresql://; TLS is required unless it is on this machine.",
+    "PostgreSQL, as postgres:// or postgresql://; off this machine with TLS and a verified server, unless it says \
+     sslmode=require or sslmode=disable. Authorities of your own: sslrootcert=FILE.",
 );
 const DATABASE_URL_FILE: Variable = Variable::optional(
     "DATABASE_URL_FILE",
@@ -57,8 +59,9 @@ const DATABASE_POOL_MAX: Variable = Variable::with_default(
 const AMQP_URL: Variable = Variable::required(
     "AMQP_URL",
     "amqp://rollcall:secret@127.0.0.1:5672/%2f",
-    "RabbitMQ 3.10 or newer, as amqp:// or amqps://; several hosts of one cluster as \
-     amqp://user:password@a:5672,b:5672/vhost, which are tried in random order.",
+    "RabbitMQ 3.10 or newer, as amqps://, or amqp:// on this machine; several hosts of one cluster as \
+     amqps://user:password@a:5671,b:5671/vhost, which are tried in random order. Authorities of your own: \
+     ?cacertfile=FILE.",
 );
 const AMQP_URL_FILE: Variable = Variable::optional(
     "AMQP_URL_FILE",
@@ -113,10 +116,22 @@ const LOG: Variable = Variable::with_default(
 );
 const LOG_FORMAT: Variable =
     Variable::with_default("LOG_FORMAT", "auto", "json, text, or auto: text on a terminal and json elsewhere.");
+const PLAINTEXT_HOSTS: Variable = Variable::optional(
+    "PLAINTEXT_HOSTS",
+    "rabbitmq,collector.internal",
+    "Hosts off this machine that are spoken to without TLS, by name or address, because something else protects the way, such \
+     as a service mesh or a network of containers: in AMQP_URL, OTEL_EXPORTER_OTLP_ENDPOINT, AUTH_JWKS and --url. Each start \
+     warns of them.",
+);
 const OTEL_EXPORTER_OTLP_ENDPOINT: Variable = Variable::optional(
     "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "http://127.0.0.1:4317",
-    "Where traces go, as OTLP over gRPC; nothing is recorded when it is not set.",
+    "https://collector.example.org:4317",
+    "Where traces go, as OTLP over gRPC: https://, or http:// on this machine; nothing is recorded when it is not set.",
+);
+const OTEL_EXPORTER_OTLP_CERTIFICATE: Variable = Variable::optional(
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "/etc/rollcall/authority.pem",
+    "A file with the authorities that the collector's certificate must come from, in PEM; those of the system when it is not set.",
 );
 const OTEL_SERVICE_NAME: Variable =
     Variable::optional("OTEL_SERVICE_NAME", "rollcall-api", "The service's name in traces.");
@@ -155,7 +170,9 @@ pub const SHARED: &[&Variable] = &[
     &STOP_DEADLINE_MS,
     &LOG,
     &LOG_FORMAT,
+    &PLAINTEXT_HOSTS,
     &OTEL_EXPORTER_OTLP_ENDPOINT,
+    &OTEL_EXPORTER_OTLP_CERTIFICATE,
     &OTEL_SERVICE_NAME,
 ];
 
@@ -180,6 +197,8 @@ pub struct ServiceSettings {
     pub graces: Graces,
     /// Logs and traces.
     pub telemetry: TelemetrySettings,
+    /// Connections that the operator left open, for the log.
+    pub exposures: Vec<Exposure>,
 }
 
 /// How to reach PostgreSQL.
@@ -202,6 +221,8 @@ pub struct BrokerSettings {
     pub prefix: String,
     /// How many partition queues there are.
     pub partitions: u16,
+    /// Where it may be reached without TLS.
+    pub plaintext_hosts: PlaintextHosts,
 }
 
 /// For how long a command's outcome is kept.
@@ -221,6 +242,8 @@ pub struct TelemetrySettings {
     pub format: LogFormat,
     /// The OTLP endpoint, if traces are wanted.
     pub otlp_endpoint: Option<String>,
+    /// Who may vouch for it.
+    pub otlp_authorities: Authorities,
     /// `OTEL_SERVICE_NAME`, if it is set.
     pub service_name: Option<String>,
 }
@@ -259,6 +282,7 @@ impl ServiceSettings {
             idempotency_window: window?,
             graces: Graces { drain: Duration::ZERO, finish: finish? },
             telemetry: telemetry?,
+            exposures: Vec::new(),
         })
     }
 }
@@ -299,9 +323,16 @@ impl DatabaseSettings {
 }
 
 impl BrokerSettings {
+    /// Reads them if the environment names a broker; `None` when it does not, or when something is faulty.
+    pub fn read_given(reader: &mut Reader) -> Option<Self> {
+        let given = [AMQP_URL, AMQP_URL_FILE].iter().any(|variable| reader.raw(variable.name).is_some());
+        if given { Self::read(reader) } else { None }
+    }
+
     /// Reads them; `None` when something is faulty.
     pub fn read(reader: &mut Reader) -> Option<Self> {
-        let url = reader.secret(&AMQP_URL, &AMQP_URL_FILE, amqp_url);
+        let plaintext_hosts = plaintext_hosts(reader);
+        let url = broker_url(reader, &AMQP_URL, &plaintext_hosts);
         let prefix = reader.parse(&BROKER_PREFIX, |text| {
             let fits = text.len() <= 100 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
             if fits { Ok(text.to_owned()) } else { Err("use at most 100 of a-z, A-Z, 0-9, \".\", \"_\", \"-\"") }
@@ -312,6 +343,7 @@ impl BrokerSettings {
             file: reader.secret_file(&AMQP_URL_FILE),
             prefix: prefix.unwrap_or_default(),
             partitions: partitions.unwrap_or(DEFAULT_PARTITIONS),
+            plaintext_hosts,
         })
     }
 }
@@ -321,14 +353,65 @@ impl TelemetrySettings {
         let filter = reader.parse(&LOG, |text| log_filter(text).map(|_| text.to_owned()));
         let format = reader
             .choice(&LOG_FORMAT, &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)]);
-        let endpoint = reader.parse(&OTEL_EXPORTER_OTLP_ENDPOINT, |text| match Url::parse(text) {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
-            Ok(_) => Err("expected http:// and a host, such as a collector on this machine".to_owned()),
-            Err(fault) => Err(fault.to_string()),
-        });
+        let plaintext_hosts = plaintext_hosts(reader);
+        let endpoint = reader.parse(&OTEL_EXPORTER_OTLP_ENDPOINT, |text| collector(text, &plaintext_hosts));
+        let (endpoint, exposed) = endpoint.unzip();
+        let stakes = "read which client does what to which user and when, and change it";
+        reader.expose(exposed.and_then(|hosts| {
+            let hosts: Vec<_> = hosts.iter().map(String::as_str).collect();
+            Exposure::plaintext(OTEL_EXPORTER_OTLP_ENDPOINT.name, &hosts, stakes)
+        }));
+        let authorities = if endpoint.as_deref().is_some_and(|url| url.starts_with("https:")) {
+            reader.parse(&OTEL_EXPORTER_OTLP_CERTIFICATE, |path| Authorities::in_file(path))
+        } else {
+            if reader.raw(OTEL_EXPORTER_OTLP_CERTIFICATE.name).is_some() {
+                reader.fault(
+                    &OTEL_EXPORTER_OTLP_CERTIFICATE,
+                    "is set, but OTEL_EXPORTER_OTLP_ENDPOINT is no https URL; change that, or unset this",
+                );
+            }
+            None
+        };
         let service_name = reader.parse(&OTEL_SERVICE_NAME, |text| Ok::<_, String>(text.to_owned()));
-        Some(Self { filter: filter?, format: format?, otlp_endpoint: endpoint, service_name })
+        Some(Self {
+            filter: filter?,
+            format: format?,
+            otlp_endpoint: endpoint,
+            otlp_authorities: authorities.unwrap_or_default(),
+            service_name,
+        })
     }
+}
+
+/// Reads a collector's URL, and gives the host if it is spoken to in the clear.
+fn collector(text: &str, plaintext: &PlaintextHosts) -> Result<(String, Vec<String>), String> {
+    let url = Url::parse(text).map_err(|fault| fault.to_string())?;
+    let host = url.host_str().ok_or("names no host; expected https:// and a host")?;
+    match url.scheme() {
+        // Written as it was read: another parser could find another host in the original.
+        "https" => Ok((url.to_string(), Vec::new())),
+        "http" => {
+            let exposed = plaintext.check([host], "https://")?.into_iter().map(str::to_owned).collect();
+            Ok((url.to_string(), exposed))
+        }
+        other => {
+            Err(format!("has the scheme {other:?}; expected https://, or http:// for a collector on this machine"))
+        }
+    }
+}
+
+/// The hosts that may be spoken to in the clear; none when the variable is faulty, with the fault noted.
+pub fn plaintext_hosts(reader: &mut Reader) -> PlaintextHosts {
+    reader.parse(&PLAINTEXT_HOSTS, PlaintextHosts::parse).unwrap_or_default()
+}
+
+fn broker_url(reader: &mut Reader, variable: &Variable, plaintext: &PlaintextHosts) -> Option<SecretString> {
+    let (url, exposed) = reader.secret(variable, &AMQP_URL_FILE, |text| super::amqp_url::protected(text, plaintext))?;
+    let hosts: Vec<_> = exposed.iter().map(String::as_str).collect();
+    let stakes =
+        "read the password and every command with its names and addresses, and send commands in the name of any client";
+    reader.expose(Exposure::plaintext(AMQP_URL.name, &hosts, stakes));
+    Some(url)
 }
 
 /// Reads a budget: a number, or the name of a plan.
@@ -349,6 +432,7 @@ fn connection_budget(text: &str) -> Result<u16, String> {
 /// A database's URL, which goes on being read where it stands in a file.
 fn url_of(reader: &mut Reader, variable: &Variable, file: &Variable) -> Option<DatabaseUrl> {
     let url = reader.secret(variable, file, database_url)?;
+    reader.expose(url.risk().map(|risk| Exposure { setting: variable.name, risk }));
     Some(url.in_file(reader.secret_file(file)))
 }
 
@@ -366,5 +450,6 @@ pub fn given_direct_url(reader: &mut Reader) -> Option<DatabaseUrl> {
 /// The broker's URL, if the environment gives one; a fault is noted.
 pub fn given_amqp_url(reader: &mut Reader) -> Option<SecretString> {
     let variable = Variable { required: false, ..AMQP_URL };
-    reader.secret(&variable, &AMQP_URL_FILE, amqp_url)
+    let plaintext_hosts = plaintext_hosts(reader);
+    broker_url(reader, &variable, &plaintext_hosts)
 }

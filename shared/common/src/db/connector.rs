@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use tracing::warn;
 
 use super::session::Session;
-use super::{CONNECT_DEADLINE, DbError, within};
+use super::{CONNECT_DEADLINE, DbError, relay, within};
 use crate::config::{DatabaseSettings, DatabaseUrl, Reached, Server, Tls};
 use crate::net;
 
@@ -221,7 +221,14 @@ impl Connector {
         if let Some(address) = self.answering_address().await {
             options = options.host(&address.to_string());
         }
-        match tokio::time::timeout(CONNECT_DEADLINE, PgConnection::connect_with(&options)).await {
+        let connecting = async {
+            if self.url.unproven() {
+                let socket = relay::open(&self.url).await?;
+                options = options.host("localhost").socket(socket).port(relay::PORT).ssl_mode(PgSslMode::Disable);
+            }
+            PgConnection::connect_with(&options).await
+        };
+        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
             Ok(connected) => connected.map_err(|source| DbError::Connect { address: self.url.address(), source }),
             Err(_) => Err(DbError::Deadline(CONNECT_DEADLINE)),
         }
@@ -230,10 +237,11 @@ impl Connector {
     /// An address that accepts, where the host has several. The client library tries one after the other, each for as long
     /// as the kernel does, so one that never answers would use up the deadline every time.
     ///
-    /// Not with `sslmode=verify-full`: the library compares the certificate with the host that it is given.
+    /// Not with `sslmode=verify-full`: the library compares the certificate with the host that it is given. The relay looks for
+    /// one itself.
     async fn answering_address(&self) -> Option<IpAddr> {
         let Server::Tcp { host, port } = &self.url.server else { return None };
-        if matches!(self.url.tls, Tls::Verified(_)) {
+        if matches!(self.url.tls, Tls::Verified(_)) || self.url.unproven() {
             return None;
         }
         let addresses = net::resolve(host, *port).await.ok().filter(|addresses| addresses.len() > 1)?;

@@ -13,7 +13,7 @@ use rollcall_common::telemetry::LogFormat;
 use secrecy::ExposeSecret;
 
 const DATABASE: (&str, &str) = ("DATABASE_URL", "postgres://rollcall:hunter2@db.example:5433/rollcall");
-const BROKER: (&str, &str) = ("AMQP_URL", "amqp://rollcall:hunter2@mq.example:5673/%2f");
+const BROKER: (&str, &str) = ("AMQP_URL", "amqps://rollcall:hunter2@mq.example:5673/%2f");
 
 fn read(variables: &[(&str, &str)]) -> Result<ServiceSettings, Faults> {
     let mut reader = Reader::new(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -54,7 +54,7 @@ fn every_setting_is_taken_from_its_variable() {
         ("STOP_DEADLINE_MS", "2000"),
         ("LOG", "warn,rollcall_worker=debug"),
         ("LOG_FORMAT", "json"),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel.example:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otel.example:4317"),
         ("OTEL_SERVICE_NAME", "directory"),
     ])
     .expect("settings");
@@ -65,7 +65,7 @@ fn every_setting_is_taken_from_its_variable() {
     assert_eq!(settings.graces.finish, Duration::from_secs(2));
     assert_eq!(settings.telemetry.filter, "warn,rollcall_worker=debug");
     assert_eq!(settings.telemetry.format, LogFormat::Json);
-    assert_eq!(settings.telemetry.otlp_endpoint.as_deref(), Some("http://otel.example:4317"));
+    assert_eq!(settings.telemetry.otlp_endpoint.as_deref(), Some("https://otel.example:4317/"));
     assert_eq!(settings.telemetry.service_name.as_deref(), Some("directory"));
 }
 
@@ -106,7 +106,7 @@ fn all_faults_are_reported_at_once_with_variable_fault_and_example() {
       STOP_DEADLINE_MS: "1.5" is no number; expected a whole number from 100 to 300000; for example STOP_DEADLINE_MS=5000
       LOG: "loud" is no level; expected one of off, error, warn, info, debug, trace; for example LOG=info
       LOG_FORMAT: "xml" is unknown; expected one of auto, json, text; for example LOG_FORMAT=auto
-      OTEL_EXPORTER_OTLP_ENDPOINT: expected http:// and a host, such as a collector on this machine; for example OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317
+      OTEL_EXPORTER_OTLP_ENDPOINT: names no host; expected https:// and a host; for example OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.org:4317
     "#);
 }
 
@@ -210,7 +210,7 @@ fn unusable_broker_urls_are_refused_without_their_secrets() {
         ("an empty host", "amqp:///hunter2", "names no host"),
         ("an IPv6 address, which the client would take for localhost", "amqp://u:hunter2@[2001:db8::1]/", "IPv6"),
         ("an unknown parameter", "amqps://u:hunter2@h/?verify=hunter2", r#"unknown parameter "verify""#),
-        ("one of two parameters", "amqp://h/?heartbeat=5&cacertfile=hunter2", r#"unknown parameter "cacertfile""#),
+        ("one of two parameters", "amqp://h/?heartbeat=5&certfile=hunter2", r#"unknown parameter "certfile""#),
         ("no number", "amqp://u:hunter2@h/?heartbeat=hunter2", "heartbeat"),
         ("one of several hosts", "amqp://u:hunter2@a:5672,/v", "is no URL (empty host)"),
         ("one of several ports", "amqp://u:hunter2@a:5672,b:hunter2/v", "is no URL"),
@@ -292,8 +292,9 @@ fn prefixes_that_a_queue_name_cannot_carry_are_refused() {
 
 #[test]
 fn every_shared_example_is_a_valid_value() {
-    // A secret has one place only.
-    let variables = SHARED.iter().filter(|variable| !variable.name.ends_with("_FILE"));
+    // A secret has one place only, and files of authorities are read.
+    let read_elsewhere = |name: &str| name.ends_with("_FILE") || name.ends_with("_CERTIFICATE");
+    let variables = SHARED.iter().filter(|variable| !read_elsewhere(variable.name));
     let variables: Vec<(&str, &str)> = variables.map(|variable| (variable.name, variable.example)).collect();
     read(&variables).expect("settings");
 }

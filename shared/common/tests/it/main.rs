@@ -1,6 +1,10 @@
 //! The common crate against real servers.
 
-#![expect(clippy::expect_used, reason = "the lints spare test functions, not their helpers")]
+#![expect(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "the lints spare test functions, not their helpers, and the tasks of a test end with it"
+)]
 
 // The contract.
 mod budget;
@@ -28,4 +32,9 @@ mod publisher;
 mod rights;
 mod topology;
 
+// Connections to other machines.
+mod transport;
+
 mod support;
+#[expect(dead_code, reason = "the tests of the executable use it, too")]
+mod tls;

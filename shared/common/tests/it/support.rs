@@ -15,6 +15,7 @@ use rollcall_common::broker::Topology;
 use rollcall_common::config::{BrokerSettings, DatabaseSettings, amqp_url, database_url};
 use rollcall_common::db;
 use rollcall_common::shutdown::Graces;
+use rollcall_common::transport::PlaintextHosts;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 /// Long enough for a busy machine, short enough for a test that fails.
@@ -83,7 +84,13 @@ pub(crate) struct Deployment {
 impl Deployment {
     pub(crate) fn new(partitions: u16) -> Self {
         let url = amqp_url(stack().rabbitmq.url()).expect("a URL");
-        let settings = BrokerSettings { url, file: None, prefix: broker_prefix(), partitions };
+        let settings = BrokerSettings {
+            url,
+            file: None,
+            prefix: broker_prefix(),
+            partitions,
+            plaintext_hosts: PlaintextHosts::default(),
+        };
         Self { topology: Topology::new(&settings), settings }
     }
 
