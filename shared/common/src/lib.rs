@@ -11,7 +11,7 @@
 //! 7. [`membership`]: how many connections an instance may open and which partitions it owns, and for how long.
 //! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher. `net`: connecting to a name with several
 //!    addresses, for the broker and the database.
-//! 9. [`telemetry`]: logs, traces, metrics.
+//! 9. [`telemetry`]: logs, traces, metrics. [`redaction`]: error texts without the input that they quote.
 //! 10. [`process`]: the order in which a service begins and ends.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
@@ -27,5 +27,6 @@ pub mod http;
 pub mod membership;
 mod net;
 pub mod process;
+pub mod redaction;
 pub mod shutdown;
 pub mod telemetry;
