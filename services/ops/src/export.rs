@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Write};
 use anyhow::Context;
 use common::config::{DatabaseSettings, Reader};
 use common::db;
+use common::files::Draft;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
@@ -17,7 +18,6 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::files::Draft;
 use crate::import::Format;
 use crate::output::note;
 
@@ -65,11 +65,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         output.context("the standard output holds no whole export")?
     } else {
         // Under its name only when it is whole.
-        let draft = Draft::begin(&arguments.file)?;
-        let count = write(&mut conn, draft.file(), format)
-            .await
-            .with_context(|| format!("{} is not written", arguments.file))?;
-        draft.keep()?;
+        let context = || format!("{} is not written", arguments.file);
+        let draft = Draft::begin(arguments.file.as_ref()).with_context(context)?;
+        let count = write(&mut conn, draft.file(), format).await.with_context(context)?;
+        draft.keep().with_context(context)?;
         count
     };
     conn.close().await?;

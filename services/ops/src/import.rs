@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use client::Client;
+use common::files::Draft;
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::connection::Api;
-use crate::files::Draft;
 use crate::output::say;
 use check::Checked;
 use journal::{Journal, Owner, Trail};
@@ -90,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let report = arguments.rejected.as_ref().map(|path| Format::of(None, path)).transpose()?;
     if let Some(path) = &arguments.rejected {
         // Only tried, so that a path that cannot be written is known before anything is sent.
-        Draft::begin(path)?;
+        Draft::begin(path.as_ref()).with_context(|| format!("the report {path} cannot be written"))?;
         ensure!(!same_file(path, &arguments.file), "--rejected names the file to import; name another");
     }
     let source = Source::open(&arguments.file)?;

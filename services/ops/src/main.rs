@@ -5,7 +5,6 @@ mod connection;
 mod dead_letters;
 mod deployment;
 mod export;
-mod files;
 mod generate;
 mod health;
 mod import;

@@ -12,7 +12,7 @@
 //! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher. `net`: connecting to a name with several
 //!    addresses, for the broker and the database.
 //! 9. [`telemetry`]: logs, traces, metrics. [`redaction`]: error texts without the input that they quote.
-//! 10. [`process`]: the order in which a service begins and ends.
+//! 10. [`process`]: the order in which a service begins and ends. [`files`]: files that only their owner may read.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
@@ -22,6 +22,7 @@ pub mod command;
 pub mod config;
 pub mod db;
 pub mod event;
+pub mod files;
 pub mod health;
 pub mod http;
 pub mod membership;

@@ -17,11 +17,12 @@ use crate::options::{RABBITMQ_BIN, elapsed};
 use crate::ports;
 use crate::probe;
 use crate::process::{self, POLL};
-use crate::state::{State, write_private};
+use crate::state::State;
 
 /// The name of the process, of its log, and of its folder.
 pub(crate) const NAME: &str = "rabbitmq";
 const EPMD: &str = "epmd";
+const COOKIE: &str = ".erlang.cookie";
 const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
 
 pub(crate) struct Node {
@@ -36,6 +37,8 @@ pub(crate) struct Node {
 pub(crate) struct Identity {
     pub(crate) node: String,
     pub(crate) password: String,
+    /// Erlang's: who has it runs code in the node. Its own would be of a weak generator that knows the time of its start.
+    pub(crate) cookie: String,
     pub(crate) amqp: u16,
     pub(crate) distribution: u16,
     pub(crate) epmd: u16,
@@ -59,6 +62,7 @@ impl Identity {
         Self {
             node: text("node"),
             password: text("password"),
+            cookie: text("cookie"),
             amqp: port("port"),
             distribution: port("distribution_port"),
             epmd: port("epmd_port"),
@@ -147,12 +151,9 @@ impl Node {
         for (key, value) in &home.options.rabbitmq_settings {
             lines.extend([key.as_str(), " = ", value, "\n"]);
         }
-        for (name, text) in [("rabbitmq.conf", lines.as_str()), ("enabled_plugins", "[].\n")] {
-            let path = self.folder.join(name);
-            write_private(&path, text).step(|| format!("write {}", path.display()))?;
-            self.account.own(&path)?;
-        }
-        Ok(())
+        self.account.write(&self.folder.join("rabbitmq.conf"), &lines, 0o600)?;
+        self.account.write(&self.folder.join("enabled_plugins"), "[].\n", 0o600)?;
+        self.account.write(&self.folder.join(COOKIE), &identity.cookie, 0o400)
     }
 
     /// Where Erlang has none in a known place, the node starts its own, which the end of the stack finds by its mark.

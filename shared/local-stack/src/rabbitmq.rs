@@ -125,6 +125,8 @@ impl RabbitMq {
             return Err(Error::Unusable { reason, dir: home.dir.clone() });
         }
         state.get_or_set("password", password);
+        // A node of an earlier version gets it at its next start.
+        state.get_or_set("cookie", password);
         state.get_or_set("node", || format!("rollcall-{:016x}@localhost", hash(&home.dir)));
         state.write()?;
         let container = Container::named(&home, NAME);

@@ -3,10 +3,10 @@
 use std::io::{BufRead, BufWriter, Write};
 
 use anyhow::Context;
+use common::files::Draft;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{Format, Row};
-use crate::files::Draft;
 
 /// What is wrong with a field of a row, and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Rejected {
 /// Writes the report from the journal's lines.
 pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow::Result<()> {
     let context = || format!("the report {path} cannot be written");
-    let draft = Draft::begin(path)?;
+    let draft = Draft::begin(path.as_ref()).with_context(context)?;
     let mut output = BufWriter::new(draft.file());
     match format {
         Format::Csv => {
@@ -74,7 +74,7 @@ pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow
     }
     output.flush().with_context(context)?;
     drop(output);
-    draft.keep()
+    draft.keep().with_context(context)
 }
 
 /// The rejected rows among the lines of a journal.
