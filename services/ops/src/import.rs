@@ -72,6 +72,9 @@ pub(crate) struct Arguments {
     /// Where to write the rejected rows, each with its line, field, fault and mend, as CSV or NDJSON; it can be imported once mended
     #[arg(long, value_name = "FILE")]
     rejected: Option<String>,
+    /// Write the rejected rows for a spreadsheet program, as `rollcall export --spreadsheet` does
+    #[arg(long, requires = "rejected")]
+    spreadsheet: bool,
     /// Check every row, also against the others, without asking the API anything
     #[arg(long)]
     dry_run: bool,
@@ -92,6 +95,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         // Only tried, so that a path that cannot be written is known before anything is sent.
         Draft::begin(path.as_ref()).with_context(|| format!("the report {path} cannot be written"))?;
         ensure!(!same_file(path, &arguments.file), "--rejected names the file to import; name another");
+        let csv = report == Some(Format::Csv);
+        ensure!(
+            csv || !arguments.spreadsheet,
+            "--spreadsheet is for CSV; leave it out, or name a file such as rejected.csv"
+        );
     }
     let source = Source::open(&arguments.file)?;
     if let (Some(path), Some(journal)) = (&arguments.rejected, arguments.journal_path(&source)) {
@@ -291,7 +299,7 @@ fn conclude(
         say(format_args!("line {}: {}: {}; {}", line.line, line.field, line.fault, line.mend));
     }
     if let (Some(path), Some(format)) = (&arguments.rejected, report) {
-        report::write(journal.lines()?, path, format)?;
+        report::write(journal.lines()?, path, format, arguments.spreadsheet)?;
     }
     journal.finish()?;
     let (good, all, rate) = (mark.rows - rejected, mark.rows, rate(mark.rows - done, took));

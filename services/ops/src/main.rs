@@ -1,5 +1,6 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
+mod audit;
 mod budget;
 mod connection;
 mod dead_letters;
@@ -14,6 +15,7 @@ mod migrate;
 mod output;
 mod remedy;
 mod roles;
+mod spreadsheet;
 mod torture;
 mod up;
 

@@ -85,9 +85,10 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let opened = options.create(true).mode(PRIVATE).custom_flags(flags).open(path);
-    let file = opened.map_err(|error| {
-        let link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
-        if link { no_file("a symbolic link") } else { error }
+    let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::LOOP) => no_file("a symbolic link"),
+        Some(Errno::ISDIR) => no_file("no regular file"),
+        _ => error,
     })?;
     let found = file.metadata()?;
     regular(&found)?;

@@ -11,6 +11,7 @@ mod harness;
 #[expect(dead_code, reason = "only the torture needs all of it")]
 mod proxy;
 
+mod audit;
 mod auth;
 mod broker;
 mod budget;
@@ -32,6 +33,7 @@ mod membership;
 mod messages;
 mod outages;
 mod output;
+mod personal_data;
 mod pooler;
 mod problems;
 mod roles;

@@ -13,8 +13,18 @@ use crate::harness::{System, eventually, free_port};
 
 /// An OTLP receiver that keeps every span with the name of its service.
 #[derive(Clone, Default)]
-struct Receiver {
-    spans: Arc<Mutex<Vec<(String, Span)>>>,
+pub(crate) struct Receiver {
+    pub(crate) spans: Arc<Mutex<Vec<(String, Span)>>>,
+}
+
+impl Receiver {
+    /// Starts one; gives its endpoint, too.
+    pub(crate) fn start() -> (Self, String) {
+        let (receiver, port) = (Self::default(), free_port());
+        let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(receiver.clone()));
+        tokio::spawn(server.serve((Ipv4Addr::LOCALHOST, port).into()));
+        (receiver, format!("http://127.0.0.1:{port}"))
+    }
 }
 
 #[tonic::async_trait]
@@ -36,12 +46,9 @@ impl TraceService for Receiver {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_shows_a_request_through_the_queue_to_its_transaction() {
-    let receiver = Receiver::default();
-    let port = free_port();
-    let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(receiver.clone()));
-    tokio::spawn(server.serve((Ipv4Addr::LOCALHOST, port).into()));
+    let (receiver, endpoint) = Receiver::start();
     let mut system = System::prepare().await;
-    system.set("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://127.0.0.1:{port}"));
+    system.set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
     let (api, worker) = tokio::join!(system.api(), system.worker());
 
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
