@@ -91,7 +91,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             http.request.method = %method,
             http.response.status_code = field::Empty,
             http.operation = field::Empty,
-            url.path = path,
+            url.path = shown_path(&path),
             command.id = field::Empty,
         );
         let trace_id = continue_trace(&span, request.headers());
@@ -200,6 +200,12 @@ pub(crate) fn fits(template: &str, path: &str) -> bool {
         && template.split('/').zip(path.split('/')).all(|(t, p)| t.starts_with('{') || t == p)
 }
 
+/// A path as a span may show it: one with an address or a name in it, which is none of ours, is not repeated.
+fn shown_path(path: &str) -> &str {
+    let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
+    if plain { path } else { "REDACTED" }
+}
+
 /// Anybody can invent methods; a label must stay bounded.
 fn known_method(method: &Method) -> &'static str {
     match method.as_str() {
@@ -233,7 +239,8 @@ fn to_problem(failure: &poem::Error, trace_id: TraceId) -> Problem {
     if failure.status().is_client_error() {
         return Problem::new(ProblemKind::InvalidRequest).detail("the request cannot be read");
     }
-    error!(%trace_id, error = %failure, "a request failed");
+    // Its text is a library's and can quote the request.
+    error!(%trace_id, status = failure.status().as_u16(), "a request failed");
     Problem::new(ProblemKind::Internal)
 }
 

@@ -9,12 +9,14 @@ use anyhow::{Context, bail, ensure};
 use clap::Subcommand;
 use common::config::{DatabaseSettings, IdempotencyWindow, Reader};
 use common::db;
+use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 use worker::dead_letters::{Filter, Letter, Terms, behind, find, list};
 
+use crate::audit;
 use crate::output::say;
 
 /// Limits of the session; the server ends it beyond them.
@@ -178,6 +180,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 bail!("nothing was replayed");
             }
             let terms = Terms { window, dry_run: chosen.dry_run };
+            record(&mut conn, "dead-letters replay", &letters, json!({}), terms).await?;
             let failed = act::replay(&mut conn, &letters, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) failed again");
         }
@@ -188,12 +191,29 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 bail!("nothing was discarded");
             }
             let terms = Terms { window, dry_run: chosen.dry_run };
+            let details = json!({ "with_followers": with_followers });
+            record(&mut conn, "dead-letters discard", &letters, details, terms).await?;
             let failed = act::discard(&mut conn, &letters, with_followers, terms, chosen.json).await?;
             ensure!(failed == 0, "{failed} letter(s) were not discarded, or what waited behind them failed");
         }
     }
     conn.close().await?;
     Ok(())
+}
+
+/// The audit line of what is about to be done about these letters, by their numbers.
+async fn record(
+    conn: &mut PgConnection,
+    action: &str,
+    letters: &[Letter],
+    mut details: Value,
+    terms: Terms,
+) -> anyhow::Result<()> {
+    if terms.dry_run || letters.is_empty() {
+        return Ok(());
+    }
+    details["letters"] = letters.iter().map(|letter| letter.id).collect();
+    audit::record(conn, action, details).await
 }
 
 impl Chosen {

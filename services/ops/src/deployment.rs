@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use self::change::Change;
+use crate::audit;
 use crate::say;
 
 /// Reads `DATABASE_URL_DIRECT` or, without it, `DATABASE_URL`; with roles, as the migrator.
@@ -81,6 +82,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             });
         }
         Command::Set { changes } => {
+            let texts: Vec<String> = changes.iter().map(Change::to_string).collect();
+            audit::record(&mut conn, "deployment set", json!(texts)).await?;
             for line in change::apply(&mut conn, &changes).await? {
                 say(line);
             }

@@ -7,9 +7,10 @@
 
 use std::io::{self, BufWriter, Write};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use common::config::{DatabaseSettings, Reader};
 use common::db;
+use common::files::Draft;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
@@ -17,9 +18,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::files::Draft;
 use crate::import::Format;
 use crate::output::note;
+use crate::spreadsheet::{self, guard};
 
 /// Nothing is written here; it takes as long as it takes; and whoever reads a pipe may pause longer than a server that vanished.
 const SESSION: &str = "SET default_transaction_read_only = on; SET statement_timeout = 0; SET tcp_user_timeout = 0";
@@ -34,6 +35,10 @@ pub(crate) struct Arguments {
     /// How to write it; otherwise the name of the file says so
     #[arg(long, value_enum)]
     format: Option<Format>,
+    /// Write CSV for a spreadsheet program, which runs a name such as =1+1: an apostrophe stands before cells that begin with
+    /// = + - @ or an apostrophe. A last column, `spreadsheet`, marks the file, and an import takes them off
+    #[arg(long)]
+    spreadsheet: bool,
 }
 
 #[derive(Serialize)]
@@ -55,21 +60,23 @@ fn instant<S: serde::Serializer>(at: &OffsetDateTime, serializer: S) -> Result<S
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let format = Format::of(arguments.format, &arguments.file)?;
+    let csv = format == Format::Csv;
+    ensure!(csv || !arguments.spreadsheet, "--spreadsheet is for CSV; leave it out, or add --format csv");
     let mut reader = Reader::from_process();
     let database = DatabaseSettings::read_direct(&mut reader);
     let settings = reader.finish(database)?;
     let mut conn = db::connect(&settings, "rollcall-export").await?;
     sqlx::raw_sql(SESSION).execute(&mut conn).await?;
     let count = if arguments.file == "-" {
-        let output = write(&mut conn, io::stdout().lock(), format).await;
+        let output = write(&mut conn, io::stdout().lock(), format, arguments.spreadsheet).await;
         output.context("the standard output holds no whole export")?
     } else {
         // Under its name only when it is whole.
-        let draft = Draft::begin(&arguments.file)?;
-        let count = write(&mut conn, draft.file(), format)
-            .await
-            .with_context(|| format!("{} is not written", arguments.file))?;
-        draft.keep()?;
+        let context = || format!("{} is not written", arguments.file);
+        let draft = Draft::begin(arguments.file.as_ref()).with_context(context)?;
+        let written = write(&mut conn, draft.file(), format, arguments.spreadsheet).await;
+        let count = written.with_context(context)?;
+        draft.keep().with_context(context)?;
         count
     };
     conn.close().await?;
@@ -78,7 +85,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn write(conn: &mut PgConnection, output: impl Write, format: Format) -> anyhow::Result<u64> {
+async fn write(conn: &mut PgConnection, output: impl Write, format: Format, spreadsheet: bool) -> anyhow::Result<u64> {
     let mut rows = sqlx::query_as!(
         Row,
         r#"
@@ -94,9 +101,16 @@ async fn write(conn: &mut PgConnection, output: impl Write, format: Format) -> a
         Format::Csv => {
             let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(&mut output);
             // Also when there is no user.
-            csv.write_record(["email", "name", "status", "id", "version", "created_at", "updated_at"])?;
-            while let Some(row) = rows.try_next().await? {
-                csv.serialize(row)?;
+            let header = ["email", "name", "status", "id", "version", "created_at", "updated_at"];
+            csv.write_record(header.into_iter().chain(spreadsheet.then_some(spreadsheet::COLUMN)))?;
+            while let Some(mut row) = rows.try_next().await? {
+                if spreadsheet {
+                    row.email = guard(&row.email).into_owned();
+                    row.name = guard(&row.name).into_owned();
+                    csv.serialize((row, ""))?;
+                } else {
+                    csv.serialize(row)?;
+                }
                 count += 1;
             }
             csv.flush()?;

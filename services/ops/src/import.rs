@@ -23,13 +23,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use client::Client;
+use common::files::Draft;
 use futures_util::{Stream, StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 
 use crate::connection::Api;
-use crate::files::Draft;
 use crate::output::say;
 use check::Checked;
 use journal::{Journal, Owner, Trail};
@@ -72,6 +72,9 @@ pub(crate) struct Arguments {
     /// Where to write the rejected rows, each with its line, field, fault and mend, as CSV or NDJSON; it can be imported once mended
     #[arg(long, value_name = "FILE")]
     rejected: Option<String>,
+    /// Write the rejected rows for a spreadsheet program, as `rollcall export --spreadsheet` does
+    #[arg(long, requires = "rejected")]
+    spreadsheet: bool,
     /// Check every row, also against the others, without asking the API anything
     #[arg(long)]
     dry_run: bool,
@@ -90,8 +93,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let report = arguments.rejected.as_ref().map(|path| Format::of(None, path)).transpose()?;
     if let Some(path) = &arguments.rejected {
         // Only tried, so that a path that cannot be written is known before anything is sent.
-        Draft::begin(path)?;
+        Draft::begin(path.as_ref()).with_context(|| format!("the report {path} cannot be written"))?;
         ensure!(!same_file(path, &arguments.file), "--rejected names the file to import; name another");
+        let csv = report == Some(Format::Csv);
+        ensure!(
+            csv || !arguments.spreadsheet,
+            "--spreadsheet is for CSV; leave it out, or name a file such as rejected.csv"
+        );
     }
     let source = Source::open(&arguments.file)?;
     if let (Some(path), Some(journal)) = (&arguments.rejected, arguments.journal_path(&source)) {
@@ -291,7 +299,7 @@ fn conclude(
         say(format_args!("line {}: {}: {}; {}", line.line, line.field, line.fault, line.mend));
     }
     if let (Some(path), Some(format)) = (&arguments.rejected, report) {
-        report::write(journal.lines()?, path, format)?;
+        report::write(journal.lines()?, path, format, arguments.spreadsheet)?;
     }
     journal.finish()?;
     let (good, all, rate) = (mark.rows - rejected, mark.rows, rate(mark.rows - done, took));

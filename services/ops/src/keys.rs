@@ -12,6 +12,7 @@ use sqlx::{Connection, PgConnection};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
+use crate::audit;
 use crate::output::{note, say, say_once};
 
 /// Two, so that a client can go over to a new key before the old one is revoked; more would be keys that nobody counts.
@@ -163,6 +164,9 @@ async fn create(
     )
     .fetch_one(&mut *tx)
     .await?;
+    let details =
+        json!({ "id": row.id, "client": row.client, "scopes": row.scopes, "expires_at": row.expires_at.map(at) });
+    audit::record(&mut tx, "keys create", details).await?;
     // Before the commit: a key that was never shown would still be valid.
     show(&key, &row, json).context("no key was made")?;
     tx.commit().await.context("the key that was printed may not be valid; see `rollcall keys list`")?;
@@ -231,6 +235,7 @@ async fn revoke(conn: &mut PgConnection, ids: &[String]) -> anyhow::Result<()> {
         };
         lines.push(format!("revoked {id} of {}, {}", row.client, at(row.revoked_at)));
     }
+    audit::record(&mut tx, "keys revoke", json!({ "ids": ids })).await?;
     tx.commit().await.context("whether anything was revoked is unknown; see rollcall keys list --all")?;
     lines.iter().for_each(say);
     Ok(())

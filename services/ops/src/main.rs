@@ -1,12 +1,12 @@
 //! `rollcall`: one executable for every role, so that an image, a Procfile or a unit file needs one artefact.
 
+mod audit;
 mod broker;
 mod budget;
 mod connection;
 mod dead_letters;
 mod deployment;
 mod export;
-mod files;
 mod generate;
 mod health;
 mod import;
@@ -16,6 +16,7 @@ mod migrate;
 mod output;
 mod remedy;
 mod roles;
+mod spreadsheet;
 mod torture;
 mod up;
 

@@ -15,6 +15,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use self::credentials::Credentials;
+use crate::audit;
 use crate::output::{closed, say};
 
 const HELP: &str = "\
@@ -109,6 +110,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             if !yes && !agreed(&plan)? {
                 bail!("nothing was changed");
             }
+            let details =
+                json!({ "prefix": options.prefix, "budget": options.budget, "statements": plan.statements.len() });
+            audit::record(&mut conn, "roles apply", details).await?;
             // Before the server knows a password, it is written down; a run that ends in between uses it again.
             credentials.write()?;
             apply(&mut conn, &plan).await?;

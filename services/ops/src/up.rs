@@ -2,7 +2,7 @@
 
 mod access;
 
-use std::fs::{self, File};
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use api::auth::settings::VARIABLES as AUTH_VARIABLES;
 use common::broker::BrokerUser;
 use common::config::{DatabaseUrl, Reader, given_amqp_url, given_database_url, given_direct_url};
+use common::files;
 use local_stack::{Options, Stack, leave_root, this_program};
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::ExposeSecret;
@@ -21,7 +22,6 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use self::access::Access;
-use crate::files::{make_private, open_private};
 use crate::output::say;
 
 const FOLDER: &str = ".rollcall";
@@ -154,11 +154,11 @@ fn start(
     variables: &[(&'static str, String)],
 ) -> anyhow::Result<Service> {
     let log = folder.join("logs").join(format!("{name}.log"));
-    fs::create_dir_all(folder.join("logs"))?;
-    // The server's messages can quote personal data.
-    let output = open_private(&log)?;
-    make_private(&output);
-    output.set_len(0)?;
+    files::create_folder(&folder.join("logs"))?;
+    let context = || format!("the log {} cannot be written", log.display());
+    // Begun again at each start: it grows for as long as the service runs, and no longer.
+    let output = files::open(&log, OpenOptions::new().append(true)).with_context(context)?;
+    output.set_len(0).with_context(context)?;
     let mut command = Command::new(this_program()?);
     for variable in AUTH_VARIABLES {
         command.env_remove(variable.name);

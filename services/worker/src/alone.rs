@@ -1,6 +1,7 @@
 //! One command under a savepoint: whatever comes of it, the transaction goes on.
 
 use common::command::Envelope;
+use common::shutdown::chain;
 use sqlx::{Acquire, PgConnection};
 use tracing::warn;
 
@@ -17,7 +18,7 @@ pub(crate) enum AloneEnd {
     Failed {
         /// The SQLSTATE.
         sqlstate: String,
-        /// What the server said.
+        /// What the server said, without the data that it quotes.
         reason: String,
     },
 }
@@ -40,8 +41,7 @@ pub(crate) async fn try_alone(
         Err(ApplyError::Command { sqlstate, constraint, source }) => {
             savepoint.rollback().await?;
             warn!(command.id = %envelope.id, sqlstate, constraint, "a command cannot be applied");
-            // Its own words only: the place in the server's source code that it adds helps nobody.
-            let reason = source.as_database_error().map_or_else(|| source.to_string(), |e| e.message().to_owned());
+            let reason = chain(&source);
             Ok(AloneEnd::Failed { sqlstate, reason })
         }
         Err(other) => Err(other),

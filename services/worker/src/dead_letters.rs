@@ -53,5 +53,9 @@ pub const RECORD_DROPPED: &str = "record-dropped";
 /// `commands.reason` of a command that an operator discarded: it stays `parked`, for good.
 pub const DISCARDED: &str = "discarded";
 
+/// Reason of the letter of a retry whose first command ended in a way that only a newer version knows.
+pub(crate) const UNKNOWN_OUTCOME: &str =
+    "repeats a command that ended in a way that this version does not know; replay it with the version that wrote that";
+
 /// The trace contexts of a batch's messages.
 pub type Traces = HashMap<CommandId, TraceHeaders>;

@@ -24,7 +24,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::blame::ApplyError;
-use crate::dead_letters::Letters;
+use crate::dead_letters::{DISCARDED, Letters, NOT_UNDERSTOOD, UNKNOWN_OUTCOME};
 use crate::incoming::{Candidate, Entry};
 use crate::pruning::PRUNED_AT_ONCE;
 use crate::users::Outcome;
@@ -140,7 +140,7 @@ pub(crate) async fn claim<'e>(
 }
 
 /// Adds the outcomes of the retries to those of the commands that were applied. One whose first command was just parked
-/// waits behind it.
+/// waits behind it. One whose first command has an outcome that this version does not know is a dead letter itself.
 pub(crate) fn repeat(retries: Vec<Retry<'_>>, outcomes: &mut HashMap<CommandId, Outcome>, letters: &mut Letters) {
     for Retry { entry, answer } in retries {
         let outcome = match answer {
@@ -148,6 +148,14 @@ pub(crate) fn repeat(retries: Vec<Retry<'_>>, outcomes: &mut HashMap<CommandId, 
                 Some(Outcome::Parked(_) | Outcome::Behind) if letters.behind(entry) => Some(Outcome::Behind),
                 outcome => outcome.cloned(),
             },
+            Answer::Again(Outcome::Parked(code)) if code != DISCARDED => {
+                if letters.behind(entry) {
+                    Some(Outcome::Behind)
+                } else {
+                    letters.guilty(entry, None, UNKNOWN_OUTCOME, 1);
+                    Some(Outcome::Parked(NOT_UNDERSTOOD.to_owned()))
+                }
+            }
             Answer::Again(outcome) => Some(outcome),
             Answer::KeyReused => Some(Outcome::Rejected(Rejection::KeyReused)),
         };

@@ -11,9 +11,9 @@
 //! 7. [`membership`]: how many connections an instance may open and which partitions it owns, and for how long.
 //! 8. [`broker`]: the supervised connection, the topology, the confirmed publisher. `net`: connecting to a name with several
 //!    addresses, for the broker and the database.
-//! 9. [`telemetry`]: logs, traces, metrics.
+//! 9. [`telemetry`]: logs, traces, metrics. [`redaction`]: error texts without the input that they quote.
 //! 10. [`transport`]: the rule for connections to other machines.
-//! 11. [`process`]: the order in which a service begins and ends.
+//! 11. [`process`]: the order in which a service begins and ends. [`files`]: files that only their owner may read.
 //!
 //! It depends on neither service, and `command` imports none of the other modules.
 
@@ -23,11 +23,13 @@ pub mod command;
 pub mod config;
 pub mod db;
 pub mod event;
+pub mod files;
 pub mod health;
 pub mod http;
 pub mod membership;
 mod net;
 pub mod process;
+pub mod redaction;
 pub mod shutdown;
 pub mod telemetry;
 pub mod transport;

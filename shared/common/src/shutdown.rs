@@ -22,6 +22,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error, info, warn};
 
+use crate::redaction;
+
 /// Where a process is on its way from serving to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -244,15 +246,18 @@ impl Tasks {
     }
 }
 
-/// An error with its causes, for one log line. A cause that its error quotes is written once, and what the database says
-/// comes with its SQLSTATE and without the line of the server's source code.
+/// An error with its causes, for one log line. A cause that its error quotes is written once. Texts of the database and of
+/// the JSON parser come without the input that they quote, see [`redaction`].
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(cause) = next {
         if let Some(said) = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error) {
-            let state = said.code().map(|code| format!(" (SQLSTATE {code})")).unwrap_or_default();
-            parts.push(format!("{}{state}", said.message()));
+            parts.push(redaction::database(said));
+            break;
+        }
+        if let Some(fault) = cause.downcast_ref::<serde_json::Error>() {
+            parts.push(redaction::json(fault));
             break;
         }
         let text = cause.to_string();

@@ -4,11 +4,13 @@
 //! as anybody else the current one.
 
 use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, fchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use common::files::Draft;
 
 use crate::error::{Error, IoStep};
 use crate::options::Options;
@@ -42,6 +44,21 @@ impl Account {
     pub(crate) fn own(&self, path: &Path) -> Result<(), Error> {
         let Some((uid, gid)) = self.0 else { return Ok(()) };
         chown(path, Some(uid), Some(gid)).step(|| format!("give {} to its server", path.display()))
+    }
+
+    /// Writes a file of this account's into a folder that may be its own. The file has its owner and mode before it has its
+    /// name: what the account may do in the folder meanwhile leads root to no other file.
+    pub(crate) fn write(&self, path: &Path, content: &str, mode: u32) -> Result<(), Error> {
+        let write = || {
+            let draft = Draft::begin(path)?;
+            draft.file().write_all(content.as_bytes())?;
+            draft.file().set_permissions(Permissions::from_mode(mode))?;
+            if let Some((uid, gid)) = self.0 {
+                fchown(draft.file(), Some(uid), Some(gid))?;
+            }
+            draft.keep()
+        };
+        write().step(|| format!("write {}", path.display()))
     }
 
     /// Whether this account can get into the folder and write there; asked of the system, not of the mode bits.

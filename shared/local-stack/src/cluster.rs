@@ -13,7 +13,6 @@ use crate::home::Home;
 use crate::options::{POSTGRES_BIN, elapsed};
 use crate::probe;
 use crate::process::{self, Process};
-use crate::state::write_private;
 
 /// The name of the process, of its log, and of its folder.
 pub(crate) const NAME: &str = "postgres";
@@ -84,9 +83,9 @@ impl Cluster {
         command
     }
 
-    /// Gives a file to the server's account.
-    pub(crate) fn own(&self, path: &Path) -> Result<(), Error> {
-        self.account.own(path)
+    /// Writes a file of the server's account.
+    pub(crate) fn write(&self, path: &Path, content: &str) -> Result<(), Error> {
+        self.account.write(path, content, 0o600)
     }
 
     /// Makes the data folder. It gets its name last, so that a half-made one is never taken for a whole one.
@@ -99,8 +98,7 @@ impl Cluster {
         if draft.exists() {
             fs::remove_dir_all(&draft).step(step)?;
         }
-        write_private(&password_file, password).step(step)?;
-        self.account.own(&password_file)?;
+        self.account.write(&password_file, password, 0o600)?;
         // Not every system has a UTF-8 locale named C.
         let mut made = self.initdb(home, &draft, &password_file, "C.UTF-8");
         if made.is_err() {

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use common::files;
+
 use crate::error::Error;
 use crate::home::Home;
 use crate::process;
-use crate::state::write_private;
 
 /// What to run.
 pub(crate) struct Image {
@@ -44,7 +45,7 @@ impl Container {
         let record = record(home, what.name);
         let secrets_file = home.dir.join("state").join(format!("{}.env", what.name));
         for (path, text) in [(&record, self.name.as_str()), (&secrets_file, secrets)] {
-            write_private(path, text)
+            files::write(path, text)
                 .map_err(|source| Error::Io { step: format!("write {}", path.display()), source })?;
         }
         let mut command = docker(home);

@@ -11,18 +11,21 @@
 //! postgres/, rabbitmq/ data, owned by the account of the server
 //! ```
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::files;
+
 use crate::error::{Error, IoStep};
 use crate::lock::{self, Purpose};
 use crate::options::Options;
 use crate::process::{self, Process};
-use crate::state::{State, write_private};
+use crate::state::State;
 
 /// For an exclusive stack nobody else can come, so that its keeper need not wait.
 const EXCLUSIVE_LINGER: Duration = Duration::from_secs(1);
@@ -109,7 +112,7 @@ impl Home {
     fn start_keeper(&self, linger: Duration) -> Result<(), Error> {
         let step = || "start the keeper of the stack".to_owned();
         let script = self.dir.join("keeper.sh");
-        write_private(&script, include_str!("keeper.sh")).step(step)?;
+        files::write(&script, include_str!("keeper.sh")).step(step)?;
         let log = self.log_file("keeper")?;
         let mut command = Command::new("sh");
         command.arg(&script).arg(&self.dir).arg(&self.id).arg(linger.as_secs().max(1).to_string());
@@ -121,7 +124,7 @@ impl Home {
 
     pub(crate) fn record(&self, path: &Path, text: &str) -> Result<(), Error> {
         // The newline is for the keeper: to its shell a line without one is a failed read.
-        write_private(path, &format!("{text}\n")).step(|| format!("write {} in {}", path.display(), self.dir.display()))
+        files::write(path, format!("{text}\n")).step(|| format!("write {} in {}", path.display(), self.dir.display()))
     }
 
     /// Hands a process over, to be ended before the servers.
@@ -143,8 +146,15 @@ impl Drop for Home {
 
 fn make(dir: &Path) -> Result<PathBuf, Error> {
     let step = || format!("prepare {}", dir.display());
-    for folder in ["users", "processes", "children", "logs", "state"] {
-        fs::create_dir_all(dir.join(folder)).step(step)?;
+    if !dir.exists() {
+        fs::create_dir_all(dir).step(step)?;
+        // The accounts of the servers pass through it to their data.
+        fs::set_permissions(dir, Permissions::from_mode(0o711)).step(step)?;
+    }
+    for folder in ["users", "processes", "children", "logs", "state"].map(|name| dir.join(name)) {
+        files::create_folder(&folder).step(step)?;
+        // One of an earlier version was open to all.
+        fs::set_permissions(&folder, Permissions::from_mode(0o700)).step(step)?;
     }
     dir.canonicalize().step(step)
 }

@@ -1,10 +1,13 @@
 //! Installs missing servers with apt, where that needs no password. Anything else is the user's own decision.
 
 use std::env;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+
+use rustix::fs::OFlags;
 
 use crate::account::root;
 use crate::error::{Error, IoStep};
@@ -62,8 +65,12 @@ pub(crate) fn packages(home: &Home, packages: impl Fn() -> Vec<&'static str>) ->
 fn take_turn() -> Result<File, Error> {
     let path = env::temp_dir().join("rollcall-install.lock");
     let step = || format!("lock {}", path.display());
-    // The file may belong to somebody else; reading is enough to lock it.
-    let file = File::open(&path).or_else(|_| File::create(&path)).step(step)?;
+    // The file may belong to another account, and reading is enough to lock it; a link that another account has put there is
+    // not followed.
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let open = || OpenOptions::new().read(true).custom_flags(flags).open(&path);
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
+    let file = open().or_else(|_| create()).or_else(|_| open()).step(step)?;
     file.lock().step(step)?;
     Ok(file)
 }

@@ -1,11 +1,13 @@
 //! Who may work in a directory. The lock is the kernel's and dies with its holder; the text in the file only says
 //! whom to name in an error.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use common::files;
 
 use crate::error::{Error, IoStep};
 use crate::process::{POLL, Process};
@@ -34,7 +36,7 @@ impl Purpose {
 pub(crate) fn take(dir: &Path, purpose: Purpose) -> Result<File, Error> {
     let path = dir.join("lock");
     let step = || format!("lock {}", path.display());
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).step(step)?;
+    let mut file = files::open(&path, OpenOptions::new().read(true).write(true)).step(step)?;
     let deadline = Instant::now() + PATIENCE;
     while let Err(failure) = file.try_lock() {
         if let fs::TryLockError::Error(source) = failure {

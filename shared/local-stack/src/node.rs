@@ -20,7 +20,7 @@ use crate::options::{RABBITMQ_BIN, elapsed};
 use crate::ports;
 use crate::probe;
 use crate::process::{self, POLL};
-use crate::state::{State, write_private};
+use crate::state::State;
 
 /// The name of the process, of its log, and of its folder.
 pub(crate) const NAME: &str = "rabbitmq";
@@ -29,6 +29,7 @@ const EPMD: &str = "epmd";
 pub(crate) const USER_PASSWORD: &str = "password_of_";
 /// The largest message that the broker takes, in bytes: many times the largest command.
 const MOST_MESSAGE_BYTES: u32 = 256 * 1024;
+const COOKIE: &str = ".erlang.cookie";
 const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
 
 pub(crate) struct Node {
@@ -45,6 +46,8 @@ pub(crate) struct Identity {
     pub(crate) password: String,
     /// The further users, with their passwords.
     pub(crate) users: Vec<(String, String)>,
+    /// Erlang's: who has it runs code in the node. Its own would be of a weak generator that knows the time of its start.
+    pub(crate) cookie: String,
     pub(crate) amqp: u16,
     pub(crate) distribution: u16,
     pub(crate) epmd: u16,
@@ -69,6 +72,7 @@ impl Identity {
             node: text("node"),
             password: text("password"),
             users: state.prefixed(USER_PASSWORD),
+            cookie: text("cookie"),
             amqp: port("port"),
             distribution: port("distribution_port"),
             epmd: port("epmd_port"),
@@ -167,11 +171,9 @@ impl Node {
         for (name, text) in
             [("rabbitmq.conf", lines.as_str()), ("enabled_plugins", "[].\n"), ("definitions.json", &text)]
         {
-            let path = self.folder.join(name);
-            write_private(&path, text).step(|| format!("write {}", path.display()))?;
-            self.account.own(&path)?;
+            self.account.write(&self.folder.join(name), text, 0o600)?;
         }
-        Ok(())
+        self.account.write(&self.folder.join(COOKIE), &identity.cookie, 0o400)
     }
 
     /// Where Erlang has none in a known place, the node starts its own, which the end of the stack finds by its mark.

@@ -135,6 +135,8 @@ impl RabbitMq {
         for (name, _) in &home.options.rabbitmq_users {
             state.get_or_set(&format!("{USER_PASSWORD}{name}"), password);
         }
+        // A node of an earlier version gets it at its next start.
+        state.get_or_set("cookie", password);
         state.get_or_set("node", || format!("rollcall-{:016x}@localhost", hash(&home.dir)));
         state.write()?;
         let container = Container::named(&home, NAME);

@@ -1,12 +1,13 @@
 //! The server processes of a directory: started, waited for, looked up, frozen, ended; and their logs.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use common::files;
 
 use crate::account::Account;
 use crate::error::{Error, IoStep};
@@ -33,7 +34,7 @@ impl Home {
             let _ = fs::rename(&path, path.with_extension("log.1"));
         }
         // PostgreSQL quotes rows in its messages.
-        File::options().append(true).create(true).mode(0o600).open(&path).step(|| format!("open {}", path.display()))
+        files::open(&path, OpenOptions::new().append(true)).step(|| format!("open {}", path.display()))
     }
 
     pub(crate) fn state(&self, name: &str) -> State {

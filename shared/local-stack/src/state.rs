@@ -2,11 +2,10 @@
 //! owner only.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 
+use common::files;
 use rand::RngExt;
 use rand::distr::Alphanumeric;
 
@@ -49,18 +48,8 @@ impl State {
 
     pub(crate) fn write(&self) -> Result<(), Error> {
         let lines: Vec<String> = self.values.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        write_private(&self.path, &(lines.join("\n") + "\n")).step(|| format!("write {}", self.path.display()))
+        files::write(&self.path, lines.join("\n") + "\n").step(|| format!("write {}", self.path.display()))
     }
-}
-
-/// Writes a file that only its owner reads, whole or not at all.
-pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    let _ = fs::remove_file(&draft);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    fs::rename(&draft, path)
 }
 
 /// A password that needs no quoting in a URL, in SQL or in `rabbitmq.conf`.

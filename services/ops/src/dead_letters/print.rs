@@ -41,6 +41,8 @@ pub(super) fn whole(letter: &Letter, behind: &[(Uuid, String)], json: bool) -> S
     let payload = String::from_utf8_lossy(&letter.payload);
     if json {
         let mut object = object(letter);
+        object["traceparent"] = json!(letter.traceparent);
+        object["tracestate"] = json!(letter.tracestate);
         object["payload"] = serde_json::from_slice(&letter.payload).unwrap_or_else(|_| json!(payload));
         object["payload_base64"] = json!(BASE64_STANDARD.encode(&letter.payload));
         object["properties_base64"] = json!(letter.properties.as_ref().map(|octets| BASE64_STANDARD.encode(octets)));
@@ -141,6 +143,7 @@ fn parts(verdict: &Verdict) -> (&'static str, Option<&str>, Option<&str>) {
     }
 }
 
+/// What a list shows: nothing that the sender of the message wrote freely.
 fn object(letter: &Letter) -> Value {
     json!({
         "id": letter.id,
@@ -150,8 +153,6 @@ fn object(letter: &Letter) -> Value {
         "reason": letter.reason,
         "sqlstate": letter.sqlstate,
         "attempts": letter.attempts,
-        "traceparent": letter.traceparent,
-        "tracestate": letter.tracestate,
         "first_seen_at": at(letter.first_seen_at),
         "last_seen_at": at(letter.last_seen_at),
         "state": letter.state,

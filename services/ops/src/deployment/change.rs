@@ -1,5 +1,7 @@
 //! Changes of the deployment's settings: how they are written, and what each must leave intact.
 
+use std::fmt;
+
 use anyhow::{Context, ensure};
 use sqlx::{Connection, PgConnection};
 
@@ -14,6 +16,22 @@ pub(super) enum Change {
     Partitions(i32),
     Prefix(String),
     Broker,
+}
+
+impl fmt::Display for Change {
+    /// As it is typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Budget(None) => f.write_str("budget=computed"),
+            Self::Budget(Some(budget)) => write!(f, "budget={budget}"),
+            Self::RetentionDays(days) => write!(f, "retention={days}"),
+            Self::WindowHours(hours) => write!(f, "window={hours}"),
+            Self::EventSource(source) => write!(f, "event-source={source}"),
+            Self::Partitions(partitions) => write!(f, "partitions={partitions}"),
+            Self::Prefix(prefix) => write!(f, "prefix={prefix}"),
+            Self::Broker => f.write_str("broker"),
+        }
+    }
 }
 
 /// Reads one as it is typed.
@@ -161,6 +179,7 @@ mod tests {
             ("prefix=", Change::Prefix(String::new())),
             ("broker", Change::Broker),
         ] {
+            assert_eq!(expected.to_string(), text);
             assert_eq!(parse(text), Ok(expected), "{text}");
         }
         for text in

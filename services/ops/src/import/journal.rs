@@ -4,17 +4,17 @@
 //! this is the hash of what they said. Only whole marks count, and only if the file still begins with those rows. Without
 //! the journal, or with a wrong one, every row is sent again under the key that it had, which changes nothing twice.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use common::files;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::report::Rejected;
 use super::rows::Row;
-use crate::files::{make_private, open_private};
 
 /// Rows between two marks.
 const STRIDE: u64 = 500;
@@ -73,11 +73,8 @@ impl Journal {
     /// Opens it and drops what comes after its last mark, or everything if it is another's.
     pub(super) fn open(path: &Path, owner: &Owner) -> anyhow::Result<Self> {
         let context = || format!("the journal {} cannot be used; name another with --journal", path.display());
-        let special = std::fs::metadata(path).is_ok_and(|found| !found.is_file());
-        ensure!(!special, "the journal {} is no regular file; name another with --journal", path.display());
-        let file = open_private(path);
-        let mut journal =
-            Self { file: file.with_context(context)?, path: Some(path.to_owned()), mark: Mark::default() };
+        let file = files::open(path, OpenOptions::new().read(true).write(true)).with_context(context)?;
+        let mut journal = Self { file, path: Some(path.to_owned()), mark: Mark::default() };
         if journal.file.try_lock().is_err() {
             bail!(
                 "another import works with the journal {}; let it end, or name another with --journal",
@@ -103,7 +100,6 @@ impl Journal {
         // Ended by a kill in its first line, or never one.
         let torn = position > 0 || line.is_empty() || line.starts_with("{\"import\":");
         ensure!(torn, "{} is no journal of an import; name another with --journal", path.display());
-        make_private(&journal.file);
         if whole == 0 {
             journal.begin(owner)?;
         } else {

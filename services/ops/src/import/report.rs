@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufWriter, Write};
 
 use anyhow::Context;
+use common::files::Draft;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{Format, Row};
-use crate::files::Draft;
+use crate::spreadsheet::{self, guard};
 
 /// What is wrong with a field of a row, and how to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,16 +53,33 @@ impl Rejected {
     }
 }
 
+impl Rejected {
+    /// With cells that no spreadsheet program runs. What is wrong with a row can name a member of it.
+    fn guarded(mut self) -> Self {
+        for cell in
+            [&mut self.field, &mut self.fault, &mut self.mend, &mut self.email, &mut self.name, &mut self.status]
+        {
+            *cell = guard(cell).into_owned();
+        }
+        self
+    }
+}
+
 /// Writes the report from the journal's lines.
-pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow::Result<()> {
+pub(super) fn write(journal: impl BufRead, path: &str, format: Format, spreadsheet: bool) -> anyhow::Result<()> {
     let context = || format!("the report {path} cannot be written");
-    let draft = Draft::begin(path)?;
+    let draft = Draft::begin(path.as_ref()).with_context(context)?;
     let mut output = BufWriter::new(draft.file());
     match format {
         Format::Csv => {
-            let mut csv = csv::Writer::from_writer(&mut output);
+            let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(&mut output);
+            let header = ["line", "field", "fault", "mend", "email", "name", "status"];
+            let mark = spreadsheet.then_some(spreadsheet::COLUMN);
+            csv.write_record(header.into_iter().chain(mark)).with_context(context)?;
             for rejected in rejects(journal) {
-                csv.serialize(rejected).with_context(context)?;
+                let written =
+                    if spreadsheet { csv.serialize((rejected.guarded(), "")) } else { csv.serialize(rejected) };
+                written.with_context(context)?;
             }
             csv.flush().with_context(context)?;
         }
@@ -74,7 +92,7 @@ pub(super) fn write(journal: impl BufRead, path: &str, format: Format) -> anyhow
     }
     output.flush().with_context(context)?;
     drop(output);
-    draft.keep()
+    draft.keep().with_context(context)
 }
 
 /// The rejected rows among the lines of a journal.

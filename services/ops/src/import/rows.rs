@@ -11,6 +11,7 @@ use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::{Map, Value};
 
 use super::report::Flaw;
+use crate::spreadsheet::{COLUMN as SPREADSHEET, unguard};
 
 /// No row needs more; a quote that is never closed would be one row up to the end of the file.
 const LONGEST_ROW: u64 = 64 * 1024;
@@ -90,7 +91,7 @@ impl Row {
 
 /// Reads a file row by row.
 pub(super) enum Rows {
-    Csv { reader: Box<csv::Reader<Bounded>>, columns: Vec<Column>, record: ByteRecord, since: Arc<AtomicU64> },
+    Csv { reader: Box<csv::Reader<Bounded>>, columns: Columns, record: ByteRecord, since: Arc<AtomicU64> },
     Ndjson { reader: Box<dyn BufRead + Send>, line: u64 },
 }
 
@@ -100,6 +101,13 @@ pub(super) enum Column {
     Name,
     Status,
     Ignored,
+}
+
+/// What the header says.
+pub(super) struct Columns {
+    columns: Vec<Column>,
+    /// Written for a spreadsheet program: an apostrophe before a cell may be none of its text.
+    guarded: bool,
 }
 
 impl Rows {
@@ -117,7 +125,7 @@ impl Rows {
             .terminator(Terminator::Any(b'\n'))
             .from_reader(input);
         let header = reader.headers().context("the header row cannot be read")?;
-        let mut columns = Vec::with_capacity(header.len());
+        let (mut columns, mut guarded) = (Vec::with_capacity(header.len()), false);
         for name in header {
             let name = name.trim().to_ascii_lowercase();
             columns.push(match name.as_str() {
@@ -125,6 +133,10 @@ impl Rows {
                 "name" => Column::Name,
                 "status" => Column::Status,
                 known if IGNORED.contains(&known) => Column::Ignored,
+                SPREADSHEET => {
+                    guarded = true;
+                    Column::Ignored
+                }
                 _ => bail!("line 1: the column {name:?} is unknown; remove it, or rename it to email, name or status"),
             });
         }
@@ -138,12 +150,13 @@ impl Rows {
             );
             ensure!(count < 2, "line 1: two columns are named {name}; remove one");
         }
+        let columns = Columns { columns, guarded };
         Ok(Self::Csv { reader: Box::new(reader), columns, record: ByteRecord::new(), since })
     }
 
     fn next_csv(
         reader: &mut csv::Reader<Bounded>,
-        columns: &[Column],
+        Columns { columns, guarded }: &Columns,
         record: &mut ByteRecord,
     ) -> Result<Option<Row>, csv::Error> {
         loop {
@@ -180,7 +193,8 @@ impl Rows {
                 Column::Status => ("status", &mut row.status),
                 Column::Ignored => continue,
             };
-            *place = String::from_utf8_lossy(field).into_owned();
+            let text = String::from_utf8_lossy(field);
+            *place = if *guarded { unguard(&text).to_owned() } else { text.into_owned() };
             if std::str::from_utf8(field).is_err() {
                 row.fault(name, "is not UTF-8; save the file as UTF-8");
             }
@@ -339,6 +353,14 @@ mod tests {
         3: ,, row is no JSON object; mend it at column 2
         4: a@example.org,A,suspended
         ");
+    }
+
+    #[test]
+    fn apostrophes_come_off_the_cells_of_a_marked_file_only() {
+        let text = "email,name,spreadsheet\n'=1@example.org,''Ada,\nbob@example.org,O'Hara,\n";
+        assert_eq!(rows(text, Format::Csv), ["2: =1@example.org,'Ada,", "3: bob@example.org,O'Hara,"]);
+        let text = "email,name\nada@example.org,'=1+1\n";
+        assert_eq!(rows(text, Format::Csv), ["2: ada@example.org,'=1+1,"]);
     }
 
     #[test]

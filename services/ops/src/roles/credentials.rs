@@ -1,9 +1,7 @@
 //! A folder with a URL for each role, and the passwords in them. The server is told only what verifies a password.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,12 +9,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::config::{DatabaseUrl, database_url};
 use common::db::roles::ServerRole;
+use common::files;
 use hmac::{Hmac, KeyInit, Mac};
 use rand::RngExt;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-
-use crate::files::Draft;
 
 /// PostgreSQL's own number of rounds.
 const ROUNDS: u32 = 4096;
@@ -65,9 +62,8 @@ impl Credentials {
             let url =
                 base.with_role(&name, file.password.expose_secret()).context("the URL has no place for a role")?;
             if file.kept && file.url.expose_secret().trim_end() != url.expose_secret() {
-                let draft = Draft::begin(&file.path.to_string_lossy())?;
-                writeln!(draft.file(), "{}", url.expose_secret())?;
-                draft.keep()?;
+                let written = files::write(&file.path, format!("{}\n", url.expose_secret()));
+                written.with_context(|| format!("failed to write {}", file.path.display()))?;
             }
             file.url = url;
         }
@@ -94,11 +90,9 @@ impl Credentials {
         for file in self.files.iter().filter(|file| !file.kept) {
             let draft = draft(&file.path);
             if !draft.exists() {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-                let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
-                let mut opened = opened.with_context(|| format!("failed to write {}", draft.display()))?;
-                writeln!(opened, "{}", file.url.expose_secret())?;
-                opened.sync_all()?;
+                files::create_folder(&self.folder)?;
+                let written = files::write(&draft, format!("{}\n", file.url.expose_secret()));
+                written.with_context(|| format!("failed to write {}", draft.display()))?;
             }
         }
         Ok(())

@@ -38,7 +38,7 @@ impl Access {
         }
         let url = broker_url(stack, BrokerUser::Setup);
         let given = Reader::from_process();
-        let shared = ["BROKER_PREFIX", "PARTITIONS"]
+        let shared = ["BROKER_PREFIX", "PARTITIONS", "PLAINTEXT_HOSTS"]
             .map(|name| (name.to_owned(), given.raw(name).unwrap_or_default().to_owned()));
         let mut reader = Reader::new([("AMQP_URL".to_owned(), url)].into_iter().chain(shared));
         let settings = BrokerSettings::read(&mut reader);

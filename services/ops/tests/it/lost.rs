@@ -166,25 +166,20 @@ async fn a_command_that_waits_is_never_unknown() {
     sqlx::raw_sql("BEGIN; LOCK TABLE users").execute(&mut lock).await.unwrap();
     let id = accepted(&system, &api, 0).await;
     let mut database = system.database().await;
-    let others = async {
-        loop {
-            // The time in the id.
-            let passed: i64 = sqlx::query_scalar(
-                "SELECT count(*) FROM partitions WHERE decided_through > to_timestamp(
-                    ('x' || translate(left($1::text, 13), '-', ''))::bit(48)::bigint / 1000.0
-                )",
-            )
-            .bind(id)
-            .fetch_one(&mut database)
-            .await
-            .unwrap();
-            if passed == 15 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, others).await.expect("the marks of the other partitions pass it");
+    eventually("the marks of the other partitions pass it", async || {
+        // The time in the id.
+        let passed: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM partitions WHERE decided_through > to_timestamp(
+                ('x' || translate(left($1::text, 13), '-', ''))::bit(48)::bigint / 1000.0
+            )",
+        )
+        .bind(id)
+        .fetch_one(&mut database)
+        .await
+        .unwrap();
+        (passed == 15).then_some(())
+    })
+    .await;
     let command: Value = system.get(&api, &format!("/v1/commands/{id}")).await.json().await.unwrap();
     assert_eq!(command["status"], "pending");
     sqlx::raw_sql("COMMIT").execute(&mut lock).await.unwrap();

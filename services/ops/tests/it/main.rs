@@ -15,6 +15,7 @@ mod proxy;
 mod tls;
 
 mod admission;
+mod audit;
 mod auth;
 mod broker;
 mod budget;
@@ -37,6 +38,7 @@ mod membership;
 mod messages;
 mod outages;
 mod output;
+mod personal_data;
 mod pooler;
 mod problems;
 mod roles;

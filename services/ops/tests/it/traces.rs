@@ -14,7 +14,7 @@ use crate::harness::{System, eventually, free_port};
 /// An OTLP receiver that keeps every span with the name of its service.
 #[derive(Clone, Default)]
 pub(crate) struct Receiver {
-    spans: Arc<Mutex<Vec<(String, Span)>>>,
+    pub(crate) spans: Arc<Mutex<Vec<(String, Span)>>>,
 }
 
 impl Receiver {

@@ -109,12 +109,13 @@ impl fmt::Display for BrokerCause {
     }
 }
 
-/// A text of anybody's, without what no column stores.
+/// A word of the broker or the name of a queue. Anybody who may publish can have written the headers: what has another form
+/// is left out, because it is shown in lists.
 fn text(value: &AMQPValue) -> Option<String> {
-    match value {
-        AMQPValue::LongString(text) => Some(text.to_string().chars().filter(|c| !c.is_control()).take(200).collect()),
-        _ => None,
-    }
+    let AMQPValue::LongString(text) = value else { return None };
+    let text = text.to_string();
+    let fits = text.len() <= 200 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    fits.then_some(text)
 }
 
 #[cfg(test)]
@@ -148,6 +149,9 @@ mod tests {
             let cause = BrokerCause::of(Some(&headers));
             assert_eq!(cause.code(), code);
             assert!(cause.to_string().contains("commands.7"), "{cause}");
+            headers.insert("x-first-death-queue".into(), word("marker@example.org"));
+            let cause = BrokerCause::of(Some(&headers));
+            assert!(!cause.to_string().contains("marker"), "{cause}");
             headers.insert("x-first-death-reason".into(), word("expired"));
             assert_eq!(BrokerCause::of(Some(&headers)).code(), "expired");
         }

@@ -15,7 +15,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::record::{cut, hold};
-use super::{DISCARDED, Letter, Letters, NOT_UNDERSTOOD, Traces};
+use super::{DISCARDED, Letter, Letters, NOT_UNDERSTOOD, Traces, UNKNOWN_OUTCOME};
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
 use crate::commands::{self, decide};
@@ -416,10 +416,11 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
             let entry = Entry { header: envelope.as_ref().into(), message: &message };
             match once(conn, Candidate { entry: &entry, envelope }, times, partitions).await? {
                 // A retry of a command that was discarded.
-                AloneEnd::Outcome(Outcome::Parked(_)) => {
+                AloneEnd::Outcome(Outcome::Parked(code)) if code == DISCARDED => {
                     give_up(conn, letter).await?;
                     return Ok(Verdict::Discarded);
                 }
+                AloneEnd::Outcome(Outcome::Parked(_)) => (None, UNKNOWN_OUTCOME.to_owned()),
                 AloneEnd::Outcome(outcome) => {
                     close(conn, letter, "replayed").await?;
                     let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);

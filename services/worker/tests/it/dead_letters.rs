@@ -72,7 +72,7 @@ async fn letters_are_found_by_what_is_known_of_them() {
         ("another's", Filter { user_id: Some(UserId::mint().into()), ..Filter::default() }, 0),
         ("a type", Filter { kind: Some("users.create".to_owned()), ..Filter::default() }, 1),
         ("another type", Filter { kind: Some("users.delete".to_owned()), ..Filter::default() }, 0),
-        ("a word of the reason", Filter { reason: Some("NO USER of".to_owned()), ..Filter::default() }, 1),
+        ("a word of the reason", Filter { reason: Some("DATABASE refused".to_owned()), ..Filter::default() }, 1),
         ("a wildcard is none", Filter { reason: Some("%".to_owned()), ..Filter::default() }, 0),
         ("an SQLSTATE", Filter { sqlstate: Some("22023".to_owned()), ..Filter::default() }, 1),
         ("since then", Filter { since: Some(now - time::Duration::hours(1)), ..Filter::default() }, 2),

@@ -29,6 +29,9 @@ async fn with_a_parked_retry() -> (Fixture, UserId, Envelope) {
     (fixture, ada, guilty)
 }
 
+/// What is kept of the trigger's message, which could quote the row.
+const REFUSED: &str = "the database refused it (SQLSTATE 22023; the message can quote data, see the server's log)";
+
 fn these<const N: usize>(letters: [i64; N]) -> Discarded {
     Discarded::These(letters.into())
 }
@@ -38,7 +41,7 @@ fn verdicts(steps: Vec<Step>) -> Vec<Verdict> {
 }
 
 fn failed() -> Verdict {
-    Verdict::Failed(Some("22023".to_owned()), "no user of this name".to_owned())
+    Verdict::Failed(Some("22023".to_owned()), REFUSED.to_owned())
 }
 
 async fn head(fixture: &mut Fixture) -> i64 {
@@ -208,6 +211,42 @@ async fn a_retry_of_a_discarded_command_is_discarded_with_it() {
         let retry = fixture.apply(&[again(&guilty)]).await;
         assert_eq!(retry, [Some(Outcome::Parked("discarded".to_owned()))], "and it is no flood");
     }
+    fixture.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_a_command_with_an_unknown_outcome_is_kept() {
+    let (mut fixture, ada, guilty) = with_a_parked_retry().await;
+    // A newer version has replayed the first and rejected it for a reason of its own.
+    let rejected = |reason: &str| {
+        format!("UPDATE commands SET status = 'rejected', reason = '{reason}' WHERE id = '{}'", guilty.id)
+    };
+    fixture.database.execute(&rejected("name-reserved")).await;
+    let close = format!(
+        "UPDATE dead_letters SET state = 'replayed', closed_at = now() WHERE command_id = '{}';
+         UPDATE held_users SET command_id = (SELECT command_id FROM dead_letters WHERE state = 'open')",
+        guilty.id
+    );
+    fixture.database.execute(&close).await;
+    let steps = verdicts(replay(&mut fixture.database.conn, ada, TERMS).await.expect("steps"));
+    assert!(matches!(&steps[..], [Verdict::Failed(None, reason)] if reason.contains("does not know")), "{steps:?}");
+    assert_eq!(fixture.letters().await.len(), 1, "the letter stays open");
+
+    // The same in a batch: a letter, and not a parked command that no operator can find.
+    let bob = UserId::mint();
+    let first = keyed("suspend", suspend(bob));
+    fixture.apply(std::slice::from_ref(&first)).await;
+    let unknown = format!("UPDATE commands SET reason = 'name-reserved' WHERE id = '{}'", first.id);
+    fixture.database.execute(&unknown).await;
+    let retry = again(&first);
+    assert_eq!(fixture.apply(std::slice::from_ref(&retry)).await, [Some(Outcome::Parked("not-understood".to_owned()))]);
+    assert_eq!(fixture.letters().await[1].0, Some(retry.id.into()));
+
+    // The version that knows the reason gives the retry its outcome.
+    let known = format!("UPDATE commands SET reason = 'user-not-found' WHERE id = '{}'", first.id);
+    fixture.database.execute(&known).await;
+    let steps = verdicts(replay(&mut fixture.database.conn, bob, TERMS).await.expect("steps"));
+    assert_eq!(steps, [Verdict::Decided(Outcome::Rejected(Rejection::NotFound))]);
     fixture.stop().await;
 }
 

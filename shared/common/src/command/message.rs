@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::{CommandId, Envelope, Principal, UserId};
+use crate::redaction;
 
 /// The members of an envelope that this build understands.
 const MEMBERS: [&str; 7] = ["id", "accepted_at", "principal", "if_match", "idempotency", "command", "must_understand"];
@@ -26,9 +27,9 @@ const LONGEST_NAME: usize = 200;
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// No JSON, a type that is not known, or a member that is missing, wrong or not known.
-    #[error("{0}")]
+    #[error("{}", redaction::json(.0))]
     Json(#[from] serde_json::Error),
-    /// A member of the envelope must be understood and is not known.
+    /// A member of the envelope must be understood and is not known; its name, where it can be one.
     #[error("the member {0:?} must be understood, and this release does not know it")]
     Member(String),
 }
@@ -131,9 +132,11 @@ fn bounded(accepted_at: OffsetDateTime, id: CommandId) -> OffsetDateTime {
     accepted_at.min(id.minted_at().saturating_add(MOST_AFTER_ID))
 }
 
-/// A name that anybody can have written, as a column takes it.
+/// A name that anybody can have written, where it has the form of one. Names are shown in logs and lists, so an
+/// address, which has an `@`, is none.
 fn name(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect()
+    let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if fits { text.chars().take(LONGEST_NAME).collect() } else { UNKNOWN.to_owned() }
 }
 
 #[derive(Deserialize)]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::io::{Write, stderr, stdout};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::SystemTime;
@@ -18,23 +19,23 @@ const QUERIES: &str = ".sqlx";
 const QUERYING: [&str; 3] = ["services/api/src/lib.rs", "services/ops/src/main.rs", "services/worker/src/lib.rs"];
 
 #[tokio::main]
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a command line")]
 async fn main() -> ExitCode {
     let check = match std::env::args().nth(1).as_deref() {
         None => false,
         Some("--check") => true,
         Some(_) => {
-            eprintln!("usage: cargo prepare-queries [--check], at the top of the repository");
+            let _ = writeln!(stderr(), "usage: cargo prepare-queries [--check], at the top of the repository");
             return ExitCode::FAILURE;
         }
     };
     match run(check).await {
         Ok(message) => {
-            println!("{message}");
+            // The work is done, also when its reader has left.
+            let _ = writeln!(stdout(), "{message}");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error}");
+            let _ = writeln!(stderr(), "{error}");
             ExitCode::FAILURE
         }
     }

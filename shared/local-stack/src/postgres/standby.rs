@@ -25,7 +25,6 @@ use crate::options::elapsed;
 use crate::ports;
 use crate::probe;
 use crate::process;
-use crate::state::write_private;
 
 /// The name of the process, of its log, and of its data folder.
 const NAME: &str = "standby";
@@ -67,9 +66,7 @@ impl Standby {
         ]);
         copy.args(["--host=127.0.0.1", "--username=rollcall"]).arg(format!("--port={}", primary.port));
         process::run("copy PostgreSQL for a standby", standby.with_password(&mut copy))?;
-        let signal = data.join("standby.signal");
-        write_private(&signal, "").step(step)?;
-        cluster.own(&signal)?;
+        cluster.write(&data.join("standby.signal"), "")?;
         standby.resume(primary)?;
         home.options.tell(format!("{SERVER}: standby ready on port {port} after {}", elapsed(began)));
         Ok(standby)

@@ -8,9 +8,8 @@ use std::time::Duration;
 use url::Url;
 
 use crate::account::{self, Account};
-use crate::error::{Error, IoStep};
+use crate::error::Error;
 use crate::home::Home;
-use crate::state::write_private;
 use crate::{Options, install, ports, probe};
 
 const NAME: &str = "pgbouncer";
@@ -61,8 +60,7 @@ impl Pooler {
                 Lends::Transactions => "transaction",
             },
         );
-        write_private(&config, &text).step(step)?;
-        account.own(&config)?;
+        account.write(&config, &text, 0o600)?;
         let from = home.log_length(NAME);
         let process = home.spawn(NAME, home.command(program, account).arg(&config).current_dir(&folder))?;
         home.await_ready("start PgBouncer", (NAME, from), &process, || probe::postgres(port))?;

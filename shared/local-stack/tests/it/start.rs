@@ -28,6 +28,13 @@ fn two_stacks_side_by_side_share_nothing_and_both_answer() {
     let [left_cookie, right_cookie] =
         dirs.each_ref().map(|dir| fs::read_to_string(dir.0.join("rabbitmq/.erlang.cookie")).expect("a cookie"));
     assert_ne!(left_cookie, right_cookie);
+    // Erlang's own has twenty capitals of a generator whose seed can be found.
+    assert!(left_cookie.len() == 32 && left_cookie.contains(char::is_lowercase), "a cookie of our own");
+    let mode = |path: &str| fs::symlink_metadata(dirs[0].0.join(path)).expect("a file").mode() & 0o777;
+    assert_eq!(mode("rabbitmq/.erlang.cookie"), 0o400);
+    for (path, expected) in [("", 0o711), ("logs", 0o700), ("state", 0o700), ("logs/postgres.log", 0o600)] {
+        assert_eq!(mode(path), expected, "{path}");
+    }
     let nodes =
         [&left, &right].map(|stack| stack.rabbitmq.ctl(&["-q", "eval", "[node() | nodes()]."]).expect("a node"));
     assert_ne!(nodes[0], nodes[1]);
@@ -66,8 +73,14 @@ fn data_survives_stops_crashes_and_kills() {
     eventually("the thawed broker answers", || speaks_amqp(&stack.rabbitmq));
     stack.rabbitmq.kill().expect("killed");
     assert!(!alive(pid));
+    // As a node of an earlier version has it.
+    let cookie = dir.0.join("rabbitmq/.erlang.cookie");
+    let strong = fs::read_to_string(&cookie).expect("a cookie");
+    fs::remove_file(&cookie).expect("removed");
+    fs::write(&cookie, "ABCDEFGHIJKLMNOPQRST").expect("a weak cookie");
     stack.rabbitmq.start().expect("started");
     assert!(speaks_amqp(&stack.rabbitmq));
+    assert_eq!(fs::read_to_string(&cookie).expect("a cookie"), strong, "the weak one is replaced");
 
     stack.stop();
     let stack = Stack::start(dir.options()).expect("a stack");

@@ -1,12 +1,13 @@
 //! One service: a child process behind proxies of its own, or the place of one that was killed.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use api::auth::settings::VARIABLES as AUTH_VARIABLES;
+use common::files;
 use local_stack::Stack;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
@@ -84,7 +85,7 @@ impl Service {
             }
             self.ended += 1;
         }
-        let output = File::options().create(true).append(true).open(&self.log)?;
+        let output = files::open(&self.log, OpenOptions::new().append(true))?;
         let mut command = Command::new(std::env::current_exe()?);
         for variable in AUTH_VARIABLES {
             command.env_remove(variable.name);

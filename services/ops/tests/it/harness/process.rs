@@ -110,6 +110,12 @@ impl Process {
         self.ended().await
     }
 
+    /// The same, with everything that it wrote.
+    pub(crate) async fn terminate_with_log(mut self) -> (ExitStatus, String) {
+        self.signal(Signal::TERM);
+        (self.ended().await, self.output())
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         eventually("ended", async || self.child.try_wait().unwrap()).await

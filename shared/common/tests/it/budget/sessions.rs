@@ -9,11 +9,9 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{instance_of, shared_settings};
-use crate::support::{connect, database, eventually, settings};
+use crate::support::{connect, database, eventually, settings, soon};
 
 const PARTITIONS: i32 = 4;
-/// Far less than the time to live of a member.
-const PROMPT: Duration = Duration::from_secs(3);
 
 const JOIN: &str = "SELECT joined FROM join_as_worker($1, 'test', $2, NULL, 1, $3, 50, NULL, true)";
 
@@ -60,7 +58,7 @@ impl Instance {
         let beat = "SELECT granted, sessions FROM beat_membership($1, $2, 0, 0, 0, 0, 50, $3) WHERE alive";
         let beating = sqlx::query_as(beat).bind(self.secret).bind(self.epoch).bind(self.grace);
         let beating = beating.fetch_one(&mut self.control);
-        tokio::time::timeout(PROMPT, beating).await.expect("an answer in time").expect("a member")
+        soon("an answer", beating).await.expect("a member")
     }
 
     async fn reaches_broker(&mut self, reaches: bool) {
