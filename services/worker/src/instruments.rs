@@ -39,12 +39,7 @@ impl Instruments {
                 .u64_counter("rollcall.worker.undecodable")
                 .with_description("Messages without a readable command id, recorded as they came")
                 .build(),
-            defective: meter
-                .u64_counter("rollcall.worker.defective_messages")
-                .with_description(
-                    "Messages whose properties the client library cannot parse, or that were too long, by partition",
-                )
-                .build(),
+            defective: defective_messages(),
             dead_letters: meter
                 .u64_counter("rollcall.worker.dead_letters")
                 .with_description("Commands that could not be applied, by SQLSTATE or word")
@@ -104,6 +99,16 @@ impl Instruments {
             self.oldest_age.record(age, &[KeyValue::new("partition", i64::from(partition))]);
         }
     }
+}
+
+/// Messages that did not arrive as they were published, by partition; without one for those among the broker's dead letters.
+pub(crate) fn defective_messages() -> Counter<u64> {
+    meter()
+        .u64_counter("rollcall.worker.defective_messages")
+        .with_description(
+            "Messages whose properties the client library cannot parse, or that were too long, by partition",
+        )
+        .build()
 }
 
 /// An outcome as metrics and spans name it.

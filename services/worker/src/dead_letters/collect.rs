@@ -32,6 +32,7 @@ use crate::admission::admit;
 use crate::delivery::acknowledge;
 use crate::flood::FloodGuard;
 use crate::incoming::IncomingMessage;
+use crate::instruments::defective_messages;
 use crate::progress::{Progress, Tick};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -64,6 +65,9 @@ pub(crate) struct Collector {
 struct Tally {
     counts: BTreeMap<BrokerReason, u64>,
     counter: Counter<u64>,
+    defective: Counter<u64>,
+    /// The line says that they wait.
+    waits: bool,
     health: Health,
 }
 
@@ -74,19 +78,36 @@ impl Tally {
             .with_description("Messages that the broker dead-lettered, by its reason")
             .build();
         health.register(CHECK, Ability::Write);
-        health.set(CHECK, Ok("none since the start".to_owned()));
-        Self { counts: BTreeMap::new(), counter, health }
+        let tally = Self { counts: BTreeMap::new(), counter, defective: defective_messages(), waits: false, health };
+        tally.show();
+        tally
     }
 
     fn add(&mut self, reason: BrokerReason) {
         *self.counts.entry(reason).or_default() += 1;
         self.counter.add(1, &[KeyValue::new("reason", reason.code())]);
+        self.waits = false;
+        self.show();
+    }
+
+    fn show(&self) {
+        if self.counts.is_empty() {
+            return self.health.set(CHECK, Ok("none since the start".to_owned()));
+        }
         let lines = self.counts.iter().map(|(reason, count)| format!("{count} {}: {}", reason.code(), reason.advice()));
         self.health.set(CHECK, Ok(format!("since the start {}", lines.collect::<Vec<_>>().join(", "))));
     }
 
-    fn waits(&self, reason: &str) {
+    /// They wait for a reason, until one is recorded or none is left.
+    fn wait(&mut self, reason: &str) {
+        self.waits = true;
         self.health.set(CHECK, Ok(format!("wait: {reason}")));
+    }
+
+    fn nothing_waits(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.show();
+        }
     }
 }
 
@@ -120,9 +141,7 @@ impl Collector {
                     failure
                 }
             };
-            let reason = chain(&*failure);
-            tally.waits(&reason);
-            warn!(reason, "the broker's dead letters wait");
+            warn!(reason = chain(&*failure), "the broker's dead letters wait");
             tokio::select! {
                 () = stopping.reached(Phase::Stopping) => return Ok(()),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
@@ -162,6 +181,9 @@ impl Collector {
                 () = self.shutdown.reached(Phase::Stopping) => return Ok(()),
                 Some(tick) = Tick::next(&mut ticks) => {
                     let empty = self.looks_empty(channel).await?;
+                    if empty {
+                        tally.nothing_waits();
+                    }
                     if empty && empty_before {
                         self.progress.nothing_collected(tick);
                     }
@@ -177,15 +199,16 @@ impl Collector {
             // A command was accepted, and its client must see what became of it; the rest only fills the table.
             let useless = usize::from(collected.message.id().is_none());
             if let Some(dead) = self.guard.flood(1, useless) {
-                return Err(
-                    format!("{dead} of the recent ones would be no commands; find out what publishes them").into()
-                );
+                let reason = format!("{dead} of the recent ones would be no commands; find out what publishes them");
+                tally.wait(&reason);
+                return Err(reason.into());
             }
             let mut lease = self.pool.acquire(PATIENCE).await?;
             within(PATIENCE, collect_one(&mut lease, &collected)).await?;
             lease.release().await?;
             self.guard.note(1, useless);
             if let Some(defect) = &collected.message.defect {
+                tally.defective.add(1, &[]);
                 error!(%defect, "a message among the broker's dead letters that did not arrive whole is a dead letter");
             }
             if !acknowledge(&delivery.acker, false).await? {
