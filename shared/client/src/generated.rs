@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 69328d9debc5977d1886f40ed704b9ede7299d93935936823b257d9efc136d23.
+// Written by `cargo run -- generate` from the contract with the SHA-256 719859a77bd6423a1e79cd3ecf06590a5639274fd2698d26d7c364d1c0f10183.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
