@@ -22,7 +22,7 @@ pub(super) struct TimedHead<S> {
     stream: S,
     slot: Arc<ConnectionSlot>,
     /// The idle period that the first byte of a head ended, and when.
-    begun: Option<(Instant, Instant)>,
+    begun: Option<(u64, Instant)>,
     /// Wakes the reader at the deadline of a head that came in part.
     timer: Option<Pin<Box<Sleep>>>,
 }

@@ -29,6 +29,8 @@ pub(super) struct SlotState {
 #[derive(Debug)]
 struct Activity {
     requests: usize,
+    /// Counts the idle periods.
+    period: u64,
     /// The service waits for a part of the request's body.
     awaits_body: bool,
     /// When the client last took something of an answer of which more is there.
@@ -61,7 +63,7 @@ impl Activity {
 impl SlotState {
     pub(super) fn new(id: u64, network: IpAddr, regular: bool) -> Self {
         let since = Instant::now();
-        let activity = Activity { requests: 0, awaits_body: false, unread: None, since, eviction: None };
+        let activity = Activity { requests: 0, period: 0, awaits_body: false, unread: None, since, eviction: None };
         Self { id, network, regular: AtomicBool::new(regular), activity: Mutex::new(activity), evicted: Notify::new() }
     }
 
@@ -148,10 +150,10 @@ impl ConnectionSlot {
         }
     }
 
-    /// When the present idle period began; none while a request is in hand.
-    pub(in crate::http) fn idle_period(&self) -> Option<Instant> {
+    /// The number of the present idle period; none while a request is in hand.
+    pub(in crate::http) fn idle_period(&self) -> Option<u64> {
         let activity = self.state.lock();
-        (activity.requests == 0).then_some(activity.since)
+        (activity.requests == 0).then_some(activity.period)
     }
 
     pub(super) fn request_begins(&self) {
@@ -163,6 +165,7 @@ impl ConnectionSlot {
     pub(super) fn request_ends(&self) {
         let mut activity = self.state.lock();
         activity.requests -= 1;
+        activity.period += 1;
         activity.since = Instant::now();
         drop(activity);
         self.limiter.falls_idle();
