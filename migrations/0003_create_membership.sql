@@ -3,6 +3,11 @@
 --
 -- What instances call runs as its owner, who may end the sessions of every service's role; no service may by itself, nor
 -- write these tables. The functions that they call in turn are nobody else's.
+--
+-- Ids of instances are public: they stand in the names of sessions. So no function takes one: a caller gives its secret, from
+-- which its id is computed, and can speak for no other instance, however it came by that one's id. Which service it is an
+-- instance of, the functions that its role may call decide: the API's may neither join as a worker nor say anything of
+-- partitions.
 
 -- The row whose lock makes redistributions take turns. Lock order, always: this row first, members and partitions second.
 CREATE TABLE membership (
@@ -440,18 +445,35 @@ BEGIN
 END
 $$;
 
+-- The id of the instance that knows this secret. Nobody can find a secret to an id that exists.
+CREATE FUNCTION instance_of(secret bytea) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT encode(substr(sha256(secret), 1, 16), 'hex')::uuid $$;
+
+-- The role of a service's pool where the deployment has roles of its own (`rollcall roles`): they are named after that of the
+-- owner, who runs this.
+CREATE FUNCTION pool_role_of(service text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+        SELECT rolname::text
+        FROM pg_roles
+        WHERE current_user LIKE '%\_migrator' AND rolname = regexp_replace(current_user, 'migrator$', service)
+    $$;
+
 -- Takes part. `settings` is what all processes must have in common, `joined_before` the deployment that this one has joined
 -- before, if any. A process whose settings differ is refused before anything is changed (`compare_deployment`), and so is a
 -- budget that the server cannot give. Without room there is no epoch, but a reason, and for how long to stay away before asking
--- again; that changes nothing either. `own_session` says that the caller's session ends with the caller.
+-- again; that changes nothing either. `pool_role` is whose sessions the pool's are, where the roles' names do not say so;
+-- `own_session` says that the caller's session ends with the caller.
 CREATE FUNCTION join_membership(
-    instance uuid, service text, version text, settings jsonb, joined_before uuid,
+    secret bytea, service text, version text, settings jsonb, joined_before uuid,
     weight integer, floor integer, most integer, pool_role text, own_session boolean,
     OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
 )
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    LANGUAGE plpgsql
     AS $$
 DECLARE
+    self uuid := instance_of(secret);
     configured integer := (settings ->> 'database_connection_budget')::integer;
     limits record;
     total integer;
@@ -465,7 +487,7 @@ BEGIN
     SELECT
         server.usable, server.shared, server.headroom, server.of_role, server.computed, server.arithmetic, server.computation
     INTO limits
-    FROM connection_limits(coalesce(pool_role, session_user)) AS server;
+    FROM connection_limits(coalesce(pool_role_of(service), pool_role, session_user)) AS server;
     -- An operator may have changed it since this process read its own.
     IF EXISTS (SELECT FROM deployment) THEN
         SELECT database_connection_budget INTO configured FROM deployment;
@@ -478,7 +500,7 @@ BEGIN
 
     -- It lost its control connection and came back before its heartbeat was too old: not gone, and what it has is still its own.
     UPDATE members SET control_pid = CASE WHEN own_session THEN pg_backend_pid() END, control_lost_at = NULL
-    WHERE members.instance = join_membership.instance AND expires_at > clock_timestamp();
+    WHERE members.instance = self AND expires_at > clock_timestamp();
     PERFORM note_lost_members();
     IF reap_members() THEN
         PERFORM redistribute();
@@ -487,7 +509,7 @@ BEGIN
 
     -- The others' budget is this one's: a budget that is computed depends on the role and on the moment. Only a server that
     -- gives less by now makes it smaller.
-    alone := NOT EXISTS (SELECT FROM members WHERE members.instance <> join_membership.instance);
+    alone := NOT EXISTS (SELECT FROM members WHERE members.instance <> self);
     IF configured IS NOT NULL THEN
         total := least(configured, limits.shared);
         basis := 'configured; ' || limits.arithmetic;
@@ -520,7 +542,7 @@ BEGIN
         -- Seats: a control connection and the floor for each, and one seat for each service that is not here yet.
         SELECT coalesce(sum(1 + least(members.floor, members.most)), 0) INTO taken
         FROM members
-        WHERE members.instance <> join_membership.instance;
+        WHERE members.instance <> self;
         SELECT taken + 2 * count(*) INTO taken
         FROM unnest(ARRAY['api', 'worker']) AS needed
         WHERE needed <> join_membership.service AND needed NOT IN (SELECT members.service FROM members);
@@ -535,7 +557,7 @@ BEGIN
                 away := interval '0 seconds';
             END IF;
         ELSIF taken_connections() >= total
-            AND NOT EXISTS (SELECT FROM members WHERE members.instance = join_membership.instance)
+            AND NOT EXISTS (SELECT FROM members WHERE members.instance = self)
         THEN
             reason := format('others are closing connections to make room in the budget of %s', total);
             away := interval '0 seconds';
@@ -553,7 +575,7 @@ BEGIN
         instance, service, version, weight, floor, most, expires_at, control_pid
     )
     SELECT
-        join_membership.instance, join_membership.service, join_membership.version, join_membership.weight,
+        self, join_membership.service, join_membership.version, join_membership.weight,
         join_membership.floor,
         -- Its own role may be given less than another one, by which the budget was computed.
         least(join_membership.most, limits.of_role),
@@ -577,11 +599,39 @@ BEGIN
 END
 $$;
 
+-- Takes part as an instance of the API.
+CREATE FUNCTION join_as_api(
+    secret bytea, version text, settings jsonb, joined_before uuid,
+    weight integer, floor integer, most integer, pool_role text, own_session boolean,
+    OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
+)
+    LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+        SELECT *
+        FROM join_membership(
+            secret, 'api', version, settings, joined_before, weight, floor, most, pool_role, own_session
+        )
+    $$;
+
+-- Takes part as an instance of the worker.
+CREATE FUNCTION join_as_worker(
+    secret bytea, version text, settings jsonb, joined_before uuid,
+    weight integer, floor integer, most integer, pool_role text, own_session boolean,
+    OUT joined bigint, OUT lives interval, OUT reason text, OUT away interval
+)
+    LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+        SELECT *
+        FROM join_membership(
+            secret, 'worker', version, settings, joined_before, weight, floor, most, pool_role, own_session
+        )
+    $$;
+
 -- A heartbeat. Looks after the others, too: whoever beats reaps. `held` is the most that the pool may open by itself or has
 -- open, `grace` as in the table. Not alive when this instance was reaped itself; `soon` when something is about to change; `sessions` is what the
 -- server shows of its pool, of which some may be closed and not ended yet.
 CREATE FUNCTION beat_membership(
-    instance uuid, epoch bigint, held integer, open integer, in_use integer, waiting integer, demand integer,
+    secret bytea, epoch bigint, held integer, open integer, in_use integer, waiting integer, demand integer,
     grace interval,
     OUT alive boolean, OUT granted integer, OUT target integer, OUT soon boolean,
     OUT budget integer, OUT instances integer, OUT turn bigint, OUT sessions integer
@@ -589,6 +639,7 @@ CREATE FUNCTION beat_membership(
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 DECLARE
+    self uuid := instance_of(secret);
     reaped boolean;
     lost boolean;
     abandoned boolean;
@@ -601,12 +652,12 @@ BEGIN
         EXISTS (
             SELECT
             FROM gone_members() AS gone
-            WHERE gone.instance <> beat_membership.instance
+            WHERE gone.instance <> self
         ),
         EXISTS (
             SELECT
             FROM lost_members() AS missing
-            WHERE missing.instance <> beat_membership.instance
+            WHERE missing.instance <> self
         ),
         -- A transaction of somebody who is gone still held them.
         EXISTS (
@@ -640,7 +691,7 @@ BEGIN
         me.granted <> me.target
     INTO reaped, lost, abandoned, stranded, came_of_age, unfair, freed
     FROM membership, members AS me
-    WHERE me.instance = beat_membership.instance AND me.epoch = beat_membership.epoch;
+    WHERE me.instance = self AND me.epoch = beat_membership.epoch;
     IF reaped OR lost OR abandoned OR stranded OR came_of_age OR unfair OR freed THEN
         PERFORM FROM membership FOR UPDATE;
         PERFORM pg_stat_clear_snapshot();
@@ -659,7 +710,7 @@ BEGIN
         waiting = beat_membership.waiting,
         demand = beat_membership.demand,
         grace = beat_membership.grace
-    WHERE members.instance = beat_membership.instance
+    WHERE members.instance = self
         AND members.epoch = beat_membership.epoch
         AND expires_at > clock_timestamp();
     alive := FOUND;
@@ -694,35 +745,37 @@ BEGIN
         coalesce((
             SELECT pools.sessions
             FROM pool_sessions() AS pools
-            WHERE pool = 'rollcall/' || beat_membership.instance
+            WHERE pool = 'rollcall/' || self
         ), 0)
     INTO granted, target, soon, budget, instances, turn, sessions
     FROM membership, members
-    WHERE members.instance = beat_membership.instance AND members.epoch = beat_membership.epoch;
+    WHERE members.instance = self AND members.epoch = beat_membership.epoch;
 END
 $$;
 
 -- Lets partitions go, after their channels were closed: each passes to its heir.
-CREATE FUNCTION release_partitions(instance uuid, numbers integer[]) RETURNS void
+CREATE FUNCTION release_partitions(secret bytea, numbers integer[]) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
+DECLARE
+    self uuid := instance_of(secret);
 BEGIN
     PERFORM FROM membership FOR UPDATE;
-    PERFORM FROM partitions WHERE number = ANY(numbers) AND owner = instance FOR UPDATE;
+    PERFORM FROM partitions WHERE number = ANY(numbers) AND owner = self FOR UPDATE;
     UPDATE partitions
     SET owner = heir, heir = NULL, epoch = partitions.epoch + 1
-    WHERE number = ANY(numbers) AND owner = instance AND heir IS NOT NULL;
+    WHERE number = ANY(numbers) AND owner = self AND heir IS NOT NULL;
 END
 $$;
 
 -- Says whether a worker reaches the broker. What that moves away comes with somebody's heartbeat.
-CREATE FUNCTION set_consumes(instance uuid, consumes boolean) RETURNS void
+CREATE FUNCTION set_consumes(secret bytea, consumes boolean) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
     UPDATE members SET consumes = set_consumes.consumes, consumes_since = clock_timestamp()
-    WHERE members.instance = set_consumes.instance AND members.consumes <> set_consumes.consumes;
+    WHERE members.instance = instance_of(secret) AND members.consumes <> set_consumes.consumes;
     IF FOUND AND set_consumes.consumes THEN
         PERFORM redistribute_partitions();
         PERFORM call_members();
@@ -731,22 +784,25 @@ END
 $$;
 
 -- Leaves, after every channel and every connection of the pool was closed.
-CREATE FUNCTION leave_membership(instance uuid) RETURNS void
+CREATE FUNCTION leave_membership(secret bytea) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
     PERFORM FROM membership FOR UPDATE;
     PERFORM pg_stat_clear_snapshot();
-    DELETE FROM members WHERE members.instance = leave_membership.instance;
-    PERFORM redistribute();
+    DELETE FROM members WHERE members.instance = instance_of(secret);
+    IF FOUND THEN
+        PERFORM redistribute();
+    END IF;
 END
 $$;
 
-REVOKE EXECUTE ON FUNCTION join_membership(uuid, text, text, jsonb, uuid, integer, integer, integer, text, boolean) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION beat_membership(uuid, bigint, integer, integer, integer, integer, integer, interval) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION release_partitions(uuid, integer[]) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION set_consumes(uuid, boolean) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION leave_membership(uuid) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION join_as_api(bytea, text, jsonb, uuid, integer, integer, integer, text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION join_as_worker(bytea, text, jsonb, uuid, integer, integer, integer, text, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION beat_membership(bytea, bigint, integer, integer, integer, integer, integer, interval) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION release_partitions(bytea, integer[]) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION set_consumes(bytea, boolean) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION leave_membership(bytea) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION connection_limits(text) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION arrival_places(integer) FROM PUBLIC;
 REVOKE EXECUTE ON FUNCTION pool_sessions() FROM PUBLIC;

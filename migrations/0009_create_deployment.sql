@@ -18,7 +18,8 @@ CREATE TABLE deployment (
     broker_mark uuid,
     created_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT deployment_pkey PRIMARY KEY (one),
-    CONSTRAINT deployment_one_check CHECK (one)
+    CONSTRAINT deployment_one_check CHECK (one),
+    CONSTRAINT deployment_command_retention_days_check CHECK (command_retention_days BETWEEN 1 AND 3650)
 );
 
 -- Refuses a process whose settings differ from the deployment's, with both values and the remedy. `joined_before` is the
@@ -134,6 +135,7 @@ BEGIN
     -- The role of the services may be given less than the server has, and the operator's less than that.
     SELECT server.* INTO limits
     FROM connection_limits(coalesce(
+        pool_role_of('api'),
         (SELECT usename::text FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rollcall/%' LIMIT 1),
         session_user::text
     )) AS server;

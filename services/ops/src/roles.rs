@@ -18,20 +18,24 @@ use crate::output::{closed, say};
 
 const HELP: &str = "\
 The roles, each PREFIX_ and its name:
-  migrator  owns the schema: rollcall migrate, rollcall dead-letters
-  api       reads what requests read: the API's DATABASE_URL
-  worker    applies commands: the worker's DATABASE_URL
-  control   heartbeats and readiness of both: their DATABASE_CONTROL_URL
-  backup    reads everything, for dumps
-  monitor   reads statistics and the membership, no user's data
+  migrator        owns the schema: rollcall migrate, rollcall dead-letters
+  api             reads what requests read: the API's DATABASE_URL
+  worker          applies commands: the worker's DATABASE_URL
+  control_api     heartbeats and readiness of the API: its DATABASE_CONTROL_URL
+  control_worker  the same of the worker: its DATABASE_CONTROL_URL
+  backup          reads everything, for dumps
+  monitor         reads statistics and the membership, no user's data
 
 DATABASE_URL names a role that may create roles and owns the database. With --urls, DIR gets a file with a URL for each
 role, with a fresh password, for DATABASE_URL_FILE; the server gets only its SCRAM verifier. A role whose file is there
 keeps its password: to replace one, delete its file and apply again. Without --urls no password is set, for servers that
 know their clients by certificate or socket, or for `\\password`.
 
-What `plan` shows is all that `apply` does, in one transaction; applied twice, the second finds nothing to do. New tables
-of a release get their privileges from `rollcall migrate run` as the migrator.";
+What `plan` shows is all that `apply` does, in one transaction; applied twice, the second finds nothing to do, but for what
+the server does not allow. New tables of a release get their privileges from `rollcall migrate run` as the migrator.
+
+The roles protect integrity, not availability: each may change its own password and settings, end sessions of its own role,
+and hold locks on what it may lock.";
 
 #[derive(clap::Args)]
 #[command(after_help = HELP)]
@@ -106,11 +110,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             // Before the server knows a password, it is written down; a run that ends in between uses it again.
             credentials.write()?;
-            let skipped = apply(&mut conn, &plan).await?;
+            apply(&mut conn, &plan).await?;
             credentials.keep()?;
             say(shown(&plan, options.json));
-            for statement in skipped.iter().filter(|_| !options.json) {
-                say(format_args!("-- the server does not allow {statement}; everything else works without it"));
+            // Looked up again: a REVOKE by a role without the right to it succeeds, and revokes nothing.
+            let left = options.plan(&mut conn, &credentials).await?;
+            for statement in left.statements.iter().filter(|_| !options.json) {
+                let shown = &statement.shown;
+                say(format_args!("-- the server does not allow {shown}; everything else works without it"));
             }
         }
     }

@@ -36,6 +36,7 @@ mod door;
 mod holdings;
 mod pace;
 mod protocol;
+mod secret;
 mod share;
 
 use std::collections::BTreeSet;
@@ -55,6 +56,7 @@ pub use self::holdings::{Holding, Holdings, Ownership};
 use self::pace::Pace;
 pub use self::protocol::MembershipError;
 use self::protocol::{Admission, Application, BeatAnswer};
+use self::secret::Secret;
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::broker::Identity;
 use crate::config::ServiceSettings;
@@ -67,6 +69,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Member {
     instance: Uuid,
+    secret: Secret,
     claim: Claim,
     deployment: Deployment,
     clock: DatabaseClock,
@@ -123,7 +126,8 @@ impl Member {
         event_source: Option<&str>,
         session: &[(&str, &str)],
     ) -> Result<(Self, Holdings, Pool), DbError> {
-        let instance = Uuid::now_v7();
+        let secret = Secret::generate();
+        let instance = secret.instance();
         // Under this name the others count its sessions, and end them when they reap it.
         let pool = Pool::leased(&settings.database, &format!("rollcall/{instance}"), session)?;
         let (ownership, owned) = watch::channel(Ownership::new());
@@ -132,6 +136,7 @@ impl Member {
         let holdings = Holdings { instance, ownership: owned, letting_go: sender, reaching: reaches };
         let member = Self {
             instance,
+            secret,
             claim,
             deployment: Deployment::new(settings, event_source),
             clock: DatabaseClock::default(),
@@ -287,12 +292,12 @@ impl Member {
             self.let_go.insert(partition);
         }
         if !self.let_go.is_empty() {
-            protocol::release(session.connection_mut(), self.instance, self.let_go.iter().copied()).await?;
+            protocol::release(session.connection_mut(), &self.secret, self.let_go.iter().copied()).await?;
             self.let_go.clear();
         }
         let consumes = *self.reaching.borrow();
         if consumes != self.consumes {
-            protocol::set_consumes(session.connection_mut(), self.instance, consumes).await?;
+            protocol::set_consumes(session.connection_mut(), &self.secret, consumes).await?;
             self.consumes = consumes;
         }
         self.claimed = self.claimed.or_else(|| self.deployment.claim());
@@ -312,7 +317,7 @@ impl Member {
     ) -> Result<Result<Joined, Duration>, MembershipError> {
         let (floor, most) = if shareless { (0, 0) } else { (self.claim.floor, self.pool.most()) };
         let asking = Application {
-            instance: self.instance,
+            secret: &self.secret,
             service: self.claim.service,
             settings: self.deployment.settings(),
             joined_before: self.deployment.joined_before(),
@@ -357,7 +362,7 @@ impl Member {
             let status = self.pool.status();
             let held = if joined.shareless { 0 } else { status.size.max(status.open) };
             let demand = self.demand.peak().min(self.pool.most());
-            let who = (self.instance, joined.epoch);
+            let who = (&self.secret, joined.epoch);
             let counts = self.pace.counts();
             if counts < self.counts {
                 // Before the server believes it.
@@ -423,7 +428,7 @@ impl Member {
     pub(crate) async fn leave(&mut self, session: &mut Session) -> Result<(), MembershipError> {
         if self.joined.take().is_some() {
             session.begin().await?;
-            protocol::leave(session.connection_mut(), self.instance).await?;
+            protocol::leave(session.connection_mut(), &self.secret).await?;
             session.end().await?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 mod matrix;
 mod plans;
+mod walls;
 
 use std::process::Output;
 
@@ -48,7 +49,8 @@ impl Deployment {
     /// Every process runs as its own role from now on; `role` is that of the next one to start.
     fn run_as(&mut self, role: ServerRole) {
         self.system.environment.retain(|(name, _)| !name.starts_with("DATABASE"));
-        let files = [("DATABASE_URL_FILE", role), ("DATABASE_CONTROL_URL_FILE", ServerRole::Control)];
+        let control = if role == ServerRole::Api { ServerRole::ControlApi } else { ServerRole::ControlWorker };
+        let files = [("DATABASE_URL_FILE", role), ("DATABASE_CONTROL_URL_FILE", control)];
         for (name, role) in files {
             self.system.set(name, self.roles.file(role).to_str().unwrap());
         }
@@ -201,7 +203,7 @@ async fn keys_are_made_as_the_migrator_and_read_by_the_api_alone() {
         deployment.system.client.post(api.url("/v1/users")).bearer_auth(key.trim()).header("prefer", "wait=20");
     let created = request.json(&json!({"email": "ada@example.org", "name": "Ada"})).send().await.unwrap();
     assert_eq!(created.status(), StatusCode::CREATED);
-    for (role, may_read) in [(ServerRole::Api, true), (ServerRole::Worker, false), (ServerRole::Control, false)] {
+    for (role, may_read) in [(ServerRole::Api, true), (ServerRole::Worker, false), (ServerRole::ControlApi, false)] {
         let mut conn = deployment.roles.connect(role).await;
         let hashes = sqlx::query("SELECT hash FROM api_keys").execute(&mut conn).await;
         assert_eq!(sqlstate(hashes).is_none(), may_read, "{role:?}");
@@ -242,7 +244,7 @@ async fn a_worker_that_is_gone_is_reaped_by_roles_that_may_signal_nobody() {
     assert!(promises.others.is_empty(), "{:?}", promises.others);
     promises.kept(&deployment.system).await;
     // Nothing of it came from a right to end anybody's session.
-    let mut control = deployment.roles.connect(ServerRole::Control).await;
+    let mut control = deployment.roles.connect(ServerRole::ControlWorker).await;
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut admin).await.unwrap();
     let ended = sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&mut control).await;
     assert_eq!(sqlstate(ended).as_deref(), Some("42501"));

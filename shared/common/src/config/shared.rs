@@ -33,7 +33,7 @@ const DATABASE_URL_DIRECT_FILE: Variable = Variable::optional(
 );
 const DATABASE_CONTROL_URL: Variable = Variable::optional(
     "DATABASE_CONTROL_URL",
-    "postgres://rollcall_control:secret@127.0.0.1:5432/rollcall",
+    "postgres://rollcall_control_api:secret@127.0.0.1:5432/rollcall",
     "The same database for the connection that watches it and takes part in the deployment; without it DATABASE_URL_DIRECT \
      or DATABASE_URL is used.",
 );

@@ -5,9 +5,16 @@
 //! Shares move between them: at night nearly all of it may be the worker's. A limit below what may be granted would refuse
 //! connections that were promised; this one stops a service that forgets its share before it harms other users of the server.
 //!
-//! # Why a role of its own for control connections?
+//! # Why roles of their own for control connections, one for each service?
 //! A heartbeat must go through when its service has every connection that it may have, and must not take one of them. And
-//! what only the membership needs, neither service's other statements can do.
+//! what only the membership needs, neither service's other statements can do. The API's cannot join as a worker, and so
+//! gets no partition: `migrations/0003`.
+//!
+//! # What do the roles protect?
+//! Integrity: a service whose credentials leak reads, writes and changes no more than its list allows. They do not protect
+//! availability. Settings of a role are defaults that its sessions override, every role may change its own password and end its
+//! own sessions, and one that may lock a row or table can keep others waiting for it. What anybody may do unless it is
+//! revoked, as making temporary tables and large objects, is revoked where the server allows it.
 //!
 //! # Why is the migrator a member of the services' roles?
 //! What ends the sessions of an instance that is gone runs as the migrator. Being a member is the least that allows it:
@@ -41,8 +48,10 @@ pub enum ServerRole {
     Api,
     /// The worker's pool.
     Worker,
-    /// The control connections of both.
-    Control,
+    /// The API's control connections.
+    ControlApi,
+    /// The worker's control connections.
+    ControlWorker,
     /// Reads everything, for dumps.
     Backup,
     /// Reads statistics and the membership, and no user's data.
@@ -51,7 +60,8 @@ pub enum ServerRole {
 
 impl ServerRole {
     /// Every role, the owner first.
-    pub const ALL: [Self; 6] = [Self::Migrator, Self::Api, Self::Worker, Self::Control, Self::Backup, Self::Monitor];
+    pub const ALL: [Self; 7] =
+        [Self::Migrator, Self::Api, Self::Worker, Self::ControlApi, Self::ControlWorker, Self::Backup, Self::Monitor];
 
     /// Its name in a deployment.
     pub fn name(self, prefix: &str) -> String {
@@ -59,7 +69,8 @@ impl ServerRole {
             Self::Migrator => "migrator",
             Self::Api => "api",
             Self::Worker => "worker",
-            Self::Control => "control",
+            Self::ControlApi => "control_api",
+            Self::ControlWorker => "control_worker",
             Self::Backup => "backup",
             Self::Monitor => "monitor",
         };
@@ -72,7 +83,7 @@ impl ServerRole {
             Self::Api | Self::Worker => budget,
             // One for each instance, of which the budget can feed as many as it has connections; and as many again for
             // those that wait for a share or have just lost their connection.
-            Self::Control => budget.saturating_mul(2),
+            Self::ControlApi | Self::ControlWorker => budget.saturating_mul(2),
             // A run, one that waits for it, and an operator at work; or a few collectors.
             Self::Migrator | Self::Monitor => 4,
             // A dump with several jobs.
@@ -101,7 +112,7 @@ impl ServerRole {
                 ("statement_timeout", "35s"),
                 ("idle_in_transaction_session_timeout", "15s"),
             ],
-            Self::Control => &[
+            Self::ControlApi | Self::ControlWorker => &[
                 ("search_path", SEARCH_PATH),
                 ("statement_timeout", "5s"),
                 ("idle_in_transaction_session_timeout", "5s"),

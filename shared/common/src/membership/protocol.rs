@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Holding;
+use super::secret::Secret;
+use super::share::Service;
 use crate::db::PoolStatus;
 
 /// Why a heartbeat failed.
@@ -39,8 +41,8 @@ impl From<sqlx::Error> for MembershipError {
 /// Who asks to take part.
 #[derive(Debug)]
 pub(super) struct Application<'a> {
-    pub(super) instance: Uuid,
-    pub(super) service: &'static str,
+    pub(super) secret: &'a Secret,
+    pub(super) service: Service,
     /// What all processes must have in common.
     pub(super) settings: &'a Value,
     /// The deployment that this process has joined before.
@@ -120,21 +122,23 @@ pub(super) async fn join(
     connection: &mut PgConnection,
     asking: &Application<'_>,
 ) -> Result<Admission, MembershipError> {
-    let answer: JoinAnswer = sqlx::query_as(
-        "SELECT joined, lives, reason, away FROM join_membership($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-    )
-    .bind(asking.instance)
-    .bind(asking.service)
-    .bind(env!("CARGO_PKG_VERSION"))
-    .bind(asking.settings)
-    .bind(asking.joined_before)
-    .bind(asking.weight)
-    .bind(asking.floor)
-    .bind(count(asking.most))
-    .bind(asking.pool_role)
-    .bind(asking.own_session)
-    .fetch_one(connection)
-    .await?;
+    // A role of one service may not call the function of the other.
+    let join = match asking.service {
+        Service::Api => "SELECT joined, lives, reason, away FROM join_as_api($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        Service::Worker => "SELECT joined, lives, reason, away FROM join_as_worker($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    };
+    let answer: JoinAnswer = sqlx::query_as(join)
+        .bind(asking.secret.expose())
+        .bind(env!("CARGO_PKG_VERSION"))
+        .bind(asking.settings)
+        .bind(asking.joined_before)
+        .bind(asking.weight)
+        .bind(asking.floor)
+        .bind(count(asking.most))
+        .bind(asking.pool_role)
+        .bind(asking.own_session)
+        .fetch_one(connection)
+        .await?;
     Ok(match (answer.joined, answer.lives) {
         (Some(epoch), Some(lives)) => Admission::Joined { epoch, lives: duration(lives) },
         _ => Admission::TurnedAway {
@@ -148,7 +152,7 @@ pub(super) async fn join(
 /// most that it had use for lately, `grace` the time after the end of its control session for which it may open connections.
 pub(super) async fn beat(
     connection: &mut PgConnection,
-    (instance, epoch): (Uuid, i64),
+    (secret, epoch): (&Secret, i64),
     held: usize,
     status: PoolStatus,
     demand: usize,
@@ -161,7 +165,7 @@ pub(super) async fn beat(
          FROM beat_membership($1, $2, $3, $4, $5, $6, $7, $8)
          WHERE alive",
     )
-    .bind(instance)
+    .bind(secret.expose())
     .bind(epoch)
     .bind(count(held))
     .bind(count(status.open))
@@ -180,21 +184,21 @@ pub(super) async fn turn(connection: &mut PgConnection) -> Result<i64, Membershi
 /// Lets partitions go.
 pub(super) async fn release(
     connection: &mut PgConnection,
-    instance: Uuid,
+    secret: &Secret,
     partitions: impl Iterator<Item = u16>,
 ) -> Result<(), MembershipError> {
     let numbers: Vec<i32> = partitions.map(i32::from).collect();
-    sqlx::query("SELECT release_partitions($1, $2)").bind(instance).bind(numbers).execute(connection).await?;
+    sqlx::query("SELECT release_partitions($1, $2)").bind(secret.expose()).bind(numbers).execute(connection).await?;
     Ok(())
 }
 
 /// Says whether this instance reaches the broker.
 pub(super) async fn set_consumes(
     connection: &mut PgConnection,
-    instance: Uuid,
+    secret: &Secret,
     consumes: bool,
 ) -> Result<(), MembershipError> {
-    sqlx::query("SELECT set_consumes($1, $2)").bind(instance).bind(consumes).execute(connection).await?;
+    sqlx::query("SELECT set_consumes($1, $2)").bind(secret.expose()).bind(consumes).execute(connection).await?;
     Ok(())
 }
 
@@ -216,8 +220,8 @@ pub(super) async fn partitions(connection: &mut PgConnection, instance: Uuid) ->
 }
 
 /// Leaves for good.
-pub(super) async fn leave(connection: &mut PgConnection, instance: Uuid) -> Result<(), MembershipError> {
-    sqlx::query("SELECT leave_membership($1)").bind(instance).execute(connection).await?;
+pub(super) async fn leave(connection: &mut PgConnection, secret: &Secret) -> Result<(), MembershipError> {
+    sqlx::query("SELECT leave_membership($1)").bind(secret.expose()).execute(connection).await?;
     Ok(())
 }
 

@@ -3,10 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Which function an instance joins by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    Api,
+    Worker,
+}
+
 /// What instances of a service ask of the connection budget.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim {
-    pub(super) service: &'static str,
+    pub(super) service: Service,
     /// Shares are in proportion to it where connections are scarce.
     pub(super) weight: i32,
     /// Below this an instance is not ready.
@@ -14,9 +21,9 @@ pub struct Claim {
 }
 
 /// Reads, which are batched: few connections serve many.
-pub const API: Claim = Claim { service: "api", weight: 1, floor: 1 };
+pub const API: Claim = Claim { service: Service::Api, weight: 1, floor: 1 };
 /// Each of its partitions can use a connection.
-pub const WORKER: Claim = Claim { service: "worker", weight: 2, floor: 1 };
+pub const WORKER: Claim = Claim { service: Service::Worker, weight: 2, floor: 1 };
 
 /// How this instance stands with the connection budget.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use self::event::event;
 use self::model::{Claim, Fault, Server};
@@ -24,6 +26,11 @@ pub(crate) fn shared_settings(partitions: i32, budget: impl Into<Option<i32>>) -
         "idempotency_window_hours": 24,
         "database_connection_budget": budget.into(),
     })
+}
+
+/// The id of the instance with this secret.
+pub(crate) fn instance_of(secret: &[u8]) -> Uuid {
+    Uuid::from_slice(&Sha256::digest(secret)[..16]).expect("16 bytes")
 }
 
 const SCHEDULES: u32 = 10_000;

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::budget::shared_settings;
+use crate::budget::{instance_of, shared_settings};
 use crate::support::{connect, database, settings, stack};
 
 const JOIN: &str = "SELECT joined, reason FROM join_membership($1, $2, 'test', $3, $4, 1, 1, 50, $5, true)";
 
 /// One process.
 struct Process {
-    name: Uuid,
+    secret: [u8; 32],
     service: &'static str,
     settings: Value,
     joined_before: Option<Uuid>,
@@ -23,10 +23,11 @@ struct Process {
 
 impl Process {
     async fn new(database: &TestDatabase, service: &'static str, shared: Value) -> Self {
-        let name = Uuid::now_v7();
-        let control = db::connect(&settings(database.url(), 1), &format!("rollcall-control/{name}")).await;
+        let secret: [u8; 32] = rand::random();
+        let name = format!("rollcall-control/{}", instance_of(&secret));
+        let control = db::connect(&settings(database.url(), 1), &name).await;
         Self {
-            name,
+            secret,
             service,
             settings: shared,
             joined_before: None,
@@ -38,7 +39,7 @@ impl Process {
     /// The epoch, or why there is none; an error is a difference.
     async fn join(&mut self) -> Result<(Option<i64>, Option<String>), String> {
         let joining = sqlx::query_as(JOIN)
-            .bind(self.name)
+            .bind(self.secret)
             .bind(self.service)
             .bind(&self.settings)
             .bind(self.joined_before)
@@ -287,7 +288,7 @@ async fn a_database_in_latin1_is_neither_migrated_nor_joined() {
     // As one that was migrated before anybody looked.
     sqlx::migrate!("../../migrations").run(&mut conn).await.expect("a schema");
     let joining = sqlx::query(JOIN)
-        .bind(Uuid::now_v7())
+        .bind(b"a secret".as_slice())
         .bind("api")
         .bind(shared_settings(16, 30))
         .bind(None::<Uuid>)

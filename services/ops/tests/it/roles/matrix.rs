@@ -83,6 +83,25 @@ async fn every_forbidden_verb_is_refused_and_every_other_is_not() {
             owner,
         )
         .await;
+        check("CREATE TEMPORARY TABLE".into(), "CREATE TEMPORARY TABLE mine ()".into(), false).await;
+        for statement in [
+            "SELECT lo_create(0)",
+            "SELECT lo_creat(-1)",
+            "SELECT lo_from_bytea(0, 'mine')",
+            "SELECT lo_import('/etc/hostname')",
+        ] {
+            check("a large object".into(), statement.into(), false).await;
+        }
+        // Every role may take one: nothing here waits for it.
+        check("an advisory lock".into(), "SELECT pg_advisory_xact_lock(1)".into(), true).await;
+        check(
+            "LOCK users".into(),
+            "LOCK TABLE users IN ACCESS EXCLUSIVE MODE".into(),
+            owner || role == ServerRole::Worker,
+        )
+        .await;
+        check("LOCK commands".into(), "LOCK TABLE commands IN ACCESS EXCLUSIVE MODE".into(), owner).await;
+        check("LOCK migration_lock".into(), "LOCK TABLE migration_lock IN ROW EXCLUSIVE MODE".into(), owner).await;
         check("CREATE SCHEMA".into(), "CREATE SCHEMA mine".into(), false).await;
         check("CREATE ROLE".into(), "CREATE ROLE mine".into(), false).await;
         check("COPY TO PROGRAM".into(), "COPY (SELECT 1) TO PROGRAM 'true'".into(), false).await;

@@ -29,7 +29,7 @@ async fn a_plan_changes_nothing_and_what_is_applied_once_is_in_order() {
     assert_eq!(roles.planned(BUDGET).await, "-- nothing to do\n");
     assert_eq!(roles.applied(BUDGET).await, "-- nothing to do\n");
     let json: Value = serde_json::from_str(&roles.planned(&["--budget", "4", "--json"]).await).unwrap();
-    let expected = [("api", 4), ("worker", 4), ("control", 8)];
+    let expected = [("api", 4), ("worker", 4), ("control_api", 8), ("control_worker", 8)];
     let statements: Vec<String> =
         expected.map(|(role, limit)| format!("ALTER ROLE {}_{role} CONNECTION LIMIT {limit}", roles.prefix)).to_vec();
     let shown: Vec<&str> = json["statements"].as_array().unwrap().iter().map(|s| s["sql"].as_str().unwrap()).collect();
@@ -96,7 +96,7 @@ async fn the_wall_stands_where_the_budget_ends() {
         let refused = PgConnection::connect(&deployment.roles.url(role)).await;
         assert_eq!(sqlstate(refused).as_deref(), Some("53300"));
         // A heartbeat goes through all the same.
-        deployment.roles.connect(ServerRole::Control).await;
+        deployment.roles.connect(ServerRole::ControlApi).await;
     }
     let refused = deployment.roles.run(&deployment.roles.admin, "plan", &["--budget", "5000"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("does not fit"), "{refused:?}");
@@ -154,9 +154,12 @@ async fn whoever_may_create_roles_needs_to_be_no_superuser_and_others_are_told_w
     admin.execute(AssertSqlSafe(format!("ALTER ROLE {owner} CREATEROLE"))).await.unwrap();
     let applied = roles.run(url.as_str(), "apply", &[BUDGET, &["--yes"]].concat()).await;
     assert!(applied.status.success(), "{applied:?}");
-    let plan = roles.run(url.as_str(), "plan", BUDGET).await;
-    let left = String::from_utf8_lossy(&plan.stdout).into_owned();
-    assert!(left == "-- nothing to do\n" || left.lines().all(|line| line.contains("pg_monitor")), "{left}");
+    let said = String::from_utf8_lossy(&applied.stdout).into_owned();
+    assert!(said.contains("does not allow REVOKE EXECUTE ON FUNCTION pg_catalog.lo_create(oid) FROM PUBLIC"), "{said}");
+    let plan = roles.run(url.as_str(), "plan", &[BUDGET, &["--json"]].concat()).await;
+    let left: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert!(left["statements"].as_array().unwrap().iter().all(|statement| statement["optional"] == true), "{left}");
+    assert!(!left.to_string().contains("TEMPORARY"), "the owner of a database may revoke it: {left}");
     let migrated = rollcall(&deployment, &["migrate", "run"]).await;
     assert!(migrated.status.success(), "{migrated:?}");
     let back =

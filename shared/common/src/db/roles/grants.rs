@@ -41,8 +41,14 @@ pub(super) async fn differences(conn: &mut PgConnection, prefix: &str) -> Result
         }
     }
     for (key, privileges) in &wanted {
+        let (held, wanted) = (actual.get(key).unwrap_or(&nothing), privileges);
+        // Revoked from a table, a verb is revoked from all its columns, too.
+        let revoked = |privilege: &&str| {
+            let verb = privilege.split_once(" (").map(|(verb, _)| verb);
+            verb.is_some_and(|verb| held.contains(verb) && !wanted.contains(verb))
+        };
         let missing: Vec<&str> =
-            privileges.difference(actual.get(key).unwrap_or(&nothing)).map(String::as_str).collect();
+            privileges.iter().map(String::as_str).filter(|p| !held.contains(*p) || revoked(p)).collect();
         if !missing.is_empty() {
             statements.push(format!("GRANT {} ON {} TO {}", missing.join(", "), key.0, key.1));
         }

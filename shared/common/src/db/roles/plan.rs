@@ -1,11 +1,18 @@
 //! From what the server has to what a deployment's roles need: statements, shown or executed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::state::{Known, Server};
 use super::{SCHEMA, ServerRole, grants, quoted};
+use crate::db::lock_holders;
+
+/// How long one statement may wait for a table.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Errors go to the server's log without their details, in which the values of a row can be.
+const TERSE: &str = "log_error_verbosity=terse";
 
 /// What the roles shall be.
 #[derive(Debug, Clone)]
@@ -68,6 +75,17 @@ pub enum RolesError {
         /// Why.
         source: sqlx::Error,
     },
+    /// A table is in use, and all was undone.
+    #[error(
+        "failed to execute {shown}; nothing was changed, because of locks that others hold ({holders}); end their transactions and \
+         run this again"
+    )]
+    Locked {
+        /// The statement.
+        shown: String,
+        /// Their sessions.
+        holders: String,
+    },
 }
 
 /// Compares, and changes nothing.
@@ -101,6 +119,9 @@ pub async fn plan(conn: &mut PgConnection, wanted: &Wanted) -> Result<Plan, Role
             let value = if *setting == "search_path" { (*value).to_owned() } else { format!("'{value}'") };
             plan.push(format!("ALTER ROLE {name} SET {setting} = {value}"));
         }
+        if !settings.iter().any(|setting| setting == TERSE) {
+            plan.try_push(format!("ALTER ROLE {name} SET {TERSE}"));
+        }
         if let Some(verifier) = verifiers.get(&role) {
             let sql = format!("ALTER ROLE {name} PASSWORD '{verifier}'");
             plan.statements
@@ -109,21 +130,22 @@ pub async fn plan(conn: &mut PgConnection, wanted: &Wanted) -> Result<Plan, Role
     }
     memberships(&mut *conn, prefix, &known, &server, &mut plan).await?;
     plan.extend(schema(&mut *conn, prefix, &server).await?);
+    publics(&mut *conn, &server, &mut plan).await?;
     plan.extend(ownership(&mut *conn, prefix).await?);
     plan.extend(defaults(&mut *conn, prefix).await?);
     plan.extend(grants::differences(&mut *conn, prefix).await?);
     Ok(plan)
 }
 
-/// Executes a plan in one transaction; gives what was left out because the server did not allow it.
+/// Executes a plan in one transaction, but for optional statements that the server does not allow.
 ///
 /// # Errors
-/// [`RolesError::Statement`]; then nothing was changed.
-pub async fn apply(conn: &mut PgConnection, plan: &Plan) -> Result<Vec<String>, RolesError> {
-    let mut skipped = Vec::new();
+/// [`RolesError::Statement`] and [`RolesError::Locked`]; then nothing was changed.
+pub async fn apply(conn: &mut PgConnection, plan: &Plan) -> Result<(), RolesError> {
     let mut tx = conn.begin().await?;
     // Handing tables over takes each for an instant: rather not at all than with everybody waiting behind.
-    tx.execute("SET LOCAL lock_timeout = '5s'").await?;
+    let timeout = format!("SET LOCAL lock_timeout = '{}s'", LOCK_TIMEOUT.as_secs());
+    tx.execute(AssertSqlSafe(timeout)).await?;
     for statement in &plan.statements {
         let failed = |source| RolesError::Statement { shown: statement.shown.clone(), source };
         let mut savepoint = tx.begin().await?;
@@ -132,18 +154,28 @@ pub async fn apply(conn: &mut PgConnection, plan: &Plan) -> Result<Vec<String>, 
             Ok(_) => savepoint.commit().await?,
             Err(refused) if statement.optional && refused.as_database_error().is_some() => {
                 savepoint.rollback().await?;
-                skipped.push(statement.shown.clone());
+            }
+            Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("55P03")) => {
+                drop(savepoint);
+                tx.rollback().await?;
+                let holders = lock_holders(conn, LOCK_TIMEOUT).await?;
+                return Err(RolesError::Locked { shown: statement.shown.clone(), holders });
             }
             Err(error) => return Err(failed(error)),
         }
     }
     tx.commit().await?;
-    Ok(skipped)
+    Ok(())
 }
 
 impl Plan {
     fn push(&mut self, sql: String) {
         self.statements.push(Statement { shown: sql.clone(), sql, optional: false });
+    }
+
+    /// A statement that some hosts do not allow, and without which the rest is of use.
+    fn try_push(&mut self, sql: String) {
+        self.statements.push(Statement { shown: sql.clone(), sql, optional: true });
     }
 
     fn extend(&mut self, statements: impl IntoIterator<Item = String>) {
@@ -164,7 +196,9 @@ async fn memberships(
         match role {
             // To end the sessions of instances that are gone.
             ServerRole::Migrator => {
-                [ServerRole::Api, ServerRole::Worker, ServerRole::Control].map(|role| role.name(prefix)).to_vec()
+                [ServerRole::Api, ServerRole::Worker, ServerRole::ControlApi, ServerRole::ControlWorker]
+                    .map(|role| role.name(prefix))
+                    .to_vec()
             }
             ServerRole::Monitor => vec![STATISTICS.to_owned()],
             _ => Vec::new(),
@@ -182,7 +216,7 @@ async fn memberships(
         for other in wanted.iter().filter(|other| !actual.contains(other)) {
             let sql = format!("GRANT {other} TO {name}");
             // Some hosts keep it to themselves.
-            plan.statements.push(Statement { shown: sql.clone(), sql, optional: other == STATISTICS });
+            if other == STATISTICS { plan.try_push(sql) } else { plan.push(sql) }
         }
     }
     // Who hands a table over needs the rights of its next owner, and keeps working as before.
@@ -236,6 +270,34 @@ async fn schema(conn: &mut PgConnection, prefix: &str, server: &Server) -> Resul
         }
     }
     Ok(statements)
+}
+
+/// Takes from everybody what nothing here needs: temporary tables and large objects fill the disk, read-only sessions included.
+/// The server's own functions belong to a superuser.
+async fn publics(conn: &mut PgConnection, server: &Server, plan: &mut Plan) -> Result<(), sqlx::Error> {
+    let open: Vec<String> = sqlx::query_scalar(
+        "
+        SELECT format('TEMPORARY ON DATABASE %I', datname)
+        FROM pg_database
+        CROSS JOIN aclexplode(coalesce(datacl, acldefault('d', datdba)))
+        WHERE datname = $1 AND grantee = 0 AND privilege_type = 'TEMPORARY'
+        UNION ALL
+        SELECT format('EXECUTE ON FUNCTION pg_catalog.%I(%s)', proname, pg_get_function_identity_arguments(pg_proc.oid))
+        FROM pg_proc
+        CROSS JOIN aclexplode(coalesce(proacl, acldefault('f', proowner)))
+        WHERE pronamespace = 'pg_catalog'::regnamespace
+            AND proname IN ('lo_creat', 'lo_create', 'lo_from_bytea', 'lo_import')
+            AND grantee = 0
+        ORDER BY 1
+        ",
+    )
+    .bind(&server.database)
+    .fetch_all(conn)
+    .await?;
+    for privilege in open {
+        plan.try_push(format!("REVOKE {privilege} FROM PUBLIC"));
+    }
+    Ok(())
 }
 
 /// Hands over to the migrator what earlier migrations made as somebody else.

@@ -1,25 +1,78 @@
 //! The list of who may do what: a new table or function gets its line here, and a test fails until it has one.
 
-use super::ServerRole::{self, Api, Control, Monitor, Worker};
+use super::ServerRole::{self, Api, ControlApi, ControlWorker, Monitor, Worker};
 
-/// What one role may do: verbs, of which UPDATE can name a column.
+/// What one role may do: verbs, of which UPDATE can name a column. No service may change the columns by which a row is known,
+/// nor who asked for a command and when.
 pub type Grant = (ServerRole, &'static [&'static str]);
 
 /// What each role may do with each table. The migrator owns them all; the backup reads them all.
 pub const TABLES: &[(&str, &[Grant])] = &[
-    ("users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
-    ("deleted_users", &[(Worker, &["SELECT", "INSERT", "UPDATE"])]),
-    ("commands", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
+    (
+        "users",
+        &[
+            (Api, &["SELECT"]),
+            (
+                Worker,
+                &[
+                    "SELECT",
+                    "INSERT",
+                    "DELETE",
+                    "UPDATE (email)",
+                    "UPDATE (name)",
+                    "UPDATE (status)",
+                    "UPDATE (suspended_at)",
+                    "UPDATE (updated_at)",
+                    "UPDATE (version)",
+                ],
+            ),
+        ],
+    ),
+    ("deleted_users", &[(Worker, &["SELECT", "INSERT", "UPDATE (deleted_at)", "UPDATE (version)"])]),
+    (
+        "commands",
+        &[
+            (Api, &["SELECT"]),
+            (
+                Worker,
+                &[
+                    "SELECT",
+                    "INSERT",
+                    "UPDATE (position)",
+                    "UPDATE (reason)",
+                    "UPDATE (status)",
+                    "UPDATE (user_version)",
+                ],
+            ),
+        ],
+    ),
     ("command_days", &[]),
-    ("idempotency_keys", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
+    (
+        "idempotency_keys",
+        &[(
+            Worker,
+            &[
+                "SELECT",
+                "INSERT",
+                "DELETE",
+                "UPDATE (accepted_at)",
+                "UPDATE (claimed_at)",
+                "UPDATE (command_id)",
+                "UPDATE (earlier_accepted_at)",
+                "UPDATE (earlier_command_id)",
+                "UPDATE (earlier_fingerprint)",
+                "UPDATE (fingerprint)",
+            ],
+        )],
+    ),
     // Who lets users go again is an operator, as the migrator.
-    ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE"])]),
-    ("dead_letters", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
-    ("events", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
+    ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE (command_id)"])]),
+    ("dead_letters", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (attempts)", "UPDATE (last_seen_at)"])]),
+    ("events", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (published_at)"])]),
     // Who makes and revokes keys is an operator, as the migrator.
     ("api_keys", &[(Api, &["SELECT"])]),
-    ("suspects", &[(Worker, &["SELECT", "INSERT", "UPDATE", "DELETE"])]),
-    ("membership", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
+    ("suspects", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (attempts)", "UPDATE (last_tried_at)"])]),
+    ("membership", &[(ControlApi, &["SELECT"]), (ControlWorker, &["SELECT"]), (Monitor, &["SELECT"])]),
     ("members", &[(Monitor, &["SELECT"])]),
     (
         "partitions",
@@ -28,12 +81,13 @@ pub const TABLES: &[(&str, &[Grant])] = &[
             (Api, &["SELECT"]),
             // The fence locks a row, and for that the server demands UPDATE of a column.
             (Worker, &["SELECT", "UPDATE (decided_through)"]),
-            (Control, &["SELECT"]),
+            (ControlApi, &["SELECT"]),
+            (ControlWorker, &["SELECT"]),
             (Monitor, &["SELECT"]),
         ],
     ),
-    ("deployment", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
-    ("_sqlx_migrations", &[(Control, &["SELECT"]), (Monitor, &["SELECT"])]),
+    ("deployment", &[(ControlApi, &["SELECT"]), (ControlWorker, &["SELECT"]), (Monitor, &["SELECT"])]),
+    ("_sqlx_migrations", &[(ControlApi, &["SELECT"]), (ControlWorker, &["SELECT"]), (Monitor, &["SELECT"])]),
     // Whose migrations run.
     ("migration_lock", &[]),
 ];
@@ -46,12 +100,16 @@ pub const FUNCTIONS: &[(&str, &[ServerRole])] = &[
     ("command_day_bound", &[]),
     ("has_command_day", &[]),
     ("next_command_position", &[Worker]),
-    ("join_membership", &[Control]),
-    ("beat_membership", &[Control]),
-    ("release_partitions", &[Control]),
-    ("set_consumes", &[Control]),
-    ("leave_membership", &[Control]),
-    ("mark_broker", &[Control]),
+    ("instance_of", &[]),
+    ("pool_role_of", &[]),
+    ("join_membership", &[]),
+    ("join_as_api", &[ControlApi]),
+    ("join_as_worker", &[ControlWorker]),
+    ("beat_membership", &[ControlApi, ControlWorker]),
+    ("release_partitions", &[ControlWorker]),
+    ("set_consumes", &[ControlWorker]),
+    ("leave_membership", &[ControlApi, ControlWorker]),
+    ("mark_broker", &[ControlApi, ControlWorker]),
     ("compare_deployment", &[]),
     ("write_deployment", &[]),
     ("set_connection_budget", &[]),

@@ -8,16 +8,18 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::shared_settings;
+use super::{instance_of, shared_settings};
 use crate::support::{connect, database, eventually, settings};
 
 const PARTITIONS: i32 = 4;
 /// Far less than the time to live of a member.
 const PROMPT: Duration = Duration::from_secs(3);
 
-const JOIN: &str = "SELECT joined FROM join_membership($1, 'worker', 'test', $2, NULL, 1, $3, 50, NULL, true)";
+const JOIN: &str = "SELECT joined FROM join_as_worker($1, 'test', $2, NULL, 1, $3, 50, NULL, true)";
 
 struct Instance {
+    secret: [u8; 32],
+    /// Its id.
     name: Uuid,
     epoch: i64,
     control: PgConnection,
@@ -30,9 +32,9 @@ async fn control(database: &TestDatabase, name: Uuid) -> PgConnection {
     db::connect(&settings(database.url(), 1), &name).await.expect("a control connection")
 }
 
-async fn join(control: &mut PgConnection, name: Uuid, floor: i32, budget: i32) -> Option<i64> {
+async fn join(control: &mut PgConnection, secret: [u8; 32], floor: i32, budget: i32) -> Option<i64> {
     sqlx::query_scalar(JOIN)
-        .bind(name)
+        .bind(secret)
         .bind(shared_settings(PARTITIONS, budget))
         .bind(floor)
         .fetch_one(control)
@@ -42,12 +44,13 @@ async fn join(control: &mut PgConnection, name: Uuid, floor: i32, budget: i32) -
 
 impl Instance {
     async fn start(database: &TestDatabase, budget: i32) -> Self {
-        let name = Uuid::now_v7();
+        let secret: [u8; 32] = rand::random();
+        let name = instance_of(&secret);
         let mut control = control(database, name).await;
-        let epoch = join(&mut control, name, 1, budget).await.expect("room");
+        let epoch = join(&mut control, secret, 1, budget).await.expect("room");
         let grown = "UPDATE members SET joined_at = '-infinity' WHERE instance = $1";
         sqlx::query(grown).bind(name).execute(&mut control).await.expect("of age");
-        let mut instance = Self { name, epoch, control, grace: Duration::from_millis(1) };
+        let mut instance = Self { secret, name, epoch, control, grace: Duration::from_millis(1) };
         instance.beat().await;
         instance
     }
@@ -55,13 +58,13 @@ impl Instance {
     /// Beats as if nothing were open; gives what it may open and what the server shows.
     async fn beat(&mut self) -> (i32, i32) {
         let beat = "SELECT granted, sessions FROM beat_membership($1, $2, 0, 0, 0, 0, 50, $3) WHERE alive";
-        let beating = sqlx::query_as(beat).bind(self.name).bind(self.epoch).bind(self.grace);
+        let beating = sqlx::query_as(beat).bind(self.secret).bind(self.epoch).bind(self.grace);
         let beating = beating.fetch_one(&mut self.control);
         tokio::time::timeout(PROMPT, beating).await.expect("an answer in time").expect("a member")
     }
 
     async fn reaches_broker(&mut self, reaches: bool) {
-        let say = sqlx::query("SELECT set_consumes($1, $2)").bind(self.name).bind(reaches);
+        let say = sqlx::query("SELECT set_consumes($1, $2)").bind(self.secret).bind(reaches);
         say.execute(&mut self.control).await.expect("said");
     }
 
@@ -111,7 +114,7 @@ async fn nobody_gets_the_share_of_one_whose_control_connection_ended_before_that
         assert_eq!(stays.beat().await.0, before);
     }
     let soon = "SELECT soon FROM beat_membership($1, $2, 0, 0, 0, 0, 50, $3)";
-    let soon = sqlx::query_scalar(soon).bind(stays.name).bind(stays.epoch).bind(stays.grace);
+    let soon = sqlx::query_scalar(soon).bind(stays.secret).bind(stays.epoch).bind(stays.grace);
     let soon: bool = soon.fetch_one(&mut stays.control).await.expect("a beat");
     assert!(soon, "the next heartbeat shall not wait");
     witness.execute("UPDATE members SET grace = '0' WHERE control_lost_at IS NOT NULL").await.expect("set");
@@ -167,7 +170,7 @@ async fn whoever_was_missed_and_comes_back_in_time_stays_a_member() {
     assert!(missed, "the other one noticed");
 
     instance.control = control(&database, instance.name).await;
-    let back = sqlx::query_scalar(JOIN).bind(instance.name).bind(shared_settings(PARTITIONS, 30)).bind(1);
+    let back = sqlx::query_scalar(JOIN).bind(instance.secret).bind(shared_settings(PARTITIONS, 30)).bind(1);
     instance.epoch = back.fetch_one(&mut instance.control).await.expect("room");
     instance.grace = Duration::ZERO;
     for _ in 0..3 {
@@ -187,10 +190,10 @@ async fn whoever_comes_for_one_that_just_ended_is_told_to_wait_for_its_place() {
     gone.control.close().await.expect("the end");
     let mut witness = connect(database.url()).await;
     until_gone(&mut witness, &format!("rollcall-control/{}", gone.name)).await;
-    let name = Uuid::now_v7();
-    let mut control = control(&database, name).await;
-    let join = "SELECT joined, reason, extract(epoch FROM away)::float8 FROM join_membership($1, 'worker', 'test', $2, NULL, 1, 1, 50, NULL, true)";
-    let joining = sqlx::query_as(join).bind(name).bind(shared_settings(PARTITIONS, budget)).fetch_one(&mut control);
+    let secret: [u8; 32] = rand::random();
+    let mut control = control(&database, instance_of(&secret)).await;
+    let join = "SELECT joined, reason, extract(epoch FROM away)::float8 FROM join_as_worker($1, 'test', $2, NULL, 1, 1, 50, NULL, true)";
+    let joining = sqlx::query_as(join).bind(secret).bind(shared_settings(PARTITIONS, budget)).fetch_one(&mut control);
     let (joined, reason, away): (Option<i64>, String, f64) = joining.await.expect("an answer");
     assert!(joined.is_none() && reason.contains("just ended") && away < 1.0, "{joined:?} {reason} {away}");
 }
@@ -207,7 +210,7 @@ async fn whoever_comes_back_over_another_control_connection_keeps_what_it_has() 
     let end = "SELECT pg_terminate_backend(control_pid) FROM members WHERE instance = $1";
     sqlx::query(end).bind(instance.name).execute(&mut session).await.expect("the end of the control connection");
     instance.control = control(&database, instance.name).await;
-    instance.epoch = join(&mut instance.control, instance.name, 1, 30).await.expect("room");
+    instance.epoch = join(&mut instance.control, instance.secret, 1, 30).await.expect("room");
     assert_eq!(owners(&mut session).await, before, "its session goes on, and its partitions under the same epochs");
     assert_eq!(instance.beat().await, (granted, 1));
 }

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::model::{Claim, FLOOR, Fault, GRACE, Server};
-use super::shared_settings;
+use super::{instance_of, shared_settings};
 use crate::support::{connect, database};
 
 const INSTANCES: usize = 5;
@@ -34,6 +34,7 @@ const STAGE: &str = "
 struct Stage {
     conn: PgConnection,
     server: Server,
+    secrets: Vec<[u8; 32]>,
     names: Vec<Uuid>,
     sessions: Vec<i64>,
 }
@@ -55,7 +56,7 @@ impl Stage {
         let joined: Option<i64> = sqlx::query_scalar(
             "SELECT joined FROM join_membership($1, $2, 'test', $3, NULL, $4::integer, $5::integer, $6::integer, NULL, true)",
         )
-        .bind(self.names[i])
+        .bind(self.secrets[i])
         .bind(claim.service)
         .bind(shared_settings(4, i32::try_from(self.server.budget).expect("a small number")))
         .bind(claim.weight)
@@ -80,7 +81,7 @@ impl Stage {
              FROM beat_membership($1, $2, $3::integer, 0, 0, 0, $4::integer, '0')
              WHERE alive AND granted IS NOT NULL",
         )
-        .bind(self.names[i])
+        .bind(self.secrets[i])
         .bind(stored)
         .bind(held)
         .bind(demand)
@@ -127,7 +128,11 @@ impl Stage {
             }
             28 if known => {
                 self.server.leave(i);
-                sqlx::query("SELECT leave_membership($1)").bind(name).execute(&mut self.conn).await.expect("an end");
+                sqlx::query("SELECT leave_membership($1)")
+                    .bind(self.secrets[i])
+                    .execute(&mut self.conn)
+                    .await
+                    .expect("an end");
                 format!("{i} leaves")
             }
             29..35 => {
@@ -177,7 +182,8 @@ async fn the_functions_of_the_database_do_what_the_model_does() {
     let database = database().await;
     let mut conn = connect(database.url()).await;
     conn.execute(AssertSqlSafe(STAGE.to_owned())).await.expect("a stage");
-    let names: Vec<Uuid> = (0..INSTANCES).map(|_| Uuid::now_v7()).collect();
+    let secrets: Vec<[u8; 32]> = (0..INSTANCES).map(|_| rand::random()).collect();
+    let names: Vec<Uuid> = secrets.iter().map(|secret| instance_of(secret)).collect();
     for seed in 0..SCHEDULES {
         let mut random = StdRng::seed_from_u64(seed);
         conn.execute("DELETE FROM members; DELETE FROM cut; DELETE FROM stage; DELETE FROM deployment")
@@ -185,7 +191,8 @@ async fn the_functions_of_the_database_do_what_the_model_does() {
             .expect("an empty stage");
         let mut server = Server::new(random.random_range(6..30), Fault::None);
         server.sessions = vec![0; INSTANCES];
-        let mut stage = Stage { conn, server, names: names.clone(), sessions: vec![0; INSTANCES] };
+        let mut stage =
+            Stage { conn, server, secrets: secrets.clone(), names: names.clone(), sessions: vec![0; INSTANCES] };
         let mut history = vec![format!("a budget of {}, seed {seed}", stage.server.budget)];
         for _ in 0..CALLS {
             history.push(stage.act(&mut random).await);
