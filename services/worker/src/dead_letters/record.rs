@@ -206,10 +206,10 @@ pub async fn record_undelivered(
     let Some(header) = message.header() else { return Ok(false) };
     let (id, user) = (Uuid::from(header.id), header.user_id.map(Uuid::from));
     let day = days::ensure(conn, header.id.minted_at().date()).await?;
-    let reason = if day != DayState::Kept {
-        format!("{reason}; the records of its day are not kept: it may have been applied")
-    } else {
+    let reason = if day == DayState::Kept {
         reason.to_owned()
+    } else {
+        format!("{reason}; the records of its day are not kept: it may have been applied")
     };
     let mut tx = conn.begin().await?;
     let fresh = if day == DayState::Outside {

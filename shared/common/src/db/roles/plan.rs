@@ -294,7 +294,9 @@ async fn publics(conn: &mut PgConnection, server: &Server, plan: &mut Plan) -> R
     .bind(&server.database)
     .fetch_all(conn)
     .await?;
-    open.into_iter().for_each(|privilege| plan.try_push(format!("REVOKE {privilege} FROM PUBLIC")));
+    for privilege in open {
+        plan.try_push(format!("REVOKE {privilege} FROM PUBLIC"));
+    }
     Ok(())
 }
 
