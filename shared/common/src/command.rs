@@ -21,6 +21,7 @@
 
 mod id;
 mod idempotency;
+mod invisible;
 mod message;
 mod text;
 
