@@ -101,7 +101,7 @@ impl Rates {
 
     /// Whom an address stands for: one, or the network of an IPv6 subscriber. On a socket for both, IPv4 comes in the form of
     /// IPv6.
-    fn address(&self, request: &Request) -> String {
+    pub(crate) fn address(&self, request: &Request) -> String {
         let peer = request.remote_addr().as_socket_addr().map(SocketAddr::ip);
         match forwarded(request.headers(), self.trusted_proxies).or(peer).map(|address| address.to_canonical()) {
             Some(IpAddr::V4(address)) => format!("address:{address}"),

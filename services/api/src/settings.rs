@@ -7,7 +7,8 @@ use common::config::{Faults, Reader, SHARED, ServiceSettings, Variable};
 use common::health::ReadyWhen;
 
 use crate::auth::settings::{
-    AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES, AuthSettings,
+    AUTH, AUTH_JWKS, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES, AUTH_JWT_TYPES,
+    AuthSettings,
 };
 use crate::limits::{
     CORS_ORIGINS, KEEP_ALIVE_SECONDS, Limits, MAX_CONNECTIONS, MAX_WAITING, RATE_LIMIT_PER_MINUTE, SHED_AFTER_SECONDS,
@@ -49,6 +50,7 @@ pub const OWN: &[&Variable] = &[
     &AUTH_JWT_ISSUER,
     &AUTH_JWT_AUDIENCE,
     &AUTH_JWT_ALGORITHMS,
+    &AUTH_JWT_TYPES,
     &AUTH_JWKS,
     &AUTH_JWT_MAX_BYTES,
     &MAX_CONNECTIONS,
