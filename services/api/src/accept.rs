@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
 use common::command::{
-    Command, CommandId, CommandKeys, Digest, Envelope, Idempotency, Principal, SIGNATURE_HEADER, UserId,
+    Command, CommandId, CommandIdKey, CommandKeys, Digest, Envelope, IdOrigin, Idempotency, Principal, SIGNATURE_HEADER,
+    UserId,
 };
 use common::db::DatabaseClock;
 use common::shutdown::{Phase, Shutdown};
@@ -12,6 +13,7 @@ use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
 
@@ -37,6 +39,7 @@ pub(crate) struct Acceptor {
     decisions: Loader<Decided>,
     backlog: Backlog,
     clock: DatabaseClock,
+    command_ids: watch::Receiver<Option<CommandIdKey>>,
     shutdown: Shutdown,
 }
 
@@ -108,6 +111,7 @@ impl Terms {
 }
 
 impl Acceptor {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that it works with")]
     pub(crate) fn new(
         publishers: PublisherPool,
         topology: Topology,
@@ -115,9 +119,11 @@ impl Acceptor {
         decisions: Loader<Decided>,
         backlog: Backlog,
         clock: DatabaseClock,
+        command_ids: watch::Receiver<Option<CommandIdKey>>,
         shutdown: Shutdown,
     ) -> Self {
-        Self { publishers, topology, keys: CommandKeys::default(), waiting, decisions, backlog, clock, shutdown }
+        let keys = CommandKeys::default();
+        Self { publishers, topology, keys, waiting, decisions, backlog, clock, command_ids, shutdown }
     }
 
     /// Signs commands from now on, if there are keys.
@@ -135,8 +141,9 @@ impl Acceptor {
     ) -> Result<Accepted, Problem> {
         // The command's id and its time come from this process's clock.
         self.clock.check().map_err(|reason| Problem::new(ProblemKind::NotReady).detail(reason))?;
+        let id = CommandId::mint_for(&self.command_id_key()?, &principal);
         let envelope = Envelope {
-            id: CommandId::mint(),
+            id,
             accepted_at: OffsetDateTime::now_utc(),
             principal,
             if_match: terms.if_match,
@@ -144,7 +151,7 @@ impl Acceptor {
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));
-        let waiter = self.enter(envelope.id, terms);
+        let waiter = self.enter(envelope.id, &envelope.principal, terms);
         let partition = envelope.command.user_id().partition(self.topology.partitions());
         self.backlog.admit(partition)?;
         self.publish(&envelope, partition, waiter.is_some()).await?;
@@ -167,22 +174,38 @@ impl Acceptor {
     }
 
     /// Begins to wait, if the client wants to, not too many do already and the instance does not drain.
-    fn enter(&self, id: CommandId, terms: &mut Terms) -> Option<(Waiter, Instant)> {
+    fn enter(&self, id: CommandId, principal: &Principal, terms: &mut Terms) -> Option<(Waiter, Instant)> {
         let wanted = terms.wait.filter(|_| self.shutdown.phase() < Phase::Draining);
-        let waiter = wanted.and_then(|wait| Some((self.waiting.enter(id)?, Instant::now() + wait)));
+        let waiter = wanted.and_then(|wait| Some((self.waiting.enter(id, principal)?, Instant::now() + wait)));
         if waiter.is_none() {
             terms.wait = None;
         }
         waiter
     }
 
-    /// Looks at a command, and while it is undecided waits as long as it may.
-    pub(crate) async fn look(&self, id: CommandId, terms: &mut Terms) -> Result<Option<Decided>, Problem> {
+    /// What an id says to this principal of where it was minted; before the first join nothing can be read.
+    pub(crate) fn origin(&self, id: CommandId, principal: &Principal) -> Result<IdOrigin, Problem> {
+        let key = self.command_id_key().map_err(|_| Problem::new(ProblemKind::DatabaseUnavailable))?;
+        Ok(id.origin(&key, principal))
+    }
+
+    fn command_id_key(&self) -> Result<CommandIdKey, Problem> {
+        let key = self.command_ids.borrow().clone();
+        key.ok_or_else(|| Problem::new(ProblemKind::NotReady).detail("this instance has not joined the deployment yet"))
+    }
+
+    /// Looks at a command, and while it is undecided waits for this principal as long as it may.
+    pub(crate) async fn look(
+        &self,
+        id: CommandId,
+        principal: &Principal,
+        terms: &mut Terms,
+    ) -> Result<Option<Decided>, Problem> {
         let found = self.decisions.load(id.into()).await?;
         if found.is_some() {
             return Ok(found);
         }
-        match self.enter(id, terms) {
+        match self.enter(id, principal, terms) {
             Some((waiter, deadline)) => Ok(self.decision(&waiter, id, deadline).await),
             None => Ok(None),
         }

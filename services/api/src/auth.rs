@@ -3,7 +3,7 @@
 //! An operation says in its signature whom it serves: `caller: Caller<UsersRead>`, as its first parameter, so that nothing of
 //! the request is looked at before. In reading order: `caller`, the parameter; `denial`, why somebody is not served; `keys`
 //! and `tokens`, the two proofs; `local`, what is asked when there are none; `fresh`, how both know what is valid without a
-//! query per request; `settings`.
+//! query per request; `refusals`, what the log says of those who are not served; `settings`.
 
 mod caller;
 mod denial;
@@ -11,6 +11,7 @@ mod fresh;
 mod key_set;
 mod keys;
 mod local;
+mod refusals;
 pub mod settings;
 mod tokens;
 
@@ -32,15 +33,13 @@ pub use caller::{HistoryRead, UsersRead, UsersWrite};
 pub(crate) use denial::{CHALLENGE, scope_challenge};
 use denial::{Denial, Reason};
 use keys::Keys;
+use refusals::RefusalLog;
 use settings::AuthSettings;
 use tokens::Tokens;
 
 use crate::cors::Origins;
 use crate::problem::Problem;
 use crate::rate::{RateSettings, Rates};
-
-/// Why a request is refused that a page of another site may have had sent.
-const CROSS_SITE: &str = "cross_site";
 
 /// Decides who is served. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -53,6 +52,7 @@ struct Proofs {
     keys: Option<Keys>,
     tokens: Option<Tokens>,
     refusals: Counter<u64>,
+    log: RefusalLog,
 }
 
 /// Somebody who proved who they are.
@@ -81,7 +81,8 @@ impl Guard {
         let tokens = settings.tokens.map(|tokens| Tokens::start(shutdown, health, tokens)).transpose()?;
         let keys = settings.keys.then(|| Keys::start(shutdown, health, pool));
         let rates = Rates::start(shutdown, rates);
-        Ok(Self(Arc::new(Proofs { rates, local: settings.local, keys, tokens, refusals })))
+        let log = RefusalLog::default();
+        Ok(Self(Arc::new(Proofs { rates, local: settings.local, keys, tokens, refusals, log })))
     }
 
     /// Serves everybody, as nobody in particular.
@@ -89,28 +90,28 @@ impl Guard {
         self.0.keys.is_none() && self.0.tokens.is_none()
     }
 
-    /// Who asks, if they have one of these scopes and have not asked too often.
-    async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Principal, Problem> {
+    /// Who asks, if they have one of these scopes and have not asked too often. Where nobody has to log in, everybody has all.
+    async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Identity, Problem> {
         if self.open() {
             // First: a foreign page must not use up what the programs here may ask.
             if let Some(origins) = &self.0.local
                 && let Err(foreign) = local::check(request.uri(), request.headers(), origins)
             {
-                self.refused(CROSS_SITE, None, None);
+                self.refused(request, &Reason::CrossSite.into());
                 return Err(foreign);
             }
             self.0.rates.count(request, None)?;
-            return Ok(Principal::anonymous());
+            return Ok(Identity { principal: Principal::anonymous(), scopes: Scope::ALL.into() });
         }
         let identified = self.identify(request.headers()).await;
         // Whoever guesses is counted by address, and told nothing more beyond the limit.
         self.0.rates.count(request, identified.as_ref().ok().map(|identity| identity.principal.as_str()))?;
         let refusal = match identified {
-            Ok(identity) if any_of.iter().any(|scope| identity.scopes.contains(scope)) => return Ok(identity.principal),
-            Ok(identity) => Denial::of(Reason::InsufficientScope, identity.principal.as_str()),
+            Ok(identity) if any_of.iter().any(|scope| identity.scopes.contains(scope)) => return Ok(identity),
+            Ok(identity) => Denial::of(Reason::InsufficientScope, &identity.principal.logged()),
             Err(denial) => denial,
         };
-        self.refused(refusal.reason.label(), refusal.who.as_deref(), refusal.detail.as_deref());
+        self.refused(request, &refusal);
         Err(refusal.reason.problem(any_of))
     }
 
@@ -119,12 +120,12 @@ impl Guard {
         if !self.open() || self.0.local.is_none() {
             return Ok(());
         }
-        local::check_host(request.uri(), request.headers()).inspect_err(|_| self.refused(CROSS_SITE, None, None))
+        local::check_host(request.uri(), request.headers()).inspect_err(|_| self.refused(request, &Reason::CrossSite.into()))
     }
 
-    fn refused(&self, reason: &'static str, who: Option<&str>, detail: Option<&str>) {
-        self.0.refusals.add(1, &[KeyValue::new("reason", reason)]);
-        tracing::info!(reason, who, detail, "a request was refused");
+    fn refused(&self, request: &Request, refusal: &Denial) {
+        self.0.refusals.add(1, &[KeyValue::new("reason", refusal.reason.label())]);
+        self.0.log.note(request, &self.0.rates.address(request), refusal);
     }
 
     async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Denial> {

@@ -98,6 +98,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
         let (origin, gzip) = (request.headers().get(header::ORIGIN).cloned(), compression::accepted(request.headers()));
         let allowance = Allowance::default();
         request.set_data(allowance.clone());
+        request.set_data(trace_id);
         if let Some(mut answer) = self.origins.preflight(&request) {
             self.origins.allow(origin.as_ref(), answer.headers_mut());
             return Ok(answer);

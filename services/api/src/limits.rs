@@ -29,8 +29,9 @@ pub(crate) const KEEP_ALIVE_SECONDS: Variable = Variable::with_default(
 pub(crate) const MAX_WAITING: Variable = Variable::optional(
     "MAX_WAITING",
     "8000",
-    "Requests that wait for an outcome at once (Prefer: wait); beyond, they are answered at once with 202. Below \
-     MAX_CONNECTIONS, because each keeps its connection; four fifths of it when it is not set.",
+    "Requests that wait for an outcome at once (Prefer: wait); beyond, they are answered at once with 202. One principal has \
+     three quarters of them at most. Below MAX_CONNECTIONS, because each keeps its connection; four fifths of it when it is \
+     not set.",
 );
 pub(crate) const RATE_LIMIT_PER_MINUTE: Variable = Variable::optional(
     "RATE_LIMIT_PER_MINUTE",
@@ -51,7 +52,8 @@ pub(crate) const SHED_AFTER_SECONDS: Variable = Variable::with_default(
 pub(crate) const CORS_ORIGINS: Variable = Variable::optional(
     "CORS_ORIGINS",
     "https://app.example.org",
-    "Origins whose pages may call the API from a browser, separated by commas, or *; none when it is not set.",
+    "Origins whose pages may call the API from a browser, separated by commas, or *, which is refused without AUTH and with \
+     AUTH=local; none when it is not set.",
 );
 
 /// The limits.

@@ -99,7 +99,7 @@ impl Rates {
     }
 
     /// The client that an address stands for.
-    fn address(&self, request: &Request) -> String {
+    pub(crate) fn address(&self, request: &Request) -> String {
         let peer = request.remote_addr().as_socket_addr().map(SocketAddr::ip);
         match forwarded(request.headers(), self.trusted_proxies).or(peer) {
             Some(address) => format!("address:{}", client_network(address)),

@@ -8,6 +8,7 @@ use common::health::ReadyWhen;
 
 use crate::auth::settings::{
     AUTH, AUTH_JWKS, AUTH_JWKS_CA_FILE, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES,
+    AUTH_JWT_TYPES,
     AuthSettings,
 };
 use crate::limits::{
@@ -50,6 +51,7 @@ pub const OWN: &[&Variable] = &[
     &AUTH_JWT_ISSUER,
     &AUTH_JWT_AUDIENCE,
     &AUTH_JWT_ALGORITHMS,
+    &AUTH_JWT_TYPES,
     &AUTH_JWKS,
     &AUTH_JWKS_CA_FILE,
     &AUTH_JWT_MAX_BYTES,

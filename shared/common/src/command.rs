@@ -21,6 +21,7 @@
 
 mod id;
 mod idempotency;
+mod invisible;
 mod message;
 mod signature;
 mod text;
@@ -28,7 +29,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-pub use id::{CommandId, InvalidId, UserId};
+pub use id::{CommandId, CommandIdKey, IdOrigin, InvalidId, UserId};
 pub use idempotency::{Digest, Idempotency, InvalidDigest};
 pub use message::{CommandHeader, DecodeError, Message, MessageProperties, UnreadCommand};
 pub use signature::{CommandKeys, SIGNATURE_HEADER, SignatureError};

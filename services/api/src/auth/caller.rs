@@ -8,7 +8,7 @@ use poem::{Request, RequestBody};
 use poem_openapi::registry::{MetaSecurityScheme, Registry};
 use poem_openapi::{ApiExtractor, ApiExtractorType, ExtractParamOptions};
 
-use super::Guard;
+use super::{Guard, Identity};
 use crate::problem::{Failed, Problem, ProblemKind};
 use crate::query;
 
@@ -20,6 +20,8 @@ pub(crate) const SCHEME: &str = "bearer";
 pub(crate) struct Caller<N> {
     /// What commands are recorded under.
     pub(crate) principal: Principal,
+    /// Whether `users:read` was proved, too.
+    pub(crate) reads_users: bool,
     needs: PhantomData<N>,
 }
 
@@ -98,8 +100,8 @@ impl<'a, N: Needs> ApiExtractor<'a> for Caller<N> {
             None => Err(Problem::new(ProblemKind::Internal)),
         };
         let refuse = |problem: Problem| poem::Error::from(Failed::<()>::from(problem));
-        let principal = admitted.map_err(refuse)?;
+        let Identity { principal, scopes } = admitted.map_err(refuse)?;
         query::check(request, body).await.map_err(refuse)?;
-        Ok(Self { principal, needs: PhantomData })
+        Ok(Self { principal, reads_users: scopes.contains(&Scope::UsersRead), needs: PhantomData })
     }
 }

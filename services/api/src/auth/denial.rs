@@ -15,6 +15,8 @@ pub(crate) fn scope_challenge(scope: &str) -> String {
 /// Why, as a label: the list is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
+    /// A page of another site may have had it sent.
+    CrossSite,
     /// No bearer came.
     Missing,
     /// What came is neither a key nor a token that is accepted here.
@@ -45,6 +47,8 @@ pub(super) enum Reason {
     Issuer,
     /// A token for another service.
     Audience,
+    /// A token of another type, such as an ID token.
+    TokenType,
     /// A token without what it must say.
     Claims,
     /// Who asks is known and may not.
@@ -57,7 +61,7 @@ pub(super) enum Reason {
 #[derive(Debug)]
 pub(super) struct Denial {
     pub(super) reason: Reason,
-    /// The id of a known key, or a principal that was proved.
+    /// The id of a known key, or a principal that was proved, as logs may name it.
     pub(super) who: Option<String>,
     /// More for the operator, without any part of what came.
     pub(super) detail: Option<String>,
@@ -80,6 +84,7 @@ impl Reason {
     /// As metrics and logs call it.
     pub(super) const fn label(self) -> &'static str {
         match self {
+            Self::CrossSite => "cross_site",
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::TokenTooLong(_) => "token_too_long",
@@ -95,6 +100,7 @@ impl Reason {
             Self::EarlyToken => "early_token",
             Self::Issuer => "issuer",
             Self::Audience => "audience",
+            Self::TokenType => "token_type",
             Self::Claims => "claims",
             Self::InsufficientScope => "insufficient_scope",
             Self::Unavailable => "unavailable",
@@ -106,6 +112,7 @@ impl Reason {
         let invalid = || format!("{CHALLENGE}, error=\"invalid_token\"");
         let unauthenticated = |detail: &str| Problem::new(ProblemKind::Unauthenticated).detail(detail);
         match self {
+            Self::CrossSite => Problem::new(ProblemKind::CrossSite),
             Self::Missing => {
                 unauthenticated("no bearer came; send Authorization: Bearer with an API key or an access token")
                     .challenge(CHALLENGE.to_owned())
@@ -130,6 +137,7 @@ impl Reason {
             | Self::EarlyToken
             | Self::Issuer
             | Self::Audience
+            | Self::TokenType
             | Self::Claims => {
                 unauthenticated("the access token is not valid here and now; get a fresh one for this service")
                     .challenge(invalid())

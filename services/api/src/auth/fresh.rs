@@ -2,7 +2,8 @@
 //!
 //! # Why does a value stay when it cannot be loaded?
 //! The API accepts writes while the database is away, and serves while an issuer is. What was valid a moment ago still is,
-//! as far as anybody knows; what ends at a known time ends then by the clock.
+//! as far as anybody knows; what ends at a known time ends then by the clock. But what was taken back meanwhile is not known,
+//! so a value counts only for a limited time without a load.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub(super) struct Pace {
     pub(super) interval: Duration,
     /// The same when somebody asks, so that strangers cannot make it load all the time.
     pub(super) gap: Duration,
+    /// How long a value counts from the beginning of its load.
+    pub(super) limit: Duration,
 }
 
 /// The newest value there is.
@@ -38,6 +41,8 @@ pub(super) struct Fresh<T> {
 #[derive(Debug)]
 struct Newest<T> {
     value: Option<Arc<T>>,
+    /// When the load of the value began.
+    value_at: Option<Instant>,
     /// When the last load began, whatever came of it.
     begun_at: Option<Instant>,
     failed: bool,
@@ -53,22 +58,23 @@ impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
         load: impl Fn() -> F + Send + 'static,
     ) -> Self {
         health.register(check, Ability::Everything);
-        let (sender, newest) = watch::channel(Newest { value: None, begun_at: None, failed: false });
+        let (sender, newest) = watch::channel(Newest { value: None, value_at: None, begun_at: None, failed: false });
         let asked = Arc::new(Notify::new());
         let task = Loading { sender, asked: Arc::clone(&asked), pace, check, health: health.clone() };
         shutdown.supervise(check, Tier::Back, task.run(shutdown.clone(), load));
         Self { newest, asked, pace }
     }
 
-    /// The newest value, if there ever was one.
+    /// The newest value, if there is one that counts.
     pub(super) fn value(&self) -> Option<Arc<T>> {
-        self.newest.borrow().value.clone()
+        let newest = self.newest.borrow();
+        newest.value.clone().filter(|_| newest.counts(self.pace.limit))
     }
 
     /// Whether the newest value is from the last load, and so says what is missing, too.
     pub(super) fn complete(&self) -> bool {
         let newest = self.newest.borrow();
-        newest.value.is_some() && !newest.failed
+        newest.counts(self.pace.limit) && !newest.failed
     }
 
     /// Waits for a load that begins after now, if one may begin soon; false when none ended in time.
@@ -83,6 +89,13 @@ impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
         let mut newest = self.newest.clone();
         let loaded = newest.wait_for(|newest| newest.begun_at.is_some_and(|begun_at| begun_at >= now));
         timeout(PATIENCE, loaded).await.is_ok()
+    }
+}
+
+impl<T> Newest<T> {
+    /// Whether its value is young enough.
+    fn counts(&self, limit: Duration) -> bool {
+        self.value_at.is_some_and(|at| at.elapsed() < limit)
     }
 }
 
@@ -133,6 +146,7 @@ impl<T: fmt::Display> Loading<T> {
                 Ok(value) => {
                     let state = Ok(value.to_string());
                     newest.value = Some(Arc::new(value));
+                    newest.value_at = Some(begun_at);
                     newest.failed = false;
                     state
                 }
@@ -142,7 +156,12 @@ impl<T: fmt::Display> Loading<T> {
                     }
                     newest.failed = true;
                     match &newest.value {
-                        Some(value) => Ok(format!("{value}, from before: {}", reason.words())),
+                        Some(value) if newest.counts(self.pace.limit) => Ok(format!(
+                            "{value}, from before: {}; it counts for {} at most",
+                            reason.words(),
+                            spoken(self.pace.limit)
+                        )),
+                        Some(_) => Err(reason.within(format!("nothing was loaded for {}", spoken(self.pace.limit)))),
                         None => Err(reason),
                     }
                 }
@@ -150,6 +169,14 @@ impl<T: fmt::Display> Loading<T> {
             newest.begun_at = Some(begun_at);
             self.health.set(self.check, state);
         });
+    }
+}
+
+/// A limit in hours, of which it has whole ones.
+fn spoken(limit: Duration) -> String {
+    match limit.as_secs() / 3600 {
+        1 => "an hour".to_owned(),
+        hours => format!("{hours} hours"),
     }
 }
 
@@ -174,7 +201,7 @@ mod tests {
             let number = loads.fetch_add(1, Ordering::Relaxed);
             async move { if succeed(number) { Ok(number) } else { Err("the source is away".into()) } }
         };
-        (Fresh::start(&shutdown, &health, "source", Pace { interval, gap }, load), health)
+        (Fresh::start(&shutdown, &health, "source", Pace { interval, gap, limit: HOUR }, load), health)
     }
 
     /// The value after the first load that this fits.
@@ -233,7 +260,7 @@ mod tests {
             let number = loads.fetch_add(1, Ordering::Relaxed);
             async move { if number == 0 { Ok(number) } else { std::future::pending().await } }
         };
-        let fresh = Fresh::start(&shutdown, &health, "source", Pace { interval: HOUR, gap: GAP }, load);
+        let fresh = Fresh::start(&shutdown, &health, "source", Pace { interval: HOUR, gap: GAP, limit: HOUR }, load);
         after(&fresh, |newest| newest.value.is_some()).await;
         tokio::time::advance(GAP).await;
         assert!(!fresh.ask().await);
@@ -252,6 +279,25 @@ mod tests {
         fresh.ask().await;
         assert_eq!((fresh.value().as_deref(), fresh.complete()), (Some(&1), false));
         let line = health.report().checks["source"].clone();
-        assert!(health.report().ready && line == "ok: 1, from before: the source is away", "{line}");
+        assert!(
+            health.report().ready && line == "ok: 1, from before: the source is away; it counts for an hour at most",
+            "{line}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_loaded_for_as_long_as_it_counts_counts_no_longer() {
+        let (fresh, health) = counting(Duration::from_secs(2), GAP, |number| number == 0);
+        after(&fresh, |newest| newest.failed).await;
+        tokio::time::advance(Duration::from_mins(59)).await;
+        assert_eq!(fresh.value().as_deref(), Some(&0));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!((fresh.value(), fresh.complete()), (None, false));
+        fresh.ask().await;
+        let line = health.report().checks["source"].clone();
+        assert!(
+            !health.report().ready && line == "failed: nothing was loaded for an hour: the source is away",
+            "{line}"
+        );
     }
 }

@@ -21,8 +21,10 @@ use super::fresh::{Fresh, Pace};
 use super::settings::KeySource;
 use crate::body::shown;
 
-/// Issuers announce a key hours before they sign with it, and are not to be flooded for tokens of strangers.
-const PACE: Pace = Pace { interval: Duration::from_mins(5), gap: Duration::from_secs(5) };
+/// Issuers announce a key hours before they sign with it, and are not to be flooded for tokens of strangers. A key that its
+/// issuer took back counts for a day at most while that cannot be seen.
+const PACE: Pace =
+    Pace { interval: Duration::from_mins(5), gap: Duration::from_secs(5), limit: Duration::from_hours(24) };
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Many times what any issuer has.
 const LARGEST: usize = 256 * 1024;

@@ -21,8 +21,10 @@ use super::Identity;
 use super::denial::{Denial, Reason};
 use super::fresh::{Fresh, Pace};
 
-/// The interval is how long a revoked key can go on working, a query's time aside.
-const PACE: Pace = Pace { interval: Duration::from_secs(2), gap: Duration::from_millis(250) };
+/// The interval is how long a revoked key can go on working, a query's time aside, and the limit how long while the database
+/// cannot be read.
+const PACE: Pace =
+    Pace { interval: Duration::from_secs(2), gap: Duration::from_millis(250), limit: Duration::from_hours(1) };
 /// For a connection to come free: longer than any client waits, so that a crowd of them keeps no revocation away.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For the list.

@@ -19,6 +19,14 @@ pub(super) fn check(target: &Uri, headers: &HeaderMap, origins: &Origins) -> Res
     let host = headers.get(header::HOST);
     let foreign =
         headers.get_all(header::ORIGIN).iter().any(|origin| !is_page_of(origin, host) && !origins.lists(origin));
+    // Browsers leave out Origin where a page embeds or opens something, and say so in another field (Fetch Metadata).
+    let embedded = !headers.contains_key(header::ORIGIN)
+        && headers.get_all("sec-fetch-site").iter().any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"));
+    if embedded {
+        return refuse(
+            "another site's page asks for this, as Sec-Fetch-Site says; open the address itself, or set AUTH",
+        );
+    }
     if foreign {
         return refuse("Origin is another site's page; list it in CORS_ORIGINS, or set AUTH");
     }
@@ -96,6 +104,27 @@ mod tests {
             assert!(!admitted(here, Some(origin)), "{origin}");
         }
     }
+
+    #[test]
+    fn what_another_site_embeds_is_refused_though_it_names_no_origin() {
+        let origins = Origins::parse("https://desk.example.org").expect("an origin");
+        let admitted = |site: &'static str, origin: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("localhost:8080"));
+            headers.insert("sec-fetch-site", HeaderValue::from_static(site));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            check(&Uri::from_static("/v1/users"), &headers, &origins).is_ok()
+        };
+        assert!(!admitted("cross-site", None) && !admitted("Cross-Site", None));
+        for site in ["none", "same-origin", "same-site"] {
+            assert!(admitted(site, None), "{site}");
+        }
+        assert!(admitted("cross-site", Some("https://desk.example.org")), "a page that is listed");
+        assert!(!admitted("cross-site", Some("https://evil.example")));
+    }
+
     #[test]
     fn a_target_that_names_another_host_is_refused() {
         let mut headers = HeaderMap::new();

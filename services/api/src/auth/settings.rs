@@ -1,6 +1,7 @@
 //! What the environment says of authentication.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 
 use common::config::{Reader, Variable, plaintext_hosts};
@@ -9,6 +10,7 @@ use jsonwebtoken::Algorithm;
 use url::Url;
 
 use crate::cors::Origins;
+use crate::limits::CORS_ORIGINS;
 
 pub(crate) const AUTH: Variable = Variable::optional(
     "AUTH",
@@ -32,6 +34,12 @@ pub(crate) const AUTH_JWT_ALGORITHMS: Variable = Variable::with_default(
     "RS256,ES256",
     "For AUTH=jwt: the algorithms that tokens may be signed with, of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, \
      EdDSA.",
+);
+pub(crate) const AUTH_JWT_TYPES: Variable = Variable::with_default(
+    "AUTH_JWT_TYPES",
+    "at+jwt",
+    "For AUTH=jwt: the types of access tokens, as their typ says it, separated by commas. Many issuers write JWT, for ID tokens \
+     as well: then no client's id may be the audience. none is for tokens without a typ.",
 );
 pub(crate) const AUTH_JWKS: Variable = Variable::optional(
     "AUTH_JWKS",
@@ -57,6 +65,7 @@ pub const VARIABLES: [&Variable; 7] = [
     &AUTH_JWT_ISSUER,
     &AUTH_JWT_AUDIENCE,
     &AUTH_JWT_ALGORITHMS,
+    &AUTH_JWT_TYPES,
     &AUTH_JWKS,
     &AUTH_JWKS_CA_FILE,
     &AUTH_JWT_MAX_BYTES,
@@ -95,10 +104,54 @@ pub struct TokenSettings {
     pub audience: String,
     /// Their `alg`.
     pub algorithms: Vec<Algorithm>,
+    /// Their `typ`.
+    pub types: Vec<TokenType>,
     /// Where the issuer's keys are.
     pub keys: KeySource,
     /// The longest, in bytes.
     pub longest: usize,
+}
+
+/// A type of tokens (RFC 7515 §4.1.9): a media type in lower case without `application/`, or empty for tokens without one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenType(String);
+
+impl TokenType {
+    /// Reads one; `none` stands for tokens without a type.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let name = short(text);
+        if name == "none" {
+            return Ok(Self(String::new()));
+        }
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/".contains(&byte);
+        if name.is_empty() || !name.bytes().all(fits) {
+            return Err(format!("{text:?} is no type of tokens; write at+jwt, JWT, or none for tokens without a typ"));
+        }
+        Ok(Self(name))
+    }
+
+    /// Whether a token says that it is of this type.
+    pub(super) fn fits(&self, typ: Option<&str>) -> bool {
+        match typ {
+            None => self.0.is_empty(),
+            Some(typ) => !self.0.is_empty() && short(typ) == self.0,
+        }
+    }
+}
+
+impl fmt::Display for TokenType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { &self.0 })
+    }
+}
+
+/// `application/` may be left out, and case does not count.
+fn short(typ: &str) -> String {
+    let name = typ.to_ascii_lowercase();
+    name.strip_prefix("application/").unwrap_or(&name).to_owned()
 }
 
 /// Where the issuer's keys are.
@@ -128,6 +181,11 @@ impl AuthSettings {
         }
         let Words { keys, jwt, local } = words.unwrap_or(Words { keys: false, jwt: false, local: true });
         let local = origins.filter(|_| local).cloned();
+        if local == Some(Origins::Any) {
+            let fault = "is *, and nobody has to log in: every page that somebody here opens could read and change the \
+                         directory; list the origins, or set AUTH=keys or AUTH=jwt";
+            reader.fault(&CORS_ORIGINS, fault);
+        }
         let tokens = if jwt { TokenSettings::read(reader).map(Some) } else { unread(reader).then_some(None) };
         (given, tokens.map(|tokens| Self { keys, tokens, local }))
     }
@@ -150,10 +208,11 @@ impl TokenSettings {
         let issuer = reader.parse(&needed(AUTH_JWT_ISSUER), text);
         let audience = reader.parse(&needed(AUTH_JWT_AUDIENCE), text);
         let algorithms = reader.parse(&AUTH_JWT_ALGORITHMS, algorithms);
+        let types = reader.parse(&AUTH_JWT_TYPES, |text| text.split(',').map(|t| TokenType::parse(t.trim())).collect());
         let keys = key_source(reader);
         let longest = reader.number(&AUTH_JWT_MAX_BYTES, 1024..=65_536_usize);
         let (issuer, audience, algorithms) = (issuer?, audience?, algorithms?);
-        Some(Self { issuer, audience, algorithms, keys: keys?, longest: longest? })
+        Some(Self { issuer, audience, algorithms, types: types?, keys: keys?, longest: longest? })
     }
 }
 

@@ -4,6 +4,10 @@
 //! A token names its algorithm itself, and who lets it choose accepts one that was "signed" with a public key as an HMAC
 //! secret. Here the name must stand in a list that can only have asymmetric ones, and the key must be one for it.
 //!
+//! # Why does the type count?
+//! An issuer signs other things with the same keys: ID tokens, logout tokens, proofs. Each says in `typ` what it is, and RFC 9068
+//! §4 has an access token refused that does not say so. Many issuers write `JWT` for all of them, hence `AUTH_JWT_TYPES`.
+//!
 //! # Why is only the signature left to the library?
 //! It refuses a header for the type of a member that nothing here looks at, and an issuer may add such members any day
 //! (RFC 7515 §4: what is not understood is ignored).
@@ -24,7 +28,7 @@ use super::Identity;
 use super::denial::{Denial, Reason};
 use super::fresh::Fresh;
 use super::key_set::{self, KeySet};
-use super::settings::TokenSettings;
+use super::settings::{TokenSettings, TokenType};
 
 /// By how much clocks may differ.
 const LEEWAY_SECONDS: f64 = 30.0;
@@ -41,6 +45,7 @@ struct Terms {
     algorithms: Vec<Algorithm>,
     issuer: String,
     audience: String,
+    types: Vec<TokenType>,
     longest: usize,
 }
 
@@ -58,6 +63,7 @@ struct Token<'a> {
 struct Header {
     alg: String,
     kid: Option<String>,
+    typ: Option<String>,
     /// RFC 7515 §4.1.11: names what must be understood, and nothing of that kind is. Whatever its value.
     #[serde(default, deserialize_with = "there")]
     crit: bool,
@@ -86,9 +92,9 @@ enum Words {
 
 impl Tokens {
     pub(super) fn start(shutdown: &Shutdown, health: &Health, settings: TokenSettings) -> anyhow::Result<Self> {
-        let TokenSettings { issuer, audience, algorithms, keys, longest } = settings;
+        let TokenSettings { issuer, audience, algorithms, types, keys, longest } = settings;
         let signers = key_set::start(shutdown, health, keys)?;
-        Ok(Self { signers, terms: Terms { algorithms, issuer, audience, longest } })
+        Ok(Self { signers, terms: Terms { algorithms, issuer, audience, types, longest } })
     }
 
     /// Whom this token names.
@@ -119,6 +125,8 @@ impl Tokens {
         if !signers.iter().any(|signer| token.is_signed_by(signer, algorithm)) {
             return Err(Reason::Signature.into());
         }
+        // Behind the signature, so that the log can name the type.
+        self.terms.check_type(header.typ.as_deref())?;
         self.terms.identify(&decoded(token.claims).ok_or(Reason::Claims)?)
     }
 }
@@ -144,6 +152,19 @@ fn there<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
 }
 
 impl Terms {
+    /// Refuses a token that does not say that it is one for this service.
+    fn check_type(&self, typ: Option<&str>) -> Result<(), Denial> {
+        if self.types.iter().any(|known| known.fits(typ)) {
+            return Ok(());
+        }
+        let plain =
+            |typ: &&str| typ.len() <= 40 && typ.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-./_".contains(&b));
+        let named = typ.map_or("missing", |typ| Some(typ).filter(plain).unwrap_or("no plain word"));
+        let allowed: Vec<_> = self.types.iter().map(ToString::to_string).collect();
+        let detail = format!("typ is {named}; AUTH_JWT_TYPES allows {}", allowed.join(","));
+        Err(Denial { detail: Some(detail), ..Reason::TokenType.into() })
+    }
+
     /// Whom the claims of a token name whose signature was verified.
     fn identify(&self, claims: &Claims) -> Result<Identity, Denial> {
         let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_secs_f64());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::access::{ApiKey, Scope};
 use jsonwebtoken::Algorithm;
 use poem::Body;
-use rollcall_api::auth::settings::{AuthSettings, KeySource, TokenSettings};
+use rollcall_api::auth::settings::{AuthSettings, KeySource, TokenSettings, TokenType};
 use rollcall_api::problem::ProblemKind;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -102,6 +102,7 @@ fn tokens(key_set: &Path) -> TokenSettings {
         issuer: ISSUER.to_owned(),
         audience: AUDIENCE.to_owned(),
         algorithms: vec![Algorithm::RS256, Algorithm::ES256],
+        types: vec![TokenType::parse("at+jwt").expect("a type")],
         keys: KeySource::File(key_set.to_owned()),
         longest: LONGEST,
     }
@@ -196,6 +197,7 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         ("of an empty subject", json!({"sub": ""})),
         ("of a subject that is too long", json!({"sub": "x".repeat(196)})),
         ("of a subject with a line break", json!({"sub": "ada\nroot"})),
+        ("of a subject with a character that nobody sees", json!({"sub": "ad\u{200b}a"})),
         ("of a number", json!({"sub": 1})),
         ("with scopes that are no words", json!({"scope": 7})),
         ("that is too long", json!({"filler": "x".repeat(LONGEST)})),
@@ -213,15 +215,18 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
     let good =
         json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": from_now(300), "scope": "users:read users:write"});
     let headers = [
-        ("of an unknown key", json!({"alg": "RS256", "kid": "rsa-2"})),
-        ("that names the EC key", json!({"alg": "RS256", "kid": "ec"})),
-        ("with an algorithm that is not on the list", json!({"alg": "RS512", "kid": "rsa"})),
-        ("with something critical", json!({"alg": "RS256", "kid": "rsa", "crit": ["b64"], "b64": true})),
-        ("with nothing critical", json!({"alg": "RS256", "kid": "rsa", "crit": []})),
-        ("with null for what is critical", json!({"alg": "RS256", "kid": "rsa", "crit": null})),
-        ("with a number for its key", json!({"alg": "RS256", "kid": 1})),
-        ("with a number for its algorithm", json!({"alg": 256, "kid": "rsa"})),
-        ("with no algorithm", json!({"kid": "rsa"})),
+        ("of an unknown key", json!({"typ": "at+jwt", "alg": "RS256", "kid": "rsa-2"})),
+        ("that names the EC key", json!({"typ": "at+jwt", "alg": "RS256", "kid": "ec"})),
+        ("with an algorithm that is not on the list", json!({"typ": "at+jwt", "alg": "RS512", "kid": "rsa"})),
+        (
+            "with something critical",
+            json!({"typ": "at+jwt", "alg": "RS256", "kid": "rsa", "crit": ["b64"], "b64": true}),
+        ),
+        ("with nothing critical", json!({"typ": "at+jwt", "alg": "RS256", "kid": "rsa", "crit": []})),
+        ("with null for what is critical", json!({"typ": "at+jwt", "alg": "RS256", "kid": "rsa", "crit": null})),
+        ("with a number for its key", json!({"typ": "at+jwt", "alg": "RS256", "kid": 1})),
+        ("with a number for its algorithm", json!({"typ": "at+jwt", "alg": 256, "kid": "rsa"})),
+        ("with no algorithm", json!({"typ": "at+jwt", "kid": "rsa"})),
     ];
     cases.extend(
         headers.iter().map(|(what, header)| (format!("a token {what}"), issuer.sign(header, &good), Expected::Invalid)),
@@ -234,7 +239,7 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         ("no signature at all", unsigned(&json!({"alg": "none"}))),
         ("no signature for a known key", unsigned(&json!({"alg": "none", "kid": "rsa"}))),
         ("an algorithm in other letters", unsigned(&json!({"alg": "nOnE", "kid": "rsa"}))),
-        ("an empty signature", unsigned(&json!({"alg": "RS256", "kid": "rsa"}))),
+        ("an empty signature", unsigned(&json!({"typ": "at+jwt", "alg": "RS256", "kid": "rsa"}))),
         ("no token", "abc".to_owned()),
         ("dots", "..".to_owned()),
     ];
@@ -242,7 +247,7 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
     cases.extend(forged.into_iter().map(|(what, token)| (what.to_owned(), token, Expected::Invalid)));
     // An issuer may add members at any time, and change the type of those that nothing here looks at.
     let odd = json!({
-        "alg": "RS256", "kid": "rsa", "typ": 7, "cty": [], "jku": {}, "jwk": "x", "x5u": 1, "x5c": "a", "x5t": true, "url": 5,
+        "alg": "RS256", "kid": "rsa", "typ": "at+jwt", "cty": [], "jku": {}, "jwk": "x", "x5u": 1, "x5c": "a", "x5t": true, "url": 5,
         "nonce": 9, "enc": 1, "zip": {}, "eap": 1, "gty": ["authorization_code"], "v": true,
     });
     cases.push((
@@ -251,7 +256,7 @@ fn token_cases(issuer: &Issuer) -> Vec<(String, String, Expected)> {
         Expected::Allowed(vec![Scope::UsersRead, Scope::UsersWrite]),
     ));
     // All keys for its algorithm are tried.
-    let unnamed = issuer.sign(&json!({"alg": "RS256"}), &good);
+    let unnamed = issuer.sign(&json!({"typ": "at+jwt", "alg": "RS256"}), &good);
     cases.push((
         "a token without a key id".into(),
         unnamed,
@@ -340,6 +345,49 @@ async fn every_operation_serves_only_whom_it_may() {
     for state in ["known", "type", "algorithm", "purpose", "malformed"] {
         assert!(metrics.text().contains(&format!("rollcall_api_token_keys{{state=\"{state}\"")), "{state}");
     }
+}
+
+/// Signed by the issuer for this service: what makes it no access token is its type alone.
+#[tokio::test]
+async fn a_token_of_another_type_is_refused_unless_it_is_allowed() {
+    let database = Database::create().await;
+    let (issuer, folder) = (Issuer::new(), tempfile::tempdir().expect("a folder"));
+    let key_set = folder.path().join("keys.json");
+    std::fs::write(&key_set, issuer.key_set().to_string()).expect("a key set");
+    let claims = json!({
+        "iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": from_now(300), "scope": "users:read", "nonce": "n", "at_hash": "x",
+    });
+    let app = |types: &[&str]| {
+        let types = types.iter().map(|text| TokenType::parse(text).expect("a type")).collect();
+        let tokens = Some(TokenSettings { types, ..tokens(&key_set) });
+        App::guarded(database.url(), AuthSettings { keys: false, tokens, local: None })
+    };
+    let (strict, lax) = (app(&["at+jwt"]), app(&["application/at+jwt", "jwt", "none"]));
+    for (typ, strictly, laxly) in [
+        (Some("at+jwt"), 200, 200),
+        (Some("AT+JWT"), 200, 200),
+        (Some("application/at+jwt"), 200, 200),
+        (Some("JWT"), 401, 200),
+        (None, 401, 200),
+        (Some("none"), 401, 401),
+        (Some(""), 401, 401),
+        (Some("id_token"), 401, 401),
+        (Some("logout+jwt"), 401, 401),
+        (Some("secevent+jwt"), 401, 401),
+        (Some("dpop+jwt"), 401, 401),
+    ] {
+        let mut header = json!({"alg": "RS256", "kid": "rsa"});
+        if let Some(typ) = typ {
+            header["typ"] = json!(typ);
+        }
+        let bearer = format!("Bearer {}", issuer.sign(&header, &claims));
+        for (app, expected) in [(&strict, strictly), (&lax, laxly)] {
+            let answer = app.get_with("/v1/users", &[("authorization", &bearer)]).await;
+            assert_eq!(answer.status.as_u16(), expected, "{typ:?}: {}", answer.text());
+        }
+    }
+    let metrics = strict.get("/metrics").await;
+    assert!(metrics.text().contains("rollcall_api_refusals_total{reason=\"token_type\""));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::config::Reader;
 use common::health::ReadyWhen;
 use jsonwebtoken::Algorithm;
-use rollcall_api::auth::settings::KeySource;
+use rollcall_api::auth::settings::{KeySource, TokenType};
 use rollcall_api::settings::ApiSettings;
 
 const NEEDED: &[(&str, &str)] =
@@ -146,6 +146,35 @@ fn the_issuers_keys_come_over_https_or_from_this_machine() {
         let faults = read(&[TOKENS, &own].concat()).expect_err(jwks);
         assert!(faults.contains("AUTH_JWKS_CA_FILE: ") && faults.contains(problem), "{faults}");
     }
+}
+
+#[test]
+fn the_types_of_tokens_are_access_tokens_unless_others_are_written() {
+    let with = |types: &str| read(&[TOKENS, &[("AUTH_JWT_TYPES", types)]].concat());
+    let types = |settings: ApiSettings| settings.auth.tokens.expect("tokens").types;
+    let named = |text: &str| TokenType::parse(text).expect("a type");
+    assert_eq!(types(read(TOKENS).expect("tokens")), [named("at+jwt")]);
+    let several = types(with("application/at+jwt, JWT,none").expect("three"));
+    assert_eq!(several, [named("at+jwt"), named("jwt"), named("none")]);
+    for wrong in ["at+jwt,", "at jwt", "at+jwt;x=1", "\"JWT\""] {
+        let faults = with(wrong).expect_err(wrong);
+        assert!(faults.contains("1 fault(s)") && faults.contains("\n  AUTH_JWT_TYPES: "), "{wrong}: {faults}");
+    }
+    let ignored = read(&[("AUTH", "keys"), ("AUTH_JWT_TYPES", "JWT")]).expect_err("no tokens");
+    assert!(ignored.contains("AUTH_JWT_TYPES: is set, but AUTH"), "{ignored}");
+}
+
+/// The attack: any page of the web read and changed the directory.
+#[test]
+fn every_page_is_let_in_only_where_somebody_has_to_log_in() {
+    const EVERY: (&str, &str) = ("CORS_ORIGINS", "*");
+    for auth in [&[][..], &[("AUTH", "local")]] {
+        let faults = read(&[auth, &[EVERY]].concat()).expect_err("every page");
+        assert!(faults.contains("1 fault(s)") && faults.contains("\n  CORS_ORIGINS: is *, and nobody"), "{faults}");
+        read(&[auth, &[("CORS_ORIGINS", "https://desk.example.org")]].concat()).expect("a page that is listed");
+    }
+    read(&[("AUTH", "keys"), EVERY]).expect("a page has no key");
+    read(&[("AUTH", "none"), EVERY]).expect("everybody from everywhere, as it says");
 }
 
 #[test]

@@ -11,6 +11,9 @@ use email_address::{EmailAddress, Options};
 use idna::AsciiDenyList;
 use idna::uts46::{DnsLength, Hyphens, Uts46};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::invisible;
 
 /// An e-mail address (RFC 5321 addr-spec, ASCII, a domain with a dot), as it was written.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +25,8 @@ pub struct Email(String);
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// Who sent a command: what authentication calls them. Not personal by itself, so it may be logged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Who sent a command: what authentication calls them. A token's subject can be an address, so logs get [`Self::logged`].
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Principal(String);
 
@@ -31,6 +34,12 @@ pub struct Principal(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidText(String);
+
+impl InvalidText {
+    pub(super) fn new(fault: String) -> Self {
+        Self(fault)
+    }
+}
 
 impl Email {
     /// The longest address that fits SMTP's path (RFC 5321 §4.5.3.1.3).
@@ -76,9 +85,8 @@ impl Name {
     pub fn parse(text: &str) -> Result<Self, InvalidText> {
         check_length(text, Self::MAX_CHARS)?;
         check_characters(text)?;
-        if text.trim() != text {
-            return Err(InvalidText("has white space at its start or end; trim it".into()));
-        }
+        invisible::check_name(text)?;
+        check_edges(text)?;
         Ok(Self(text.to_owned()))
     }
 
@@ -99,6 +107,11 @@ impl Principal {
         Self("anonymous".to_owned())
     }
 
+    /// Whether it is everybody.
+    pub fn is_anonymous(&self) -> bool {
+        self.0 == "anonymous"
+    }
+
     /// A client with API keys. `client` has been checked.
     pub(crate) fn of_client(client: &str) -> Self {
         Self(format!("key:{client}"))
@@ -110,6 +123,7 @@ impl Principal {
     /// Says what is wrong with the subject, without repeating it.
     pub fn of_subject(subject: &str) -> Result<Self, InvalidText> {
         check_length(subject, Self::MAX_CHARS - SUBJECT.len())?;
+        check_edges(subject)?;
         Self::parse(&format!("{SUBJECT}{subject}"))
     }
 
@@ -120,12 +134,30 @@ impl Principal {
     pub fn parse(text: &str) -> Result<Self, InvalidText> {
         check_length(text, Self::MAX_CHARS)?;
         check_characters(text)?;
+        invisible::check_principal(text)?;
+        check_edges(text)?;
         Ok(Self(text.to_owned()))
     }
 
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name for logs: of a token's subject only the first 16 digits of the SHA-256 of the whole name, which tell whether
+    /// two lines are of one principal, and whether of one that the reader knows.
+    pub fn logged(&self) -> String {
+        if !self.0.starts_with(SUBJECT) {
+            return self.0.clone();
+        }
+        let hash = Sha256::digest(self.0.as_bytes());
+        hash.iter().take(8).fold(format!("{SUBJECT}sha256:"), |text, byte| format!("{text}{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Principal({})", self.logged())
     }
 }
 
@@ -157,6 +189,10 @@ fn check_length(text: &str, max: usize) -> Result<(), InvalidText> {
     } else {
         Ok(())
     }
+}
+
+fn check_edges(text: &str) -> Result<(), InvalidText> {
+    if text.trim() == text { Ok(()) } else { Err(InvalidText("has white space at its start or end; trim it".into())) }
 }
 
 fn check_characters(text: &str) -> Result<(), InvalidText> {

@@ -81,7 +81,11 @@ fn valid_names_are_kept_as_they_were_written() {
         ("one character", "A"),
         ("another script", "增田 雅美"),
         ("right to left", "عائشة"),
-        ("an emoji joined of several characters", "👩‍💻"),
+        ("an emoji joined of several characters", "👩\u{200d}💻"),
+        ("an emoji with a selector before the joiner", "❤\u{fe0f}\u{200d}🔥"),
+        ("a Persian name with a non-joiner", "علی\u{200c}رضا"),
+        ("a half form of Devanagari", "क्\u{200d}षमा"),
+        ("an ideographic variant", "葛\u{e0100}城"),
         ("quotes and a semicolon", "Robert'); DROP TABLE users;--"),
         ("the longest, counted in characters", &longest),
     ];
@@ -108,6 +112,22 @@ fn invalid_names_are_refused_without_repeating_them() {
         ("only a space", " "),
         ("an ideographic space behind", "Lovelace\u{3000}"),
         ("a no-break space in front", "\u{a0}Lovelace"),
+        ("a right-to-left override", "Ada\u{202e}Lovelace"),
+        ("an isolate", "Ada\u{2066}Lovelace"),
+        ("a zero width space", "Ada\u{200b}Lovelace"),
+        ("a byte order mark", "\u{feff}Lovelace"),
+        ("a word joiner", "Ada\u{2060}Lovelace"),
+        ("a soft hyphen", "Ada\u{ad}Lovelace"),
+        ("a Hangul filler", "\u{3164}"),
+        ("a halfwidth Hangul filler", "Lovelace\u{ffa0}"),
+        ("a blank Braille pattern", "\u{2800}"),
+        ("a line separator", "Ada\u{2028}Lovelace"),
+        ("a tag character", "Lovelace\u{e0041}"),
+        ("a joiner between letters that need none", "Ad\u{200d}a Lovelace"),
+        ("a non-joiner behind a letter with a case", "Љ\u{200c}Lovelace"),
+        ("a joiner in front", "\u{200d}Lovelace"),
+        ("a joiner behind", "Lovelace 👩\u{200d}"),
+        ("two joiners", "👩\u{200d}\u{200d}💻 Lovelace"),
     ];
     for (reason, text) in table {
         let fault = Name::parse(text).err().unwrap_or_else(|| panic!("accepted: {reason}")).to_string();
@@ -117,13 +137,36 @@ fn invalid_names_are_refused_without_repeating_them() {
 }
 
 #[test]
-fn principals_are_bounded_and_without_control_characters() {
+fn principals_are_bounded_and_without_what_nobody_sees() {
     assert_eq!(Principal::parse("svc:billing").expect("a principal").as_str(), "svc:billing");
-    assert_eq!(Principal::anonymous().as_str(), "anonymous");
+    assert_eq!(Principal::parse("oidc:عائشة 7").expect("a principal").as_str(), "oidc:عائشة 7");
+    assert!(Principal::anonymous().is_anonymous() && Principal::anonymous().as_str() == "anonymous");
     let long = "x".repeat(201);
-    for (reason, text) in [("empty", ""), ("a line break", "a\nb"), ("NUL", "a\0"), ("201 characters", &long)] {
+    for (reason, text) in [
+        ("empty", ""),
+        ("a line break", "a\nb"),
+        ("NUL", "a\0"),
+        ("201 characters", &long),
+        ("a zero width space", "oidc:ali\u{200b}ce"),
+        ("a joiner, even where a name may have one", "oidc:علی\u{200c}رضا"),
+        ("a right-to-left override", "oidc:\u{202e}ecila"),
+        ("a Hangul filler", "oidc:alice\u{3164}"),
+        ("a selector", "oidc:alice\u{fe0f}"),
+        ("a space that is none", "oidc:alice\u{2003}b"),
+        ("a space behind", "oidc:alice "),
+    ] {
         assert!(Principal::parse(text).is_err(), "accepted: {reason}");
     }
+    assert!(Principal::of_subject(" alice").is_err(), "a space in front of the subject");
+}
+
+#[test]
+fn a_log_has_no_subject_of_a_token() {
+    let ada = Principal::of_subject("ada@example.org").expect("a principal");
+    // printf oidc:ada@example.org | sha256sum
+    assert_eq!(ada.logged(), "oidc:sha256:a7955a9ffbfc16b2");
+    assert_eq!(format!("{ada:?}"), format!("Principal({})", ada.logged()));
+    assert_eq!(Principal::parse("key:billing").expect("a principal").logged(), "key:billing");
 }
 
 proptest! {

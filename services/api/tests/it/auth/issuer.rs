@@ -55,7 +55,7 @@ impl Issuer {
 
     /// The same, signed with the other key.
     pub(super) fn ec_token(&self, changes: &Value) -> String {
-        let header = json!({"alg": "ES256", "kid": "ec"});
+        let header = json!({"typ": "at+jwt", "alg": "ES256", "kid": "ec"});
         let message = message(&header, &claims(changes));
         let signature = self.ec.sign(&SystemRandom::new(), message.as_bytes()).expect("a signature");
         format!("{message}.{}", base64url(signature))
