@@ -141,9 +141,8 @@ impl Acceptor {
     ) -> Result<Accepted, Problem> {
         // The command's id and its time come from this process's clock.
         self.clock.check().map_err(|reason| Problem::new(ProblemKind::NotReady).detail(reason))?;
-        let id = CommandId::mint_for(&self.command_id_key()?, &principal);
         let envelope = Envelope {
-            id,
+            id: self.mint(&principal)?,
             accepted_at: OffsetDateTime::now_utc(),
             principal,
             if_match: terms.if_match,
@@ -185,13 +184,14 @@ impl Acceptor {
 
     /// What an id says to this principal of where it was minted; before the first join nothing can be read.
     pub(crate) fn origin(&self, id: CommandId, principal: &Principal) -> Result<IdOrigin, Problem> {
-        let key = self.command_id_key().map_err(|_| Problem::new(ProblemKind::DatabaseUnavailable))?;
+        let key = self.command_ids.borrow().clone().ok_or_else(|| Problem::new(ProblemKind::DatabaseUnavailable))?;
         Ok(id.origin(&key, principal))
     }
 
-    fn command_id_key(&self) -> Result<CommandIdKey, Problem> {
-        let key = self.command_ids.borrow().clone();
-        key.ok_or_else(|| Problem::new(ProblemKind::NotReady).detail("this instance has not joined the deployment yet"))
+    /// A fresh id; before the first join there is no connection to the broker, either.
+    fn mint(&self, principal: &Principal) -> Result<CommandId, Problem> {
+        let key = self.command_ids.borrow().clone().ok_or_else(|| Problem::new(ProblemKind::BrokerUnavailable))?;
+        Ok(CommandId::mint_for(&key, principal))
     }
 
     /// Looks at a command, and while it is undecided waits for this principal as long as it may.

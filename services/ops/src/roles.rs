@@ -158,11 +158,10 @@ impl RoleUrls {
         Ok(Self(credentials.urls()))
     }
 
-    /// That of the first of these roles that there is.
-    pub(crate) fn first_of(&self, names: &[&str]) -> anyhow::Result<&SecretString> {
-        let of = |name: &&str| self.0.iter().find(|(role, _)| role.name("") == format!("_{name}"));
-        let (_, url) = names.iter().find_map(of).with_context(|| format!("no role of {names:?}"))?;
-        Ok(url)
+    /// That of one role.
+    pub(crate) fn of(&self, role: ServerRole) -> anyhow::Result<&SecretString> {
+        let found = self.0.iter().find(|(known, _)| *known == role);
+        Ok(&found.with_context(|| format!("no URL of {}", role.name("")))?.1)
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) const AUTH_JWT_MAX_BYTES: Variable = Variable::with_default(
 );
 
 /// All of them: a system of one's own, which serves everybody on loopback, is started without.
-pub const VARIABLES: [&Variable; 7] = [
+pub const VARIABLES: [&Variable; 8] = [
     &AUTH,
     &AUTH_JWT_ISSUER,
     &AUTH_JWT_AUDIENCE,

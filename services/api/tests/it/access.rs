@@ -84,10 +84,10 @@ async fn ask(app: &App, id: impl ToString, bearer: &str) -> Answer {
 }
 
 /// The document without what differs from request to request.
-fn told(answer: &Answer, kind: ProblemKind, reason: &str) -> Value {
-    let mut document = answer.assert_problem(kind, &[], reason);
-    document.as_object_mut().map(|members| members.remove("trace_id"));
-    document
+fn document(answer: &Answer, kind: ProblemKind, reason: &str) -> Value {
+    let mut problem = answer.assert_problem(kind, &[], reason);
+    problem.as_object_mut().map(|members| members.remove("trace_id"));
+    problem
 }
 
 #[tokio::test]
@@ -96,18 +96,18 @@ async fn a_command_is_shown_to_its_principal_and_to_readers_only() {
     let (decided, pending) = (of_alice(OffsetDateTime::now_utc()), of_alice(OffsetDateTime::now_utc()));
     decide(&mut database.conn, decided).await;
     let nothing =
-        told(&ask(&app, made_up(OffsetDateTime::now_utc()), &callers.bob).await, CommandNotFound, "a made-up id");
+        document(&ask(&app, made_up(OffsetDateTime::now_utc()), &callers.bob).await, CommandNotFound, "a made-up id");
     for (id, status) in [(decided, "succeeded"), (pending, "pending")] {
         for (caller, bearer) in [("its principal", &callers.alice), ("a reader", &callers.carol)] {
             let answer = ask(&app, id, bearer).await;
             assert_eq!(answer.json()["status"], status, "{caller}");
         }
         let answer = ask(&app, id, &callers.bob).await;
-        assert_eq!(told(&answer, CommandNotFound, status), nothing, "as if there were none");
+        assert_eq!(document(&answer, CommandNotFound, status), nothing, "as if there were none");
         assert!(!answer.text().contains(&id.to_string()), "{}", answer.text());
     }
     let to_reader = ask(&app, made_up(OffsetDateTime::now_utc()), &callers.carol).await;
-    assert_eq!(told(&to_reader, CommandNotFound, "a made-up id"), nothing, "to a reader, too");
+    assert_eq!(document(&to_reader, CommandNotFound, "a made-up id"), nothing, "to a reader, too");
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn nobody_waits_for_a_command_of_another_principal() {
 }
 
 #[tokio::test]
-async fn a_lost_or_forgotten_command_is_told_to_its_principal_and_to_readers_only() {
+async fn a_lost_command_is_shown_to_its_principal_and_to_readers_only() {
     let (mut database, app, callers) = system().await;
     sqlx::query("INSERT INTO partitions (number, decided_through) VALUES (0, now() - interval '1 minute')")
         .execute(&mut database.conn)

@@ -12,6 +12,7 @@ use common::broker::set_up;
 use common::command::DEFAULT_PARTITIONS;
 use common::config::{BrokerSettings, DatabaseSettings, amqp_url, database_url};
 use common::db;
+use common::transport::PlaintextHosts;
 use local_stack::{Options, Stack, Standby};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
@@ -222,7 +223,8 @@ fn broker_settings(broker: &Url, plan: &Plan<'_>) -> anyhow::Result<BrokerSettin
     let partitions = plan.environment.iter().find(|(name, _)| *name == "PARTITIONS");
     let partitions = partitions.map_or(Ok(DEFAULT_PARTITIONS), |(_, number)| number.parse())?;
     let url = amqp_url(broker.as_str()).map_err(anyhow::Error::msg)?;
-    Ok(BrokerSettings { url, file: None, prefix: String::new(), partitions })
+    let plaintext_hosts = PlaintextHosts::default();
+    Ok(BrokerSettings { url, file: None, prefix: String::new(), partitions, plaintext_hosts })
 }
 
 async fn start_standby(stack: &Arc<Stack>) -> anyhow::Result<Standby> {

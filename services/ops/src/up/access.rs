@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::broker::{BrokerUser, set_up};
 use common::config::{BrokerSettings, DatabaseSettings, DatabaseUrl, Reader, database_url, given_database_url};
 use common::db;
+use common::db::roles::ServerRole;
 use local_stack::Stack;
 use secrecy::ExposeSecret;
 use sqlx::Connection;
@@ -58,13 +59,15 @@ impl Access {
     async fn roles(stack: &Stack, folder: &Path) -> anyhow::Result<Self> {
         let owner = database_url(stack.postgres.url()).map_err(|fault| anyhow::anyhow!("DATABASE_URL {fault}"))?;
         let urls = RoleUrls::ensure(&owner, &folder.join("roles")).await?;
-        let url = |names: &[&str]| anyhow::Ok(urls.first_of(names)?.expose_secret().to_owned());
-        let service = |service: &str| {
-            // A control role of the service's own, or that of both.
-            let control = format!("control_{service}");
-            anyhow::Ok(vec![("DATABASE_URL", url(&[service])?), ("DATABASE_CONTROL_URL", url(&[&control, "control"])?)])
+        let url = |role| anyhow::Ok(urls.of(role)?.expose_secret().to_owned());
+        let service = |service, control| {
+            anyhow::Ok(vec![("DATABASE_URL", url(service)?), ("DATABASE_CONTROL_URL", url(control)?)])
         };
-        Ok(Self { api: service("api")?, worker: service("worker")?, operator: url(&["migrator"])? })
+        Ok(Self {
+            api: service(ServerRole::Api, ServerRole::ControlApi)?,
+            worker: service(ServerRole::Worker, ServerRole::ControlWorker)?,
+            operator: url(ServerRole::Migrator)?,
+        })
     }
 }
 

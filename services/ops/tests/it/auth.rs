@@ -148,7 +148,7 @@ async fn a_key_that_may_only_write_is_shown_no_user() {
     let rename = || writer.patch(api.url(&path)).json(&change);
     let post = |verb: &str| writer.post(api.url(&format!("{path}/{verb}")));
     let mut waited = vec![(rename(), 2), (post("suspend"), 3), (post("reactivate"), 4)];
-    // What changes nothing, and what is sent again, tells no more.
+    // The same for what changes nothing, and for what is sent again.
     waited.extend([(rename(), 4), (post("suspend").header("idempotency-key", "again"), 5)]);
     waited.push((post("suspend").header("idempotency-key", "again"), 5));
     let body = json!({"email": "other@example.org", "name": "Other"});
@@ -159,8 +159,8 @@ async fn a_key_that_may_only_write_is_shown_no_user() {
         assert_eq!(answer.headers()["etag"], format!("\"{version}\""));
         assert_eq!(answer.headers()["preference-applied"], "wait=20");
         let text = answer.text().await.unwrap();
-        for told in ["example.org", "Hidden", "Other", "created_at"] {
-            assert!(!text.contains(told), "{text}");
+        for member in ["example.org", "Hidden", "Other", "created_at"] {
+            assert!(!text.contains(member), "{text}");
         }
         let command: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&command["status"], &command["user_version"]), (&json!("succeeded"), &json!(version)));

@@ -80,7 +80,7 @@ async fn order_holds_when_a_batch_is_applied_one_by_one() {
 async fn a_long_reason_is_cut() {
     let mut fixture = Fixture::start().await;
     let none = TraceHeaders::default();
-    let raw = RawMessage { payload: b"no command", reason: &"é".repeat(5000), trace: &none };
+    let raw = RawMessage { payload: b"no command", reason: &"é".repeat(5000), trace: &none, defect: None };
     record_raw(&mut fixture.database.conn, raw).await.expect("a letter");
     assert_eq!(fixture.letters().await.len(), 1);
     assert_eq!(fixture.database.count("dead_letters WHERE length(reason) = 1000").await, 1);
