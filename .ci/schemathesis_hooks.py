@@ -1,6 +1,7 @@
 """What the contract's words mean, for schemathesis: it knows how to make most of them, but not these."""
 
 import string
+import unicodedata
 
 import schemathesis
 from hypothesis import strategies
@@ -29,3 +30,15 @@ def address():
 
 # Its own addresses have domains of one label as well, which the service refuses.
 schemathesis.openapi.format("email", address())
+
+
+def clear(name):
+    """Invisible characters that the pattern does not know, and joiners behind letters of scripts that need none, are refused."""
+    beyond = any(ord(c) > 0xFFFF and unicodedata.category(c) == "Cf" for c in name)
+    return not beyond and not any(joiner in name for joiner in "\u200c\u200d")
+
+
+@schemathesis.hook
+def filter_body(context, body):
+    name = body.get("name") if isinstance(body, dict) else None
+    return not isinstance(name, str) or clear(name)

@@ -18,7 +18,7 @@ const created = await api.POST("/v1/users", {
   body: { email: `ada-${run}@example.org`, name: "Ada" },
 });
 if (created.error) throw new Error(`${created.error.title} (${created.error.type}), trace ${created.error.trace_id}`);
-// A user when the outcome came within the wait, else the command that will create it.
+// A user when the outcome came within the wait and the key may read users, else the command that creates it.
 const ada = "version" in created.data ? created.data : await outcome(created.data);
 // README: end
 

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
-use common::command::{Command, CommandId, Digest, Envelope, Idempotency, Principal, UserId};
+use common::command::{Command, CommandId, CommandIdKey, Digest, Envelope, IdOrigin, Idempotency, Principal, UserId};
 use common::db::DatabaseClock;
 use common::shutdown::{Phase, Shutdown};
 use common::telemetry::{TRACE_TARGET, inject_amqp};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{Instrument, Span, field, info_span};
 
@@ -34,6 +35,7 @@ pub(crate) struct Acceptor {
     decisions: Loader<Decided>,
     backlog: Backlog,
     clock: DatabaseClock,
+    command_ids: watch::Receiver<Option<CommandIdKey>>,
     shutdown: Shutdown,
 }
 
@@ -105,6 +107,7 @@ impl Terms {
 }
 
 impl Acceptor {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that it works with")]
     pub(crate) fn new(
         publishers: PublisherPool,
         topology: Topology,
@@ -112,9 +115,10 @@ impl Acceptor {
         decisions: Loader<Decided>,
         backlog: Backlog,
         clock: DatabaseClock,
+        command_ids: watch::Receiver<Option<CommandIdKey>>,
         shutdown: Shutdown,
     ) -> Self {
-        Self { publishers, topology, waiting, decisions, backlog, clock, shutdown }
+        Self { publishers, topology, waiting, decisions, backlog, clock, command_ids, shutdown }
     }
 
     /// Publishes a command of this principal and waits as its terms say, unless too many wait: then the terms say so. A
@@ -128,7 +132,7 @@ impl Acceptor {
         // The command's id and its time come from this process's clock.
         self.clock.check().map_err(|reason| Problem::new(ProblemKind::NotReady).detail(reason))?;
         let envelope = Envelope {
-            id: CommandId::mint(),
+            id: self.mint(&principal)?,
             accepted_at: OffsetDateTime::now_utc(),
             principal,
             if_match: terms.if_match,
@@ -136,7 +140,7 @@ impl Acceptor {
             command,
         };
         Span::current().record("command.id", field::display(envelope.id));
-        let waiter = self.enter(envelope.id, terms);
+        let waiter = self.enter(envelope.id, &envelope.principal, terms);
         let partition = envelope.command.user_id().partition(self.topology.partitions());
         self.backlog.admit(partition)?;
         self.publish(&envelope, partition, waiter.is_some()).await?;
@@ -159,22 +163,39 @@ impl Acceptor {
     }
 
     /// Begins to wait, if the client wants to, not too many do already and the instance does not drain.
-    fn enter(&self, id: CommandId, terms: &mut Terms) -> Option<(Waiter, Instant)> {
+    fn enter(&self, id: CommandId, principal: &Principal, terms: &mut Terms) -> Option<(Waiter, Instant)> {
         let wanted = terms.wait.filter(|_| self.shutdown.phase() < Phase::Draining);
-        let waiter = wanted.and_then(|wait| Some((self.waiting.enter(id)?, Instant::now() + wait)));
+        let waiter = wanted.and_then(|wait| Some((self.waiting.enter(id, principal)?, Instant::now() + wait)));
         if waiter.is_none() {
             terms.wait = None;
         }
         waiter
     }
 
-    /// Looks at a command, and while it is undecided waits as long as it may.
-    pub(crate) async fn look(&self, id: CommandId, terms: &mut Terms) -> Result<Option<Decided>, Problem> {
+    /// What an id says to this principal of where it was minted; before the first join nothing can be read.
+    pub(crate) fn origin(&self, id: CommandId, principal: &Principal) -> Result<IdOrigin, Problem> {
+        let key = self.command_ids.borrow().clone().ok_or_else(|| Problem::new(ProblemKind::DatabaseUnavailable))?;
+        Ok(id.origin(&key, principal))
+    }
+
+    /// A fresh id; before the first join there is no connection to the broker, either.
+    fn mint(&self, principal: &Principal) -> Result<CommandId, Problem> {
+        let key = self.command_ids.borrow().clone().ok_or_else(|| Problem::new(ProblemKind::BrokerUnavailable))?;
+        Ok(CommandId::mint_for(&key, principal))
+    }
+
+    /// Looks at a command, and while it is undecided waits for this principal as long as it may.
+    pub(crate) async fn look(
+        &self,
+        id: CommandId,
+        principal: &Principal,
+        terms: &mut Terms,
+    ) -> Result<Option<Decided>, Problem> {
         let found = self.decisions.load(id.into()).await?;
         if found.is_some() {
             return Ok(found);
         }
-        match self.enter(id, terms) {
+        match self.enter(id, principal, terms) {
             Some((waiter, deadline)) => Ok(self.decision(&waiter, id, deadline).await),
             None => Ok(None),
         }

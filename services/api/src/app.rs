@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Link, LinkState, PublisherPool, Topology};
-use common::command::DEFAULT_PARTITIONS;
+use common::command::{CommandIdKey, DEFAULT_PARTITIONS};
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
@@ -14,6 +14,7 @@ use common::shutdown::Shutdown;
 use poem::{Endpoint, EndpointExt, Response, get};
 use secrecy::SecretString;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::accept::Acceptor;
 use crate::auth::Guard;
@@ -61,7 +62,8 @@ impl Api {
         let pool = Pool::new(&database, "rollcall", &[])?;
         let health = Health::new(ReadyWhen::default(), shutdown.clone());
         let (clock, retention) = (DatabaseClock::default(), Retention(Duration::from_hours(720)));
-        Ok(Self::over(shutdown, &health, pool, &broker, link, clock, retention, &Limits::default()))
+        let (_, command_ids) = watch::channel(Some(CommandIdKey::of_deployment(Uuid::nil())));
+        Ok(Self::over(shutdown, &health, pool, &broker, link, clock, command_ids, retention, &Limits::default()))
     }
 
     /// An API over its servers.
@@ -73,6 +75,7 @@ impl Api {
         broker: &BrokerSettings,
         link: Link,
         clock: DatabaseClock,
+        command_ids: watch::Receiver<Option<CommandIdKey>>,
         retention: Retention,
         limits: &Limits,
     ) -> Self {
@@ -85,6 +88,7 @@ impl Api {
             decisions,
             backlog,
             clock,
+            command_ids,
             shutdown.clone(),
         );
         Self { users: Loader::start(shutdown, &pool, users::by_ids), acceptor, pool, retention }

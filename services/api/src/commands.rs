@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use common::command::{CommandId, Envelope, Rejection};
+use common::command::{CommandId, Envelope, IdOrigin, Principal, Rejection};
 use poem_openapi::param::Path;
 use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
@@ -86,6 +86,7 @@ pub struct Decided {
     id: Uuid,
     user_id: Option<Uuid>,
     kind: Option<String>,
+    principal: Option<String>,
     accepted_at: OffsetDateTime,
     applied_at: Option<OffsetDateTime>,
     reason: Option<String>,
@@ -112,6 +113,7 @@ impl Decided {
             id: id.into(),
             user_id: None,
             kind: None,
+            principal: None,
             accepted_at: id.minted_at(),
             applied_at: None,
             reason: None,
@@ -119,6 +121,11 @@ impl Decided {
             user_version: None,
             decision: Decision::Unknown,
         }
+    }
+
+    /// Whether this principal sent it; no row says so of one that is lost.
+    fn sent_by(&self, principal: &Principal) -> bool {
+        self.principal.as_deref() == Some(principal.as_str())
     }
 
     /// Whether it waits behind another, and will be applied after that.
@@ -248,6 +255,8 @@ impl CommandsApi {
     /// `unknown` is final, too: minutes after its acceptance the command is neither applied nor waiting, although every
     /// other one of that time is decided. It was lost outside of the service, or after a 504 it never reached the broker.
     /// Look at the user, then send the request again, under its `Idempotency-Key` if it had one.
+    ///
+    /// A command is shown to the principal that sent it, and with `users:read` to others. To everybody else it does not exist.
     #[oai(path = "/commands/:command_id", method = "get", operation_id = "get_command")]
     async fn get_command(
         &self,
@@ -259,16 +268,29 @@ impl CommandsApi {
         prefer: Field,
     ) -> Result<GetCommand, Failed<GetCommandFailures>> {
         let terms = Terms::read(&caller.principal, prefer.0.as_deref(), None, None)?;
-        let id = CommandId::try_from(command_id.0).map_err(|_| Problem::new(ProblemKind::CommandNotFound))?;
-        let age = OffsetDateTime::now_utc() - id.minted_at();
-        let (ours, kept) = (id.checksum_holds(), age <= self.0.retention.0);
-        // Only a command of ours that can still be decided is worth waiting for.
-        let mut terms = if ours && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
-        let resource = match self.0.acceptor.look(id, &mut terms).await? {
-            Some(decided) if kept || decided.decision != Decision::Unknown => decided.into(),
-            None if !ours => return Err(Problem::new(ProblemKind::CommandNotFound).into()),
+        let missing = || Problem::new(ProblemKind::CommandNotFound);
+        let id = CommandId::try_from(command_id.0).map_err(|_| missing())?;
+        // Of a command without a row, its id alone says whose it is.
+        let shown = match self.0.acceptor.origin(id, &caller.principal)? {
+            IdOrigin::Principal => true,
+            // Where nobody has to log in, there is one principal.
+            IdOrigin::Deployment => caller.reads_users && !caller.principal.is_anonymous(),
+            IdOrigin::Unknown => false,
+        };
+        let kept = OffsetDateTime::now_utc() - id.minted_at() <= self.0.retention.0;
+        // Only a command that is shown and can still be decided is worth waiting for.
+        let mut terms = if shown && kept { terms } else { Terms::read(&caller.principal, None, None, None)? };
+        let resource = match self.0.acceptor.look(id, &caller.principal, &mut terms).await? {
+            Some(decided) if decided.decision != Decision::Unknown => {
+                if !caller.reads_users && !decided.sent_by(&caller.principal) {
+                    return Err(missing().into());
+                }
+                decided.into()
+            }
+            _ if !shown => return Err(missing().into()),
             _ if !kept => return Err(Problem::new(ProblemKind::CommandExpired).into()),
-            _ => CommandResource::pending(id, None),
+            Some(lost) => lost.into(),
+            None => CommandResource::pending(id, None),
         };
         let again = (resource.status == CommandStatus::Pending).then_some(1);
         Ok(GetCommand::Found(Json(resource), again, terms.applied()))
@@ -286,7 +308,7 @@ pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'
         let mut decided = rows(conn, ids).await?;
         let found: HashSet<Uuid> = decided.iter().map(|(id, _)| *id).collect();
         let young = OffsetDateTime::now_utc() - YOUNG;
-        let old = |id: &CommandId| id.checksum_holds() && id.minted_at() < young;
+        let old = |id: &CommandId| id.minted_at() < young;
         let without_row = ids.iter().filter(|id| !found.contains(id));
         let mut lost: Vec<CommandId> = without_row.filter_map(|id| CommandId::try_from(*id).ok()).filter(old).collect();
         if lost.is_empty() {
@@ -322,7 +344,7 @@ async fn rows(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Decide
     let rows = sqlx::query!(
         r#"
         SELECT
-            id, user_id, type AS kind, accepted_at, applied_at, status, reason, user_version,
+            id, user_id, type AS kind, principal, accepted_at, applied_at, status, reason, user_version,
             CASE
                 WHEN reason = 'behind-another' THEN (
                     SELECT command_id
@@ -350,6 +372,7 @@ async fn rows(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<(Uuid, Decide
             id: row.id,
             user_id: row.user_id,
             kind: Some(row.kind),
+            principal: Some(row.principal),
             accepted_at: row.accepted_at,
             applied_at: Some(row.applied_at),
             reason: row.reason,

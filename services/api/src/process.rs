@@ -32,12 +32,13 @@ fn start(shutdown: &Shutdown, settings: ApiSettings) -> anyhow::Result<Pool> {
     let health = Health::new(settings.ready_when, shutdown.clone());
     // The API never writes to the database, and its sessions could not.
     let (member, _, pool) = Member::new(API, &service, None, &[("default_transaction_read_only", "on")])?;
-    let (identity, clock) = (member.identity(), member.clock());
+    let (identity, clock, command_ids) = (member.identity(), member.clock(), member.command_ids());
     let guard = Guard::start(shutdown, &health, &pool, settings.auth, limits.rate)?;
     observe_pool(&pool);
     monitor(shutdown, &health, Ability::Read, service.control.clone(), Role::Member(Box::new(member)));
     let link = supervise(shutdown, &health, "broker", &service.broker, Some(identity));
-    let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, clock, service.retention, &limits);
+    let retention = service.retention;
+    let api = Api::over(shutdown, &health, pool.clone(), &service.broker, link, clock, command_ids, retention, &limits);
     let connections = limits.of_connections();
     let routes = app::routes(api, guard, &health, limits.origins).boxed();
     http::serve_when_ready(shutdown, "http", socket, connections, routes, (&health, settings.listen_delay));

@@ -6,9 +6,7 @@ mod rows;
 
 use std::sync::Arc;
 
-use common::command::{
-    Command, CreateUser, DeleteUser, Email, Principal, ReactivateUser, SuspendUser, UpdateUser, UserId,
-};
+use common::command::{Command, CreateUser, DeleteUser, Email, ReactivateUser, SuspendUser, UpdateUser, UserId};
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
@@ -38,6 +36,8 @@ pub struct UsersApi(pub(crate) Arc<Api>);
 #[OpenApi(prefix_path = "/v1", tag = "Tag::Users")]
 impl UsersApi {
     /// Create a user
+    ///
+    /// Without `users:read` the outcome is the command, never the user.
     #[oai(path = "/users", method = "post", operation_id = "create_user")]
     async fn create_user(
         &self,
@@ -55,14 +55,18 @@ impl UsersApi {
         let Body((email, name)) = body;
         let user_id = terms.user_id();
         let command = Command::CreateUser(CreateUser { user_id, email, name });
-        let changed = self.change(caller.principal, user_id, command, &mut terms).await?;
+        let changed = self.change(caller, user_id, command, &mut terms).await?;
         let applied = terms.applied();
         Ok(match changed {
             Changed::User(user) => {
                 let (location, etag) = (format!("/v1/users/{}", user.id), entity_tag(user.version));
                 CreateUserAnswer::Created(Json(user), location, etag, applied)
             }
-            Changed::Command(command) => {
+            Changed::Applied(command, version) => {
+                let (location, etag) = (format!("/v1/users/{user_id}"), entity_tag(version));
+                CreateUserAnswer::Applied(Json(command), location, etag, applied)
+            }
+            Changed::Pending(command) => {
                 let location = command.location();
                 CreateUserAnswer::Accepted(Json(command), location, RETRY_AFTER_SECONDS, applied)
             }
@@ -142,6 +146,8 @@ impl UsersApi {
     }
 
     /// Change a user
+    ///
+    /// Without `users:read` the outcome is the command, never the user.
     #[oai(path = "/users/:user_id", method = "patch", operation_id = "update_user")]
     async fn update_user(
         &self,
@@ -165,7 +171,7 @@ impl UsersApi {
         let user_id = known(user_id.0)?;
         let Body((email, name)) = body;
         let command = Command::UpdateUser(UpdateUser { user_id, email, name });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
+        Ok(self.change(caller, user_id, command, &mut terms).await?.answer(&terms))
     }
 
     /// Delete a user
@@ -201,6 +207,8 @@ impl UsersApi {
     }
 
     /// Suspend a user
+    ///
+    /// Without `users:read` the outcome is the command, never the user.
     #[oai(path = "/users/:user_id/suspend", method = "post", operation_id = "suspend_user")]
     async fn suspend_user(
         &self,
@@ -222,10 +230,12 @@ impl UsersApi {
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::SuspendUser(SuspendUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
+        Ok(self.change(caller, user_id, command, &mut terms).await?.answer(&terms))
     }
 
     /// Reactivate a suspended user
+    ///
+    /// Without `users:read` the outcome is the command, never the user.
     #[oai(path = "/users/:user_id/reactivate", method = "post", operation_id = "reactivate_user")]
     async fn reactivate_user(
         &self,
@@ -247,7 +257,7 @@ impl UsersApi {
             Terms::read(&caller.principal, prefer.0.as_deref(), if_match.0.as_deref(), idempotency_key.0.as_deref())?;
         let user_id = known(user_id.0)?;
         let command = Command::ReactivateUser(ReactivateUser { user_id });
-        Ok(self.change(caller.principal, user_id, command, &mut terms).await?.answer(&terms))
+        Ok(self.change(caller, user_id, command, &mut terms).await?.answer(&terms))
     }
 }
 
@@ -263,20 +273,25 @@ impl UsersApi {
 
     async fn change(
         &self,
-        principal: Principal,
+        caller: Caller<UsersWrite>,
         user_id: UserId,
         command: Command,
         terms: &mut Terms,
     ) -> Result<Changed, Problem> {
         self.settle(user_id, terms).await;
-        let command = match self.0.acceptor.accept(principal, command, terms).await? {
-            Accepted::Pending(command) => return Ok(Changed::Command(command)),
+        let command = match self.0.acceptor.accept(caller.principal, command, terms).await? {
+            Accepted::Pending(command) => return Ok(Changed::Pending(command)),
             Accepted::Succeeded(command) => command,
         };
-        // Gone or unreadable since: the command that succeeded is still the truth to tell.
-        Ok(match self.0.users.load(user_id.into()).await {
-            Ok(Some(user)) => Changed::User(user),
-            Ok(None) | Err(_) => Changed::Command(command),
+        if caller.reads_users
+            && let Ok(Some(user)) = self.0.users.load(user_id.into()).await
+        {
+            return Ok(Changed::User(user));
+        }
+        // Not to be read by this caller, gone or unreadable since: the command that succeeded is still the truth to tell.
+        Ok(match command.user_version {
+            Some(version) => Changed::Applied(command, version),
+            None => Changed::Pending(command),
         })
     }
 }

@@ -2,13 +2,18 @@
 //!
 //! A hint may be lost, so a waiting request also reads the row from time to time. Nothing else depends on that queue: where
 //! the broker refuses it, commands are accepted and waited for without hints, and the readiness report says why.
+//!
+//! # How are the places shared?
+//! A principal gets another place while it holds fewer than [`SHARE`] for each free one: alone it takes three quarters, and
+//! however many places the others want, some stay free for a principal that has none. Where nobody has to log in there is one
+//! principal, and no share.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::broker::{ChannelError, Link, LinkReports, LinkState, declare_exchange, open_channel};
-use common::command::CommandId;
+use common::command::{CommandId, Principal};
 use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
 use common::telemetry::meter;
 use futures_util::StreamExt;
@@ -16,7 +21,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, Consumer, ExchangeKind};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -27,14 +32,34 @@ const HINTS: &str = "reply hints";
 /// A broker that has just started can leave a request unanswered for good.
 const OPEN_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Places that a principal may hold for each one that is free.
+const SHARE: usize = 3;
+
 /// Who waits for which command. Cheap to clone; all clones are one.
-#[derive(Debug, Clone, Default)]
-struct Waiters(Arc<Mutex<HashMap<CommandId, Arc<Notify>>>>);
+#[derive(Debug, Clone)]
+struct Waiters {
+    table: Arc<Mutex<Table>>,
+    /// Places.
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    hints: HashMap<CommandId, Arc<Notify>>,
+    /// Places that are taken, by principal; none is zero.
+    held: HashMap<Principal, usize>,
+    /// All of them.
+    taken: usize,
+}
 
 impl Waiters {
+    fn new(most: usize) -> Self {
+        Self { table: Arc::default(), most }
+    }
+
     /// Held for a look-up only, never over an await.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<CommandId, Arc<Notify>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -42,7 +67,6 @@ impl Waiters {
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     waiters: Waiters,
-    places: Arc<Semaphore>,
     reply_to: watch::Receiver<Option<ShortString>>,
 }
 
@@ -50,25 +74,24 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Waiter {
     id: CommandId,
+    principal: Principal,
     hint: Arc<Notify>,
     waiters: Waiters,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Waiting {
     /// Starts the task that receives hints; it ends when the process closes. At most so many wait at once.
     pub(crate) fn start(shutdown: &Shutdown, link: Link, most: usize) -> Self {
-        let waiters = Waiters::default();
+        let waiters = Waiters::new(most);
         let (sender, reply_to) = watch::channel(None);
         let receiving = receive(shutdown.clone(), link, waiters.clone(), sender);
         shutdown.supervise("reply hints", Tier::Back, receiving);
-        let places = Arc::new(Semaphore::new(most));
-        let free = Arc::clone(&places);
+        let observed = waiters.clone();
         meter()
             .u64_observable_gauge("rollcall.api.waiting")
             .with_description("Requests that wait for an outcome")
             .with_callback(move |observer| {
-                observer.observe((most - free.available_permits()).try_into().unwrap_or(u64::MAX), &[]);
+                observer.observe(observed.lock().taken.try_into().unwrap_or(u64::MAX), &[]);
             })
             .build();
         let listening = reply_to.clone();
@@ -79,14 +102,23 @@ impl Waiting {
             )
             .with_callback(move |observer| observer.observe(u64::from(listening.borrow().is_some()), &[]))
             .build();
-        Self { waiters, places, reply_to }
+        Self { waiters, reply_to }
     }
 
-    /// Begins to wait; before the command is published, so that no hint comes too early. `None` when too many wait.
-    pub(crate) fn enter(&self, id: CommandId) -> Option<Waiter> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        let hint = Arc::clone(self.waiters.lock().entry(id).or_default());
-        Some(Waiter { id, hint, waiters: self.waiters.clone(), _place: place })
+    /// Begins to wait; before the command is published, so that no hint comes too early. `None` when too many wait, or too
+    /// many of this principal.
+    pub(crate) fn enter(&self, id: CommandId, principal: &Principal) -> Option<Waiter> {
+        let mut table = self.waiters.lock();
+        let free = self.waiters.most - table.taken;
+        let held = table.held.get(principal).copied().unwrap_or_default();
+        if free == 0 || (held >= SHARE * free && !principal.is_anonymous()) {
+            return None;
+        }
+        table.taken += 1;
+        table.held.insert(principal.clone(), held + 1);
+        let hint = Arc::clone(table.hints.entry(id).or_default());
+        drop(table);
+        Some(Waiter { id, principal: principal.clone(), hint, waiters: self.waiters.clone() })
     }
 
     /// The queue for hints; none while the broker is away.
@@ -104,11 +136,16 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut waiters = self.waiters.lock();
+        let mut table = self.waiters.lock();
         // Given back under the lock, so that of two who go at once the second sees that it is the last.
         drop(std::mem::take(&mut self.hint));
-        if waiters.get(&self.id).is_some_and(|hint| Arc::strong_count(hint) == 1) {
-            waiters.remove(&self.id);
+        if table.hints.get(&self.id).is_some_and(|hint| Arc::strong_count(hint) == 1) {
+            table.hints.remove(&self.id);
+        }
+        table.taken -= 1;
+        match table.held.get_mut(&self.principal) {
+            Some(held) if *held > 1 => *held -= 1,
+            _ => drop(table.held.remove(&self.principal)),
         }
     }
 }
@@ -180,7 +217,7 @@ fn wake(waiters: &Waiters, delivery: &Delivery) {
     let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
     let Some(id): Option<CommandId> = id else { return };
     // Under the lock: a clone that outlived it would keep the last waiter from removing the entry.
-    if let Some(waiter) = waiters.lock().get(&id) {
+    if let Some(waiter) = waiters.lock().hints.get(&id) {
         waiter.notify_waiters();
         // Kept for one that is not waiting yet because it still waits for its confirm.
         waiter.notify_one();
@@ -191,13 +228,21 @@ fn wake(waiters: &Waiters, delivery: &Delivery) {
 mod tests {
     use super::*;
 
+    fn waiting(most: usize) -> Waiting {
+        let (_, reply_to) = watch::channel(None);
+        Waiting { waiters: Waiters::new(most), reply_to }
+    }
+
+    fn principal(name: &str) -> Principal {
+        Principal::parse(name).expect("a principal")
+    }
+
     #[test]
     fn whoever_goes_last_leaves_nothing_behind() {
-        let (_, reply_to) = watch::channel(None);
-        let waiting = Waiting { waiters: Waiters::default(), places: Arc::new(Semaphore::new(4)), reply_to };
+        let (waiting, ada) = (waiting(8), principal("key:ada"));
         for _ in 0..2_000 {
             let id = CommandId::mint();
-            let both = [waiting.enter(id), waiting.enter(id)].map(|waiter| waiter.expect("a place"));
+            let both = [waiting.enter(id, &ada), waiting.enter(id, &ada)].map(|waiter| waiter.expect("a place"));
             let start = std::sync::Barrier::new(both.len());
             std::thread::scope(|scope| {
                 for waiter in both {
@@ -208,8 +253,38 @@ mod tests {
                     });
                 }
             });
-            assert!(waiting.waiters.lock().is_empty());
-            assert_eq!(waiting.places.available_permits(), 4);
+            let table = waiting.waiters.lock();
+            assert!(table.hints.is_empty() && table.held.is_empty());
+            assert_eq!(table.taken, 0);
         }
+    }
+
+    #[test]
+    fn no_principal_takes_every_place() {
+        let waiting = waiting(48);
+        let enter = |name: &str| waiting.enter(CommandId::mint(), &principal(name));
+        let fill = |name: &str| std::iter::from_fn(|| enter(name)).collect::<Vec<_>>();
+        let mallory = fill("key:mallory");
+        assert_eq!(mallory.len(), 36);
+        let second = fill("oidc:mallory");
+        assert_eq!(second.len(), 9);
+        let bob = enter("key:bob").expect("a place for a principal that has none");
+        assert!(enter("key:mallory").is_none(), "with 36 of 48 the share is used up");
+        drop((mallory, second, bob));
+        // Everybody is one principal where nobody has to log in.
+        assert_eq!(fill("anonymous").len(), 48);
+        assert_eq!(waiting.waiters.lock().taken, 0, "all are given back");
+    }
+
+    #[test]
+    fn a_single_place_can_be_taken() {
+        let waiting = waiting(1);
+        let place = waiting.enter(CommandId::mint(), &principal("key:ada"));
+        assert!(place.is_some() && waiting.enter(CommandId::mint(), &Principal::anonymous()).is_none());
+        assert!(
+            Waiting { waiters: Waiters::new(0), ..waiting.clone() }
+                .enter(CommandId::mint(), &Principal::anonymous())
+                .is_none()
+        );
     }
 }

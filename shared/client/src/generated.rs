@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 69328d9debc5977d1886f40ed704b9ede7299d93935936823b257d9efc136d23.
+// Written by `cargo run -- generate` from the contract with the SHA-256 8b4deaf3928735d49545426381196abf64b717953bfc445df2fdfffe84304d2b.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -185,7 +185,8 @@ operator and for good.*/
     pub struct NewUser {
         ///An e-mail address in ASCII; unique without regard to letter case.
         pub email: ::std::string::String,
-        ///1 to 200 characters without control characters.
+        /**1 to 200 characters, none of them a control character or invisible; the joiners U+200C and U+200D only where a script
+or an emoji needs them.*/
         pub name: ::std::string::String,
     }
     impl NewUser {
@@ -1517,6 +1518,8 @@ comes as soon as the command is decided, at the latest after N seconds.
 other one of that time is decided. It was lost outside of the service, or after a 504 it never reached the broker.
 Look at the user, then send the request again, under its `Idempotency-Key` if it had one.
 
+A command is shown to the principal that sent it, and with `users:read` to others. To everybody else it does not exist.
+
 Needs the scope `users:read` or `users:write`.
 
 Sends a `GET` request to `/v1/commands/{command_id}`
@@ -1560,6 +1563,8 @@ let response = client.list_users()
         builder::ListUsers::new(self)
     }
     /**Create a user
+
+Without `users:read` the outcome is the command, never the user.
 
 Needs the scope `users:write`.
 
@@ -1624,6 +1629,8 @@ let response = client.delete_user()
     }
     /**Change a user
 
+Without `users:read` the outcome is the command, never the user.
+
 Needs the scope `users:write`.
 
 Sends a `PATCH` request to `/v1/users/{user_id}`
@@ -1674,6 +1681,8 @@ let response = client.get_user_history()
     }
     /**Reactivate a suspended user
 
+Without `users:read` the outcome is the command, never the user.
+
 Needs the scope `users:write`.
 
 Sends a `POST` request to `/v1/users/{user_id}/reactivate`
@@ -1697,6 +1706,8 @@ let response = client.reactivate_user()
         builder::ReactivateUser::new(self)
     }
     /**Suspend a user
+
+Without `users:read` the outcome is the command, never the user.
 
 Needs the scope `users:write`.
 
@@ -2066,6 +2077,7 @@ pub mod builder {
             client.post(&result, &info).await?;
             let response = result?;
             match response.status().as_u16() {
+                200u16 => ResponseValue::from_response(response).await,
                 201u16 => ResponseValue::from_response(response).await,
                 202u16 => ResponseValue::from_response(response).await,
                 400u16..=499u16 => {

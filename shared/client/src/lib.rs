@@ -3,7 +3,8 @@
 //!
 //! - [`Settings`] makes a [`Client`]: address, key or token, how long to try.
 //! - Each operation is a method of it, with a builder: [`Client::create_user`], [`Client::list_users`], …
-//! - A write gives [`Written`]: the user when its outcome was waited for, else the command, whose end [`Client::outcome`] awaits.
+//! - A write gives [`Written`]: the user when its outcome was waited for and the key may read users, else the command, whose end
+//!   [`Client::outcome`] awaits.
 //! - `?` makes an [`Error`] of what went wrong; the service's own are [`types::Problem`]s.
 //!
 //! ```no_run
@@ -102,7 +103,8 @@ impl Settings {
 pub enum Written<T> {
     /// The outcome was waited for and came in time.
     Applied(T),
-    /// The service has the command for good; its outcome can be asked for.
+    /// The service has the command for good; its outcome can be asked for. With a key or token that may not read users, its
+    /// `status` says when it is decided already.
     Accepted(types::Command),
 }
 

@@ -28,7 +28,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-pub use id::{CommandId, InvalidId, UserId};
+pub use id::{CommandId, CommandIdKey, IdOrigin, InvalidId, UserId};
 pub use idempotency::{Digest, Idempotency, InvalidDigest};
 pub use message::{CommandHeader, DecodeError, Message, MessageProperties, UnreadCommand};
 pub use text::{Email, InvalidText, Name, Principal};

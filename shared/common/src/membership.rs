@@ -57,6 +57,7 @@ pub use self::protocol::MembershipError;
 use self::protocol::{Admission, Application, BeatAnswer};
 pub use self::share::{API, Claim, Share, Standing, WORKER};
 use crate::broker::Identity;
+use crate::command::CommandIdKey;
 use crate::config::ServiceSettings;
 use crate::db::{DatabaseClock, DbError, Heard, Pool, PoolStatus, Session};
 
@@ -163,6 +164,11 @@ impl Member {
     /// The database's clock, as heartbeats read it.
     pub fn clock(&self) -> DatabaseClock {
         self.clock.clone()
+    }
+
+    /// The key of the deployment for the ids of commands, from the first join on.
+    pub fn command_ids(&self) -> watch::Receiver<Option<CommandIdKey>> {
+        self.deployment.command_ids()
     }
 
     /// Whether it was a member of the deployment before.

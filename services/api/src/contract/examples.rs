@@ -57,8 +57,19 @@ impl Answer<'_> {
     }
 
     fn command(self) -> CommandResource {
-        let kind = format!("users.{}", self.operation.trim_end_matches("_user"));
-        CommandResource { kind: Some(kind), ..CommandResource::example() }
+        let kind = Some(format!("users.{}", self.operation.trim_end_matches("_user")));
+        if self.status == "200" {
+            return CommandResource { kind, user_version: Some(self.version()), ..decided_example() };
+        }
+        CommandResource { kind, ..CommandResource::example() }
+    }
+
+    /// What a write that was waited for is answered with.
+    pub(super) fn outcomes(self) -> Value {
+        json!({
+            "user": { "summary": "With `users:read`", "value": self.user().to_json() },
+            "command": { "summary": "Without `users:read`", "value": self.command().to_json() },
+        })
     }
 
     /// The value of a header.

@@ -82,10 +82,16 @@ fn everywhere(value: &mut Value) {
     }
 }
 
-/// No white space at either end, and no control characters.
-const NAME: &str = "^[^\\u0000-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]\
-    (?:[^\\u0000-\\u001f\\u007f-\\u009f]*\
-    [^\\u0000-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000])?$";
+/// A name without white space at either end, control characters and invisible characters. A pattern that every tool reads has
+/// no classes of Unicode, so it does not know invisible characters beyond U+FFFF, nor behind what a joiner may stand.
+fn name_pattern() -> String {
+    const SPACES: &str = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000";
+    const CONTROLS: &str = r"\u0000-\u001f\u007f-\u009f";
+    const JOINERS: &str = r"\u200c\u200d";
+    const INVISIBLE: &str = r"\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb";
+    let edge = format!("[^{SPACES}{CONTROLS}{JOINERS}{INVISIBLE}]");
+    format!("^{edge}(?:[^{CONTROLS}{INVISIBLE}]*{edge})?$")
+}
 
 /// The checks of the command contract as schemas: the bodies are read by hand, so the generator knows none of them.
 fn schemas(document: &mut Value) {
@@ -95,7 +101,7 @@ fn schemas(document: &mut Value) {
         // Unknown members are refused.
         schema["additionalProperties"] = false.into();
         schema["properties"]["email"]["format"] = "email".into();
-        schema["properties"]["name"]["pattern"] = NAME.into();
+        schema["properties"]["name"]["pattern"] = name_pattern().into();
     }
     schemas["UserPatch"]["minProperties"] = 1.into();
     schemas["User"]["properties"]["email"]["format"] = "email".into();
@@ -175,6 +181,10 @@ fn response_example(answer: Answer<'_>, response: &mut Value, schemas: &Value) {
     let Some(schema) = schema_name(media).map(str::to_owned) else { return };
     if answer.operation == "get_command" {
         media["examples"] = examples::looked_up();
+        return;
+    }
+    if schema == "WriteOutcome" {
+        media["examples"] = answer.outcomes();
         return;
     }
     let example = answer.body(&schema).unwrap_or_else(|| schemas[&schema]["example"].clone());

@@ -3,7 +3,7 @@
 use common::command::{Email, Name};
 use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
-use poem_openapi::{ApiResponse, Enum, Object};
+use poem_openapi::{ApiResponse, Enum, Object, Union};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -66,7 +66,8 @@ pub(crate) struct NewUser {
     /// An e-mail address in ASCII; unique without regard to letter case.
     #[oai(validator(max_length = 254))]
     email: String,
-    /// 1 to 200 characters without control characters.
+    /// 1 to 200 characters, none of them a control character or invisible; the joiners U+200C and U+200D only where a script
+    /// or an emoji needs them.
     #[oai(validator(min_length = 1, max_length = 200))]
     name: String,
 }
@@ -152,8 +153,27 @@ impl UserStatus {
     }
 }
 
+/// The user after the change, or without `users:read` the command
+#[derive(Debug, Union)]
+#[oai(one_of)]
+pub(crate) enum WriteOutcome {
+    /// With `users:read`.
+    User(User),
+    /// Without.
+    Command(CommandResource),
+}
+
 #[derive(ApiResponse)]
 pub(crate) enum CreateUserAnswer {
+    /// Created, and the outcome came within the wait, but the caller may not read users, or the user cannot be read any more:
+    /// the command, and the version of the user.
+    #[oai(status = 200)]
+    Applied(
+        Json<CommandResource>,
+        #[oai(header = "Location")] String,
+        #[oai(header = "ETag")] String,
+        #[oai(header = "Preference-Applied")] Option<String>,
+    ),
     /// Created: the outcome came within the wait.
     #[oai(status = 201)]
     Created(
@@ -175,9 +195,10 @@ pub(crate) enum CreateUserAnswer {
 
 #[derive(ApiResponse)]
 pub(crate) enum ChangeUserAnswer {
-    /// Changed: the outcome came within the wait.
+    /// Changed: the outcome came within the wait. To a caller that may read users it is the user; to others, and when the user
+    /// cannot be read any more, the command and the version of the user.
     #[oai(status = 200)]
-    Changed(Json<User>, #[oai(header = "ETag")] String, #[oai(header = "Preference-Applied")] Option<String>),
+    Changed(Json<WriteOutcome>, #[oai(header = "ETag")] String, #[oai(header = "Preference-Applied")] Option<String>),
     /// Accepted: the broker has the command for good. Also when the outcome was waited for and the command is `parked` behind
     /// an earlier one of its user: it is applied after that.
     #[oai(status = 202)]
@@ -255,8 +276,12 @@ pub(crate) const RETRY_AFTER_SECONDS: u32 = 1;
 
 /// What a command that leaves a user behind is answered with.
 pub(crate) enum Changed {
+    /// The user after it.
     User(User),
-    Command(CommandResource),
+    /// The command, which was applied, and the user's version after it.
+    Applied(CommandResource, i64),
+    /// The command, whose outcome is not known yet.
+    Pending(CommandResource),
 }
 
 impl Changed {
@@ -265,9 +290,13 @@ impl Changed {
         match self {
             Self::User(user) => {
                 let etag = entity_tag(user.version);
-                ChangeUserAnswer::Changed(Json(user), etag, terms.applied())
+                ChangeUserAnswer::Changed(Json(WriteOutcome::User(user)), etag, terms.applied())
             }
-            Self::Command(command) => {
+            Self::Applied(command, version) => {
+                let etag = entity_tag(version);
+                ChangeUserAnswer::Changed(Json(WriteOutcome::Command(command)), etag, terms.applied())
+            }
+            Self::Pending(command) => {
                 let location = command.location();
                 ChangeUserAnswer::Accepted(Json(command), location, RETRY_AFTER_SECONDS, terms.applied())
             }

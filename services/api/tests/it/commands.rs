@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use common::command::CommandId;
+use common::command::{CommandId, Principal};
 use common::shutdown::{Graces, Phase};
 use poem::Body;
 use rollcall_api::problem::ProblemKind::{CommandExpired, CommandNotFound};
@@ -10,27 +10,18 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::support::{App, Database, RETENTION, request};
+use crate::support::{App, Database, RETENTION, command_id_key, request};
 
 /// Less than what the clients here are ready to wait, and far more than a busy machine takes.
 const WAIT: Duration = Duration::from_secs(25);
 
-/// An id like those that the API mints, but of another time. The checksum has 16 bits, so one of the endings fits.
-fn minted_at(time: OffsetDateTime) -> CommandId {
-    let mut bytes = Uuid::now_v7().into_bytes();
-    let ms = time.unix_timestamp_nanos() / 1_000_000;
-    bytes[..6].copy_from_slice(&ms.to_be_bytes()[10..]);
-    let id = |ending: u16| {
-        bytes[14..].copy_from_slice(&ending.to_be_bytes());
-        CommandId::try_from(Uuid::from_bytes(bytes)).expect("version 7")
-    };
-    (0..=u16::MAX).map(id).find(|id| id.checksum_holds()).expect("an ending that fits")
+/// An id as the API mints it for everybody.
+fn minted() -> CommandId {
+    minted_at(OffsetDateTime::now_utc())
 }
 
-/// A version 7 id that the API did not mint.
-fn made_up() -> Uuid {
-    let ids = std::iter::repeat_with(Uuid::now_v7);
-    ids.map(|id| CommandId::try_from(id).expect("version 7")).find(|id| !id.checksum_holds()).expect("most are").into()
+fn minted_at(time: OffsetDateTime) -> CommandId {
+    CommandId::mint_at(time).tagged(&command_id_key(), &Principal::anonymous())
 }
 
 struct Row<'a> {
@@ -68,9 +59,14 @@ async fn an_id_that_nobody_minted_is_not_found() {
         ("version 5", Uuid::new_v5(&Uuid::NAMESPACE_DNS, b"x")),
         ("version 4", "9c5b94b1-35ad-49bb-b118-8e8fc24abf80".parse().expect("a UUID")),
         ("nil", Uuid::nil()),
-        ("version 7 without our checksum", made_up()),
+        ("version 7 without our tags", CommandId::mint().into()),
+        ("of the far future", CommandId::mint_at(OffsetDateTime::now_utc() + time::Duration::days(9_000)).into()),
+        ("of long ago", CommandId::mint_at(OffsetDateTime::UNIX_EPOCH).into()),
     ] {
-        app.get(&format!("/v1/commands/{id}")).await.assert_problem(CommandNotFound, &[], reason);
+        let started = Instant::now();
+        let answer = app.get_with(&format!("/v1/commands/{id}"), &[("prefer", "wait=30")]).await;
+        answer.assert_problem(CommandNotFound, &[], reason);
+        assert!(started.elapsed() < WAIT, "{reason}: nobody waits for it");
     }
 }
 
@@ -79,7 +75,7 @@ async fn a_command_without_an_outcome_is_pending_while_it_could_have_one() {
     let database = Database::create().await;
     let app = App::over(database.url());
     let now = OffsetDateTime::now_utc();
-    for id in [CommandId::mint(), minted_at(now - RETENTION + Duration::from_mins(1))] {
+    for id in [minted(), minted_at(now - RETENTION + Duration::from_mins(1))] {
         let answer = app.get(&format!("/v1/commands/{id}")).await;
         assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (200, Some("1")), "{id}");
         let command = answer.json();
@@ -132,7 +128,7 @@ async fn a_decided_command_is_shown_with_its_outcome() {
 #[tokio::test]
 async fn a_command_of_another_publisher_is_found_once_it_is_decided() {
     let mut database = Database::create().await;
-    let id = made_up();
+    let id = CommandId::mint().into();
     insert(
         &mut database.conn,
         Row { id, user_id: Uuid::now_v7(), status: "succeeded", reason: None, version: Some(1) },
@@ -145,7 +141,7 @@ async fn a_command_of_another_publisher_is_found_once_it_is_decided() {
 async fn the_wait_that_a_client_prefers_is_read_as_rfc_7240_writes_it() {
     let mut database = Database::create().await;
     let app = App::over(database.url());
-    let id = CommandId::mint();
+    let id = minted();
     let row = Row { id: id.into(), user_id: Uuid::now_v7(), status: "succeeded", reason: None, version: Some(1) };
     insert(&mut database.conn, row).await;
     let rows: &[(&str, &[&str], Option<&str>)] = &[
@@ -181,7 +177,7 @@ async fn the_wait_that_a_client_prefers_is_read_as_rfc_7240_writes_it() {
 async fn whoever_waits_hears_of_the_outcome_without_a_hint() {
     let mut database = Database::create().await;
     let app = App::over(database.url());
-    let id = CommandId::mint();
+    let id = minted();
     let row = Row { id: id.into(), user_id: Uuid::now_v7(), status: "succeeded", reason: None, version: Some(1) };
     let path = format!("/v1/commands/{id}");
     let asking = app.get_with(&path, &[("prefer", "wait=30")]);
@@ -195,7 +191,7 @@ async fn whoever_waits_hears_of_the_outcome_without_a_hint() {
 async fn whoever_waits_is_answered_when_the_instance_drains() {
     let database = Database::create().await;
     let app = App::over(database.url());
-    let path = format!("/v1/commands/{}", CommandId::mint());
+    let path = format!("/v1/commands/{}", minted());
     let started = Instant::now();
     let asking = app.get_with(&path, &[("prefer", "wait=30")]);
     let stopping = app.shutdown.stop(Graces { drain: Duration::from_secs(5), finish: Duration::from_secs(30) });

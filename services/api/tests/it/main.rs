@@ -3,6 +3,7 @@
 
 #![expect(clippy::expect_used, reason = "the lints spare test functions, not their helpers")]
 
+mod access;
 mod auth;
 mod bodies;
 mod commands;

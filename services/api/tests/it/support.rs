@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::broker::LinkState;
+use common::command::CommandIdKey;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
 use common::health::{Health, ReadyWhen};
@@ -74,7 +75,8 @@ impl App {
         let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());
         let (retention, limits) = (Retention(RETENTION), Limits::default());
-        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, clock, retention, &limits);
+        let (_, command_ids) = watch::channel(Some(command_id_key()));
+        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, clock, command_ids, retention, &limits);
         Self::of(api, &pool, shutdown, auth, Limits::default())
     }
 
@@ -104,6 +106,11 @@ impl App {
     pub(crate) fn into_endpoint(self) -> BoxEndpoint<'static, Response> {
         self.endpoint
     }
+}
+
+/// That of the deployment under test.
+pub(crate) fn command_id_key() -> CommandIdKey {
+    CommandIdKey::of_deployment(uuid::Uuid::from_u128(7))
 }
 
 fn nowhere() -> Pool {

@@ -87,7 +87,9 @@ where
     let (command, reason) = match answer.map_err(Error::from) {
         Ok(Written::Applied(user)) => return Ok(End::Done(user.id)),
         Ok(Written::Accepted(command)) => {
-            let command = client.outcome(command.id).await?;
+            // Decided already where the key may not read users.
+            let decided = command.status == CommandStatus::Succeeded;
+            let command = if decided { command } else { client.outcome(command.id).await? };
             if command.status == CommandStatus::Unknown {
                 return Ok(End::Rejected(lost(command.id)));
             }

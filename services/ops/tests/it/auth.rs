@@ -79,7 +79,7 @@ async fn list(client: &Client, api: &Process) -> StatusCode {
 
 /// Under whom the commands are recorded, oldest first.
 async fn principals(system: &System) -> Vec<String> {
-    let query = "SELECT principal FROM commands ORDER BY id";
+    let query = "SELECT principal FROM commands ORDER BY position";
     sqlx::query_scalar(query).fetch_all(&mut system.database().await).await.unwrap()
 }
 
@@ -105,9 +105,9 @@ async fn a_key_is_made_used_changed_and_revoked() {
     problem(forbidden, 403, "forbidden").await;
 
     // The client's next key is the same client: a retry is told as one. Another client's idempotency keys are its own.
-    let second = key(&system, "billing", "users:write").await;
+    let second = key(&system, "billing", "users:read,users:write").await;
     assert_eq!(created(&bearing(&second), &api, "ada@example.org", "1").await["id"], user["id"]);
-    let other = bearing(&key(&system, "import", "users:write").await);
+    let other = bearing(&key(&system, "import", "users:read,users:write").await);
     problem(create(&other, &api, "ada@example.org", "1").await, 409, "email-taken").await;
     assert_ne!(created(&other, &api, "bob@example.org", "3").await["id"], user["id"]);
     assert_eq!(principals(&system).await, ["key:billing", "key:billing", "key:import", "key:import"]);
@@ -132,6 +132,132 @@ async fn a_key_is_made_used_changed_and_revoked() {
     for key in [&first, &second] {
         assert!(!log.contains(&key[20..]), "no part of a secret is logged");
     }
+}
+
+/// The attack: a key that may only write had every user shown that it changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_may_only_write_is_shown_no_user() {
+    let mut system = System::prepare().await;
+    system.set("AUTH", "keys");
+    let (api, _worker) = tokio::join!(system.api(), system.worker());
+    let reader = bearing(&key(&system, "desk", "users:read,users:write").await);
+    let writer = bearing(&key(&system, "sync", "users:write").await);
+    let user = created(&reader, &api, "hidden@example.org", "1").await;
+    let path = format!("/v1/users/{}", user["id"].as_str().unwrap());
+    let change = json!({"name": "Hidden Too"});
+    let rename = || writer.patch(api.url(&path)).json(&change);
+    let post = |verb: &str| writer.post(api.url(&format!("{path}/{verb}")));
+    let mut waited = vec![(rename(), 2), (post("suspend"), 3), (post("reactivate"), 4)];
+    // The same for what changes nothing, and for what is sent again.
+    waited.extend([(rename(), 4), (post("suspend").header("idempotency-key", "again"), 5)]);
+    waited.push((post("suspend").header("idempotency-key", "again"), 5));
+    let body = json!({"email": "other@example.org", "name": "Other"});
+    waited.push((writer.post(api.url("/v1/users")).json(&body), 1));
+    for (request, version) in waited {
+        let answer = request.header("prefer", "wait=20").send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["etag"], format!("\"{version}\""));
+        assert_eq!(answer.headers()["preference-applied"], "wait=20");
+        let text = answer.text().await.unwrap();
+        for member in ["example.org", "Hidden", "Other", "created_at"] {
+            assert!(!text.contains(member), "{text}");
+        }
+        let command: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&command["status"], &command["user_version"]), (&json!("succeeded"), &json!(version)));
+    }
+    problem(writer.get(api.url(&path)).send().await.unwrap(), 403, "forbidden").await;
+    let taken = create(&writer, &api, "hidden@example.org", "2").await;
+    let taken: Value = taken.json().await.unwrap();
+    assert_eq!(taken["type"], "/problems/email-taken");
+    assert!(taken.get("id").is_none() && !taken.to_string().contains("example.org"), "{taken}");
+    // With the scope the same write shows the user.
+    let renamed = reader.patch(api.url(&path)).json(&change).header("prefer", "wait=20").send().await.unwrap();
+    assert_eq!(renamed.json::<Value>().await.unwrap()["email"], "hidden@example.org");
+}
+
+/// The attack: with the outcome of one command of its own, a client found those of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_on_its_way_is_shown_to_its_principal_alone() {
+    let mut system = System::prepare().await;
+    system.set("AUTH", "keys");
+    let api = system.api().await;
+    let alice = bearing(&key(&system, "alice", "users:write").await);
+    let bob = bearing(&key(&system, "bob", "users:write").await);
+    let carol = bearing(&key(&system, "carol", "users:read").await);
+    let body = json!({"email": "ada@example.org", "name": "Ada"});
+    let accepted = alice.post(api.url("/v1/users")).json(&body).send().await.unwrap();
+    let path = accepted.headers()["location"].to_str().unwrap().to_owned();
+    let look = async |client: &Client| client.get(api.url(&path)).send().await.unwrap();
+    problem(look(&bob).await, 404, "command-not-found").await;
+    for client in [&alice, &carol] {
+        assert_eq!(look(client).await.json::<Value>().await.unwrap()["status"], "pending");
+    }
+    // Through another instance, which knows the tags, too.
+    let (other, _worker) = tokio::join!(system.api(), system.worker());
+    let waited = alice.get(other.url(&path)).header("prefer", "wait=30").send().await.unwrap();
+    assert_eq!(waited.json::<Value>().await.unwrap()["status"], "succeeded");
+    problem(look(&bob).await, 404, "command-not-found").await;
+    assert_eq!(look(&carol).await.json::<Value>().await.unwrap()["type"], "users.create");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_logged_with_where_it_was_and_not_more_than_once_a_second() {
+    let issuer = Issuer::start();
+    let signer = Key::mint("one");
+    issuer.publish(&[&signer]);
+    let mut system = System::prepare().await;
+    system.set("AUTH", "keys,jwt");
+    system.set("AUTH_JWT_ISSUER", &issuer.url());
+    system.set("AUTH_JWT_AUDIENCE", "rollcall");
+    system.set("AUTH_JWKS", &issuer.key_set_url());
+    system.set("TRUSTED_PROXIES", "1");
+    let api = system.api().await;
+    let started = Instant::now();
+    let ask = || system.client.get(api.url("/v1/users")).header("x-forwarded-for", "198.51.100.1, 192.0.2.7").send();
+    let first: Value = ask().await.unwrap().json().await.unwrap();
+    for _ in 0..200 {
+        assert_eq!(ask().await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    }
+    let ada = bearing(&issuer.token(&signer, "ada@example.org"));
+    let history = api.url("/v1/users/01890a5d-ac96-774b-bcce-b302099a8057/history");
+    problem(ada.get(history).send().await.unwrap(), 403, "forbidden").await;
+    let seconds = usize::try_from(started.elapsed().as_secs()).unwrap() + 1;
+    let log = api.output();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains("a request was refused"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let missing: Vec<_> = lines.iter().filter(|line| line["reason"] == "missing").collect();
+    assert!((1..=seconds + 1).contains(&missing.len()), "{} lines in {seconds} s", missing.len());
+    assert_eq!(missing[0]["trace_id"], first["trace_id"]);
+    assert_eq!(
+        (&missing[0]["operation"], &missing[0]["address"]),
+        (&json!("GET /v1/users"), &json!("address:192.0.2.7"))
+    );
+    let forbidden = lines.iter().find(|line| line["reason"] == "insufficient_scope").unwrap();
+    assert_eq!(forbidden["operation"], "GET /v1/users/{id}/history");
+    assert!(forbidden["who"].as_str().unwrap().starts_with("oidc:sha256:"), "{forbidden}");
+    assert!(!log.contains("ada@example.org"), "no address is logged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn making_and_revoking_a_key_leaves_a_line_for_the_audit() {
+    let system = System::prepare().await;
+    let made = keys(&system, &["create", "--client", "billing", "--scope", "users:read"]).await;
+    let key = String::from_utf8(made.stdout).unwrap();
+    let revoked = keys(&system, &["revoke", id(&key)]).await;
+    for (output, message) in [(made.stderr, "an API key was created"), (revoked.stderr, "an API key was revoked")] {
+        let output = String::from_utf8(output).unwrap();
+        let line = output.lines().find(|line| line.starts_with('{')).unwrap();
+        assert!(!line.contains(&key.trim()[20..]), "the secret is not logged: {line}");
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["message"], &line["target"]), (&json!(message), &json!("rollcall::audit")));
+        assert_eq!((&line["key"]["id"], &line["key"]["client"]), (&json!(id(&key)), &json!("billing")));
+        assert!(line["database_user"].is_string() && line["uid"].is_number(), "{line}");
+    }
+    let refused = keys(&system, &["revoke", "0000000000"]).await;
+    assert!(!String::from_utf8(refused.stderr).unwrap().contains("audit"), "nothing was revoked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +351,7 @@ async fn a_known_key_is_served_while_postgresql_is_away() {
     let (api, worker) = tokio::join!(system.api(), system.worker());
     let known = bearing(&key(&system, "billing", "users:read,users:write").await);
     created(&known, &api, "before@example.org", "before").await;
-    let late = key(&system, "late", "users:write").await;
+    let late = key(&system, "late", "users:read,users:write").await;
 
     postgres.stop(StopMode::Immediate).unwrap();
     api.unready("database").await;
@@ -244,7 +370,10 @@ async fn a_known_key_is_served_while_postgresql_is_away() {
     problem(system.get(&api, "/v1/users").await, 401, "unauthenticated").await;
     let report: Value = system.get(&api, "/readyz").await.json().await.unwrap();
     let line = report["checks"]["keys"].as_str().unwrap();
-    assert!(line.starts_with("ok: 1 active, from before: "), "{line}");
+    assert!(
+        line.starts_with("ok: 1 active, from before: ") && line.ends_with("; it counts for an hour at most"),
+        "{line}"
+    );
 
     postgres.start().unwrap();
     tokio::join!(api.ready(), worker.ready());

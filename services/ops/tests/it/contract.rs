@@ -28,9 +28,17 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
+fn resolved<'c>(contract: &'c Value, schema: &'c Value) -> &'c Value {
+    schema["$ref"].as_str().and_then(|found| contract.pointer(&found[1..])).unwrap_or(schema)
+}
+
+fn required<'c>(contract: &'c Value, schema: &'c Value) -> Vec<&'c str> {
+    resolved(contract, schema)["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect()
+}
+
 /// The example shows every member that is there, each of its type, and what it shows beside that is optional.
 fn assert_shape(contract: &Value, at: &str, schema: &Value, example: &Value, answer: &Value) {
-    let schema = schema["$ref"].as_str().and_then(|found| contract.pointer(&found[1..])).unwrap_or(schema);
+    let schema = resolved(contract, schema);
     assert_eq!(kind(example), kind(answer), "{at}: {example} and {answer}");
     if let (Some(example), Some(answer)) = (example.as_array(), answer.as_array()) {
         for item in answer {
@@ -38,9 +46,11 @@ fn assert_shape(contract: &Value, at: &str, schema: &Value, example: &Value, ans
         }
     }
     let (Some(example), Some(answer)) = (example.as_object(), answer.as_object()) else { return };
-    let required: BTreeSet<_> =
-        schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
-    for name in required {
+    // Of alternatives, the one whose members are all there.
+    let mut alternatives = schema["oneOf"].as_array().into_iter().flatten();
+    let fits = |schema: &&Value| required(contract, schema).into_iter().all(|name| example.contains_key(name));
+    let schema = alternatives.find(fits).map_or(schema, |found| resolved(contract, found));
+    for name in required(contract, schema) {
         assert!(example.contains_key(name) && answer.contains_key(name), "{at}: {name} is missing");
     }
     for (name, value) in answer {

@@ -21,6 +21,8 @@ pub(crate) fn mend(document: &mut Value) -> anyhow::Result<()> {
         }
     }
     let schemas = document["components"]["schemas"].as_object_mut().context("the contract has no schemas")?;
+    // `Written` stands for it.
+    schemas.remove("WriteOutcome").context("the contract has no WriteOutcome")?;
     for schema in schemas.values_mut() {
         mend_schema(schema);
     }
@@ -57,7 +59,8 @@ fn mend_operation(operation: &mut Value) -> anyhow::Result<()> {
     let problem =
         json!({ "description": "A problem.", "content": { "application/json": { "schema": reference("Problem") } } });
     responses.extend(["4XX", "5XX"].map(|range| (range.to_owned(), problem.clone())));
-    // It also knows one type for all of 2xx. A write is a user, or nothing, when its outcome was waited for, and else a command.
+    // It also knows one type for all of 2xx. A write is a user, or nothing, when its outcome was waited for and may be read, and
+    // else a command.
     if responses.contains_key("202") {
         let name = if responses.contains_key("204") { "WrittenNothing" } else { "WrittenUser" };
         let content = json!({ "application/json": { "schema": reference(name) } });

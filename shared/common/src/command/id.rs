@@ -4,20 +4,29 @@
 //! A user that is created under an idempotency key must get the same id from every instance that the request is sent to,
 //! so its id is derived from the key: a UUIDv8, whose order says nothing of the time. All others are UUIDv7.
 //!
-//! # Why is there a checksum in a command id?
-//! A command is `pending` from its 202 until the worker applied it, and in that time no row knows it. The last 16 bits of
-//! an id that the API mints are a checksum of the other 112, so `GET /v1/commands/{id}` can tell a command that is on its
-//! way from an id that somebody made up. It is no signature: it keeps typing errors out, not people.
-//! Ids that other publishers mint need no checksum; they are found once they are applied.
+//! # Why is there no counter in an id?
+//! Ids of one millisecond would follow from each other, and a client could find those of others from its own (RFC 9562 §6.9).
+//! Nothing depends on an order within a millisecond: queues order the commands of a user, and the worker numbers what it
+//! applies.
+//!
+//! # Why are there two tags in a command id?
+//! A command is `pending` from its 202 until the worker applied it, and in that time no row knows it or its principal. So the
+//! last 24 bits of an id that the API mints are two tags of the other 104, under a [`CommandIdKey`] that clients do not know:
+//! one says that this deployment minted the id, the other for which principal. Then `GET /v1/commands/{id}` can tell a command
+//! that is on its way from an id that somebody made up, and shows it to its principal alone. Without the key all 74 bits are
+//! random; with it 50 are, which keeps ids of one millisecond apart. The tags authorize nothing that has a row: the principal
+//! of the row does. Ids that other publishers mint need no tags; they are found once they are applied.
 
 use std::fmt;
 use std::str::FromStr;
 
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 use time::OffsetDateTime;
-use uuid::{Builder, NoContext, Timestamp, Uuid};
+use uuid::{Builder, Uuid};
 
-use super::Digest;
+use super::{Digest, Principal};
 
 /// A user's id: a UUIDv7, or a UUIDv8 (RFC 9562 §5.8) that was derived from an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +37,21 @@ pub struct UserId(Uuid);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "Uuid", into = "Uuid")]
 pub struct CommandId(Uuid);
+
+/// The key of a deployment for the tags in its command ids: unknown to clients, and the same in all its APIs.
+#[derive(Clone)]
+pub struct CommandIdKey(Hmac<Sha256>);
+
+/// What the tags in a command id say of where it was minted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IdOrigin {
+    /// By this deployment, for this principal.
+    Principal,
+    /// By this deployment, for another principal.
+    Deployment,
+    /// Elsewhere, or nowhere.
+    Unknown,
+}
 
 /// Why a text or a UUID is no id of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,9 +68,9 @@ pub enum InvalidId {
 }
 
 impl UserId {
-    /// A fresh id, later in order than all that this process minted before.
+    /// A fresh id.
     pub fn mint() -> Self {
-        Self(Uuid::now_v7())
+        Self(random_at(OffsetDateTime::now_utc()))
     }
 
     /// The id of the user that is created under this key: its first 16 bytes, but for the bits of version and variant.
@@ -66,29 +90,80 @@ impl UserId {
     }
 }
 
+impl CommandIdKey {
+    /// The key of the deployment with this id.
+    pub fn of_deployment(id: Uuid) -> Self {
+        // A block of SHA-256: zeros behind a shorter key change nothing (RFC 2104 §2).
+        let mut key = [0; 64];
+        let (purpose, rest) = key.split_at_mut(PURPOSE.len());
+        purpose.copy_from_slice(PURPOSE);
+        rest[..16].copy_from_slice(id.as_bytes());
+        Self(Hmac::new(&key.into()))
+    }
+
+    /// Both tags of an id, as its last bytes: twelve bits say that the deployment minted it, twelve for which principal.
+    fn tags(&self, id: &[u8; 16], principal: &Principal) -> [u8; 3] {
+        let tag = |principal: &[u8]| {
+            let mut mac = self.0.clone();
+            mac.update(&id[..TAGS_AT]);
+            mac.update(principal);
+            let [first, second, ..] = <[u8; 32]>::from(mac.finalize().into_bytes());
+            (first, second)
+        };
+        // No principal is empty, so the first is the tag of none.
+        let (deployment, principal) = (tag(&[]), tag(principal.as_str().as_bytes()));
+        [deployment.0, (deployment.1 & 0xf0) | (principal.0 & 0x0f), principal.1]
+    }
+}
+
+impl fmt::Debug for CommandIdKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CommandIdKey(…)")
+    }
+}
+
+/// What the key is for: the id of a deployment may be one for something else, too.
+const PURPOSE: &[u8] = b"rollcall command ids";
+/// Where the tags begin.
+const TAGS_AT: usize = 13;
+
 impl CommandId {
-    /// A fresh id with its checksum.
+    /// A fresh id without tags, as other publishers mint it.
     pub fn mint() -> Self {
-        Self::checked(Uuid::now_v7())
+        Self::mint_at(OffsetDateTime::now_utc())
     }
 
-    /// A fresh id of another clock's time; before 1970 counts as 1970.
+    /// The same of another clock's time; before 1970 counts as 1970.
     pub fn mint_at(at: OffsetDateTime) -> Self {
-        let seconds = u64::try_from(at.unix_timestamp()).unwrap_or_default();
-        Self::checked(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, at.nanosecond())))
+        Self(random_at(at))
     }
 
-    fn checked(id: Uuid) -> Self {
-        let mut bytes = id.into_bytes();
-        let sum = checksum(&bytes);
-        bytes[14..].copy_from_slice(&sum);
+    /// A fresh id of a command of this principal.
+    pub fn mint_for(key: &CommandIdKey, principal: &Principal) -> Self {
+        Self::mint().tagged(key, principal)
+    }
+
+    /// The same id with the tags of this principal.
+    #[must_use]
+    pub fn tagged(self, key: &CommandIdKey, principal: &Principal) -> Self {
+        let mut bytes = self.0.into_bytes();
+        let tags = key.tags(&bytes, principal);
+        bytes[TAGS_AT..].copy_from_slice(&tags);
         Self(Uuid::from_bytes(bytes))
     }
 
-    /// Could the API have minted it? Wrong once in 65,536 made-up ids.
-    pub fn checksum_holds(self) -> bool {
+    /// What the tags say to this principal. Of made-up ids, one in 4,096 seems to be the deployment's, and of those one in
+    /// 4,096 the principal's.
+    pub fn origin(self, key: &CommandIdKey, principal: &Principal) -> IdOrigin {
         let bytes = self.0.as_bytes();
-        bytes[14..] == checksum(bytes)
+        let [first, middle, last] = key.tags(bytes, principal);
+        if first != bytes[TAGS_AT] || (middle ^ bytes[TAGS_AT + 1]) & 0xf0 != 0 {
+            IdOrigin::Unknown
+        } else if middle == bytes[TAGS_AT + 1] && last == bytes[TAGS_AT + 2] {
+            IdOrigin::Principal
+        } else {
+            IdOrigin::Deployment
+        }
     }
 
     /// When it was minted, to the millisecond.
@@ -104,11 +179,10 @@ fn minted_at(id: &Uuid) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(ms * 1_000_000).ok()
 }
 
-fn checksum(bytes: &[u8; 16]) -> [u8; 2] {
-    let folded = fold(fnv1a(&bytes[..14]));
-    let halves = (folded >> 16) ^ (folded & 0xffff);
-    // Sixteen bits by definition.
-    u16::try_from(halves).unwrap_or_default().to_be_bytes()
+/// A UUIDv7 of this time, all other bits random: from a cryptographic generator that the operating system seeds.
+fn random_at(at: OffsetDateTime) -> Uuid {
+    let milliseconds = u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+    Builder::from_unix_timestamp_millis(milliseconds, &rand::random()).into_uuid()
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {

@@ -6,9 +6,11 @@
 //! not ready and asks again.
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::broker::{Identity, IdentityKeeper, identity};
+use crate::command::CommandIdKey;
 use crate::config::ServiceSettings;
 
 /// The settings and the identity of the deployment, on the membership's side.
@@ -18,6 +20,7 @@ pub(super) struct Deployment {
     settings: Value,
     /// The deployment that this process has joined.
     id: Option<Uuid>,
+    command_ids: watch::Sender<Option<CommandIdKey>>,
     keeper: IdentityKeeper,
     identity: Identity,
 }
@@ -36,7 +39,7 @@ impl Deployment {
         if let Some(source) = event_source {
             shared["event_source"] = json!(source);
         }
-        Self { settings: shared, id: None, keeper, identity }
+        Self { settings: shared, id: None, command_ids: watch::Sender::new(None), keeper, identity }
     }
 
     pub(super) fn settings(&self) -> &Value {
@@ -53,9 +56,15 @@ impl Deployment {
         self.identity.clone()
     }
 
+    /// The key of the ids of commands, from the first join on.
+    pub(super) fn command_ids(&self) -> watch::Receiver<Option<CommandIdKey>> {
+        self.command_ids.subscribe()
+    }
+
     /// Notes a join.
     pub(super) fn joined(&mut self, id: Uuid) {
         self.id = Some(id);
+        self.command_ids.send_replace(Some(CommandIdKey::of_deployment(id)));
     }
 
     /// Notes the broker's mark.

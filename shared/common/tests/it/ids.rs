@@ -1,12 +1,9 @@
 //! Identifiers and the partition of a user.
 
 use proptest::prelude::*;
-use rollcall_common::command::{CommandId, Digest, InvalidId, Principal, UserId};
+use rollcall_common::command::{CommandId, CommandIdKey, Digest, IdOrigin, InvalidId, Principal, UserId};
 use time::OffsetDateTime;
 use uuid::Uuid;
-
-/// A command id as the API mints it, computed apart from the code.
-const WITH_CHECKSUM: &str = "019a5c3e-7115-7abc-8def-012345670b87";
 
 fn any_v7() -> impl Strategy<Value = Uuid> {
     any::<u128>().prop_map(|bits| {
@@ -62,49 +59,82 @@ fn the_id_derived_from_a_key_is_frozen_and_of_its_principal_and_key_alone() {
     }
 }
 
+fn deployment(number: u128) -> CommandIdKey {
+    CommandIdKey::of_deployment(Uuid::from_u128(number))
+}
+
+fn principal(name: &str) -> Principal {
+    Principal::parse(name).expect("a principal")
+}
+
 #[test]
-fn a_minted_command_id_carries_its_checksum_and_its_time() {
+fn a_minted_id_carries_its_time() {
     let before = OffsetDateTime::now_utc();
+    let (key, ada) = (deployment(1), principal("key:ada"));
     for _ in 0..1000 {
-        let id = CommandId::mint();
-        assert!(id.checksum_holds(), "{id}");
         let second = time::Duration::seconds(1);
-        assert!((before - second..OffsetDateTime::now_utc() + second).contains(&id.minted_at()), "{id}");
+        for id in [CommandId::mint(), CommandId::mint_for(&key, &ada)] {
+            assert!((before - second..OffsetDateTime::now_utc() + second).contains(&id.minted_at()), "{id}");
+        }
     }
-}
-
-#[test]
-fn an_id_of_another_clock_carries_its_time() {
     for at in [time::macros::datetime!(2026-11-05 12:34:56.789 UTC), OffsetDateTime::UNIX_EPOCH] {
-        let id = CommandId::mint_at(at);
-        assert!(id.checksum_holds() && id.minted_at() == at, "{id}");
+        assert_eq!(CommandId::mint_at(at).minted_at(), at);
     }
+    let before_1970 = OffsetDateTime::UNIX_EPOCH - time::Duration::HOUR;
+    assert_eq!(CommandId::mint_at(before_1970).minted_at(), OffsetDateTime::UNIX_EPOCH);
 }
 
+/// The attack: whoever had one id knew the first 42 of the 74 bits behind the time of the next.
 #[test]
-fn the_checksum_is_frozen() {
-    let id: CommandId = WITH_CHECKSUM.parse().expect("an id");
-    assert!(id.checksum_holds());
-    assert_eq!(id.minted_at().unix_timestamp_nanos(), 1_762_484_187_413 * 1_000_000);
-}
-
-#[test]
-fn a_changed_bit_breaks_the_checksum() {
-    let bits = Uuid::parse_str(WITH_CHECKSUM).expect("an id").as_u128();
-    for bit in 0..128 {
-        // An id of another version is refused before its checksum is looked at.
-        if let Ok(changed) = CommandId::try_from(Uuid::from_u128(bits ^ (1 << bit))) {
-            assert!(!changed.checksum_holds(), "bit {bit}: {changed}");
+fn an_id_says_nothing_of_the_next_one() {
+    const IDS: u32 = 10_000;
+    let (key, ada) = (deployment(1), principal("key:ada"));
+    let minters: [(&str, &dyn Fn() -> Uuid); 3] = [
+        ("a user", &|| UserId::mint().into()),
+        ("a command of another publisher", &|| CommandId::mint().into()),
+        ("a command", &|| CommandId::mint_for(&key, &ada).into()),
+    ];
+    for (what, mint) in minters {
+        let ids: Vec<u128> = (0..IDS).map(|_| mint().as_u128()).collect();
+        // Behind the time, without version and variant: 12 bits and 62.
+        let random = |id: u128| (id >> 64 & 0xfff) << 62 | id & ((1 << 62) - 1);
+        let near = ids.windows(2).filter(|pair| (random(pair[0]) >> 32).abs_diff(random(pair[1]) >> 32) < 1024).count();
+        assert_eq!(near, 0, "{what}: neighbours share their first bits");
+        for bit in 0..74 {
+            let set = ids.iter().filter(|id| random(**id) >> bit & 1 == 1).count();
+            // Six standard deviations.
+            assert!((4_700..=5_300).contains(&set), "{what}: bit {bit} is set in {set} of {IDS}");
         }
     }
 }
 
 #[test]
-fn ids_are_minted_in_order() {
-    let users: Vec<_> = (0..10_000).map(|_| UserId::mint()).collect();
-    assert!(users.is_sorted_by(|a, b| a < b));
-    let commands: Vec<_> = (0..10_000).map(|_| CommandId::mint()).collect();
-    assert!(commands.is_sorted_by(|a, b| a < b));
+fn the_tags_say_where_an_id_was_minted_and_for_whom() {
+    let (key, other) = (deployment(1), deployment(2));
+    let (ada, bob) = (principal("key:ada"), principal("key:bob"));
+    let mut seen = std::collections::HashMap::<_, u32>::new();
+    for _ in 0..2_000 {
+        let id = CommandId::mint_for(&key, &ada);
+        assert_eq!(id.origin(&key, &ada), IdOrigin::Principal, "{id}");
+        assert_eq!(id, id.tagged(&key, &ada));
+        *seen.entry(("to another principal", id.origin(&key, &bob))).or_default() += 1;
+        *seen.entry(("to another deployment", id.origin(&other, &ada))).or_default() += 1;
+        *seen.entry(("without tags", CommandId::mint().origin(&key, &ada))).or_default() += 1;
+    }
+    let seen = |what, origin| seen.get(&(what, origin)).copied().unwrap_or_default();
+    // By chance one in 4,096 looks like another, and so six of 2,000 almost never do.
+    assert!(seen("to another principal", IdOrigin::Deployment) > 1_994);
+    assert!(seen("to another deployment", IdOrigin::Unknown) > 1_994);
+    assert!(seen("without tags", IdOrigin::Unknown) > 1_994);
+    assert!(!format!("{key:?}").contains("00000001"), "the key is not shown");
+}
+
+#[test]
+fn the_tags_are_frozen() {
+    // Computed apart from the code: an instance of another release reads them.
+    let key = CommandIdKey::of_deployment("0f6f5a30-8c7a-4c39-9c4e-3f7a0f8e6a11".parse().expect("a UUID"));
+    let id: CommandId = "019a5c3e-7115-7abc-8def-012345000000".parse().expect("an id");
+    assert_eq!(id.tagged(&key, &principal("key:ada")).to_string(), "019a5c3e-7115-7abc-8def-012345b9b050");
 }
 
 #[test]

@@ -86,7 +86,8 @@ impl Issuer {
 
     /// A token that allows everything for five minutes.
     pub(super) fn token(&self, key: &Key, subject: &str) -> String {
-        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::ES256) };
+        let typ = Some("at+jwt".to_owned());
+        let header = Header { kid: Some(key.id.clone()), typ, ..Header::new(Algorithm::ES256) };
         let claims = json!({
             "iss": self.url(),
             "aud": "rollcall",
