@@ -12,7 +12,8 @@ use crate::rate::RateSettings;
 pub(crate) const MAX_CONNECTIONS: Variable = Variable::with_default(
     "MAX_CONNECTIONS",
     "10000",
-    "Clients' connections at once; beyond, whoever has been quiet for longest goes for the next. Each takes a file descriptor.",
+    "Clients' connections at once; beyond, the one whose client has been waited for longest is evicted for the next. Each takes \
+     a file descriptor.",
 );
 pub(crate) const MAX_CONNECTIONS_PER_ADDRESS: Variable = Variable::optional(
     "MAX_CONNECTIONS_PER_ADDRESS",

@@ -149,12 +149,13 @@ impl Server {
             let phase = phase.clone();
             let guard = RequestGuard::new(&slot);
             async move {
+                let mut overloaded = false;
                 let mut response = if let Some(refusal) = refused {
                     // Where its body ends is not certain.
                     unread.set();
                     refusal
                 } else if reserved && !slot.promoted().await {
-                    unread.set();
+                    overloaded = true;
                     problem::overloaded()
                 } else {
                     endpoint.get_response(request).await
@@ -162,7 +163,7 @@ impl Server {
                 if rest.remains().await {
                     unread.set();
                 }
-                let closes = phase.phase() > Phase::Running || unread.is_set();
+                let closes = overloaded || phase.phase() > Phase::Running || unread.is_set();
                 announce(response.headers_mut(), closes, kept);
                 protection::protect(response.headers_mut());
                 let response: hyper::Response<BoxBody<Bytes, io::Error>> = response.into();

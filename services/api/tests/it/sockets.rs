@@ -213,10 +213,8 @@ async fn a_head_has_as_many_bytes_as_are_documented() {
     let (address, _shutdown) = server().await;
     for (length, status) in [(LIMIT - 1, 200), (LIMIT, 200), (LIMIT + 1, 431), (140_000, 431), (200_000, 431)] {
         let start = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
-        let mut head = start.to_owned();
-        for number in 0..9 {
-            head.push_str(&format!("X-{number}: {}\r\n", "x".repeat(length / 10)));
-        }
+        let value = "x".repeat(length / 10);
+        let mut head = (0..9).fold(start.to_owned(), |head, number| format!("{head}X-{number}: {value}\r\n"));
         head.push_str("X: ");
         head.push_str(&"x".repeat(length - head.len() - "\r\n\r\n".len()));
         head.push_str("\r\n\r\n");

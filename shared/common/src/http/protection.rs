@@ -21,5 +21,5 @@ pub(super) fn protect(headers: &mut HeaderMap) {
 
 /// The same as text.
 pub(super) fn lines() -> String {
-    FIELDS.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect()
+    FIELDS.iter().fold(String::new(), |lines, (name, value)| format!("{lines}{name}: {value}\r\n"))
 }
