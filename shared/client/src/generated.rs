@@ -1,4 +1,4 @@
-// Written by `cargo run -- generate` from the contract with the SHA-256 8b4deaf3928735d49545426381196abf64b717953bfc445df2fdfffe84304d2b.
+// Written by `cargo run -- generate` from the contract with the SHA-256 99db776a6b6aa1ca22f71ec2bc66d706a67280594f100c891394b8052948cf6b.
 
 #[allow(unused_imports)]
 pub use progenitor_client::{ByteStream, ClientInfo, Error, ResponseValue};
@@ -21,9 +21,9 @@ pub mod types {
         pub links: CommandLinks,
         /**Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
 the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
-more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `worker-ended`; `expired`,
-`delivery-limit`, `queue-full`, `broker-refused` or `broker`, dead-lettered by the broker; or `discarded`, by an
-operator and for good.*/
+more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `wrong-partition`, published by
+another program than the API; `worker-ended`; `expired`, `delivery-limit`, `queue-full`, `broker-refused` or
+`broker`, dead-lettered by the broker; or `discarded`, by an operator and for good.*/
         #[serde(skip_serializing_if = "::std::option::Option::is_none")]
         pub reason: ::std::option::Option<::std::string::String>,
         pub status: CommandStatus,
