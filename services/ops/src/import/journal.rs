@@ -73,7 +73,7 @@ impl Journal {
     /// Opens it and drops what comes after its last mark, or everything if it is another's.
     pub(super) fn open(path: &Path, owner: &Owner) -> anyhow::Result<Self> {
         let context = || format!("the journal {} cannot be used; name another with --journal", path.display());
-        let file = files::open(path, OpenOptions::new().read(true).write(true)).with_context(context)?;
+        let file = files::open_unchanged(path, OpenOptions::new().read(true).write(true)).with_context(context)?;
         let mut journal = Self { file, path: Some(path.to_owned()), mark: Mark::default() };
         if journal.file.try_lock().is_err() {
             bail!(
@@ -100,6 +100,7 @@ impl Journal {
         // Ended by a kill in its first line, or never one.
         let torn = position > 0 || line.is_empty() || line.starts_with("{\"import\":");
         ensure!(torn, "{} is no journal of an import; name another with --journal", path.display());
+        files::make_private(&journal.file).with_context(context)?;
         if whole == 0 {
             journal.begin(owner)?;
         } else {
