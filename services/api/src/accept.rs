@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
 use common::command::{
-    Command, CommandId, CommandIdKey, CommandKeys, Digest, Envelope, IdOrigin, Idempotency, Principal, SIGNATURE_HEADER,
-    UserId,
+    Command, CommandId, CommandIdKey, CommandKeys, Digest, Envelope, IdOrigin, Idempotency, Principal,
+    SIGNATURE_HEADER, UserId,
 };
 use common::db::DatabaseClock;
 use common::shutdown::{Phase, Shutdown};

@@ -120,7 +120,8 @@ impl Guard {
         if !self.open() || self.0.local.is_none() {
             return Ok(());
         }
-        local::check_host(request.uri(), request.headers()).inspect_err(|_| self.refused(request, &Reason::CrossSite.into()))
+        local::check_host(request.uri(), request.headers())
+            .inspect_err(|_| self.refused(request, &Reason::CrossSite.into()))
     }
 
     fn refused(&self, request: &Request, refusal: &Denial) {

@@ -8,8 +8,7 @@ use common::health::ReadyWhen;
 
 use crate::auth::settings::{
     AUTH, AUTH_JWKS, AUTH_JWKS_CA_FILE, AUTH_JWT_ALGORITHMS, AUTH_JWT_AUDIENCE, AUTH_JWT_ISSUER, AUTH_JWT_MAX_BYTES,
-    AUTH_JWT_TYPES,
-    AuthSettings,
+    AUTH_JWT_TYPES, AuthSettings,
 };
 use crate::limits::{
     CORS_ORIGINS, KEEP_ALIVE_SECONDS, Limits, MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS, MAX_WAITING,

@@ -25,7 +25,7 @@ const SESSION: &str = "SET lock_timeout = '5s'; SET statement_timeout = '10s'";
 /// An API with AUTH=keys serves whoever sends `Authorization: Bearer KEY`. A key is shown once, when it is made, and only its
 /// hash is stored. A new key works at once; a revoked one is refused within 2 seconds, as long as the API can reach the
 /// database, and within an hour when it cannot. To change a client's key: create the second, hand it over, revoke the first.
-/// Each change writes a line of JSON for the audit to the standard error: which key of whom, and by which user.
+/// Each change leaves a line in the log of the database's server: which key of whom, and by which account.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -130,7 +130,6 @@ async fn create(
     let hash = key.hash();
     let scopes: Vec<String> = scopes.iter().map(Scope::to_string).collect();
     let mut tx = conn.begin().await?;
-    let user = session_user(&mut tx).await?;
     // Against another one that counts at the same time; whoever only reads does not wait.
     sqlx::raw_sql("LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE").execute(&mut *tx).await?;
     let active = sqlx::query_scalar!(
@@ -179,7 +178,6 @@ async fn create(
         row.id,
         row.expires_at.map_or_else(|| "never expires".to_owned(), |end| format!("expires {}", at(end))),
     ));
-    audit("an API key was created", &user, &row.object());
     Ok(())
 }
 
@@ -216,8 +214,7 @@ async fn list(conn: &mut PgConnection, client: Option<&Client>, all: bool) -> Re
 /// All or none: a typing error in one id revokes nothing.
 async fn revoke(conn: &mut PgConnection, ids: &[String]) -> anyhow::Result<()> {
     let mut tx = conn.begin().await?;
-    let user = session_user(&mut tx).await?;
-    let (mut lines, mut revocations) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
+    let mut lines = Vec::with_capacity(ids.len());
     for (number, id) in ids.iter().enumerate() {
         let revoked = sqlx::query!(
             r#"
@@ -238,33 +235,11 @@ async fn revoke(conn: &mut PgConnection, ids: &[String]) -> anyhow::Result<()> {
             )
         };
         lines.push(format!("revoked {id} of {}, {}", row.client, at(row.revoked_at)));
-        revocations.push(json!({ "id": id, "client": row.client, "revoked_at": at(row.revoked_at) }));
     }
     audit::record(&mut tx, "keys revoke", json!({ "ids": ids })).await?;
     tx.commit().await.context("whether anything was revoked is unknown; see rollcall keys list --all")?;
     lines.iter().for_each(say);
-    for key in &revocations {
-        audit("an API key was revoked", &user, key);
-    }
     Ok(())
-}
-
-/// The database role of this session, whatever it acts as.
-async fn session_user(conn: &mut PgConnection) -> Result<String, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT session_user::text AS "user!""#).fetch_one(conn).await
-}
-
-/// One line as the services write theirs, for whoever collects logs: never the key itself.
-fn audit(message: &str, database_user: &str, key: &serde_json::Value) {
-    note(json!({
-        "timestamp": at(OffsetDateTime::now_utc()),
-        "level": "INFO",
-        "target": "rollcall::audit",
-        "message": message,
-        "key": key,
-        "database_user": database_user,
-        "uid": rustix::process::getuid().as_raw(),
-    }));
 }
 
 const HEADING: &str = "id          client                scopes                               created               ends                  state";
