@@ -269,6 +269,10 @@ fn value(random: &mut StdRng) -> Vec<u8> {
             let (letter, size) = FIXED[fixed - 4];
             let mut value = vec![letter];
             value.extend((0..size).map(|_| random.random::<u8>()));
+            if letter == b'd' {
+                // The broker ends the connection of a publisher whose number is infinite or none.
+                value[1] &= 0x3f;
+            }
             value
         }
     }
