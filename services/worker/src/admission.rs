@@ -1,9 +1,9 @@
 //! Admission of messages: refuses what no API publishes, before it is read or applied.
 //!
-//! A client of the broker that may write to the exchange of commands can publish anything to any partition. A body that is too
-//! large is not read, and a dead letter keeps the beginning of it only. With a key, what is not signed is not read either: its
-//! id may be another command's, and its user must not be blocked. A command in another partition than its subject's is parked,
-//! because its order among the subject's commands is unknown.
+//! A client of the broker that may write to the exchange of commands can publish anything to any partition. With a key, what
+//! is not signed is not read: its id may be another command's, and its user must not be blocked. A command in another partition
+//! than its subject's is parked, because its order among the subject's commands is unknown. What is malformed or too large
+//! never gets here: the filter of the connection marks it.
 
 use common::command::{CommandKeys, Message, SIGNATURE_HEADER, UserId};
 use lapin::message::Delivery;
@@ -11,18 +11,9 @@ use lapin::types::{AMQPValue, ShortString};
 
 use crate::incoming::IncomingMessage;
 
-/// The largest body that is read, in bytes: many times the largest command.
-const MOST_BODY_BYTES: usize = 64 * 1024;
-/// How much of a larger one is kept.
-const KEPT_BYTES: usize = 4 * 1024;
-
 /// The message of a delivery, whose body is empty afterwards.
 pub(crate) fn admit(delivery: &mut Delivery, keys: &CommandKeys) -> IncomingMessage {
     let refusal = refusal(delivery, keys);
-    if delivery.data.len() > MOST_BODY_BYTES {
-        delivery.data.truncate(KEPT_BYTES);
-        delivery.data.shrink_to_fit();
-    }
     let message = IncomingMessage::take(delivery);
     match refusal {
         Some(reason) => IncomingMessage { content: Message::Raw(reason), ..message },
@@ -31,11 +22,6 @@ pub(crate) fn admit(delivery: &mut Delivery, keys: &CommandKeys) -> IncomingMess
 }
 
 fn refusal(delivery: &Delivery, keys: &CommandKeys) -> Option<String> {
-    let length = delivery.data.len();
-    if length > MOST_BODY_BYTES {
-        let limits = format!("a command has at most {MOST_BODY_BYTES}; the first {KEPT_BYTES} are kept");
-        return Some(format!("too large: {length} bytes, and {limits}"));
-    }
     let properties = &delivery.properties;
     let text = |property: &Option<ShortString>| property.as_ref().map(ShortString::to_string).unwrap_or_default();
     let signature = match properties.headers().as_ref().and_then(|headers| headers.inner().get(SIGNATURE_HEADER)) {

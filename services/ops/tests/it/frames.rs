@@ -169,10 +169,10 @@ async fn a_body_over_the_bound_is_recorded_with_its_size_and_never_applied() {
     let commands = format!("{}commands", system.prefix);
     let (known, mut long) = (create(UserId::mint()), create(UserId::mint()).encode());
     // Blanks do not make it another command, but what follows them might.
-    long.resize(5_000_000, b' ');
+    long.resize(200_000, b' ');
     let mut publisher = RawPublisher::connect(&system.amqp_url).await;
-    publisher.publish(&commands, b"0", NO_PROPERTIES, &vec![b'x'; 5_000_000]).await;
-    publisher.publish(&commands, b"0", &properties(&known), &vec![b'y'; 300_000]).await;
+    publisher.publish(&commands, b"0", NO_PROPERTIES, &vec![b'x'; 200_000]).await;
+    publisher.publish(&commands, b"0", &properties(&known), &vec![b'y'; 150_000]).await;
     publisher.publish(&commands, b"0", BAD_ID, &long).await;
     publisher.publish(&commands, b"0", NO_PROPERTIES, b"short").await;
     publisher.confirmed().await.unwrap();
@@ -183,7 +183,7 @@ async fn a_body_over_the_bound_is_recorded_with_its_size_and_never_applied() {
     .await;
     let sizes = "SELECT string_agg(length(payload) || ' of ' || coalesce(size, 0), ', ' ORDER BY size DESC NULLS LAST, id) FROM dead_letters";
     let sizes: String = sqlx::query_scalar(sizes).fetch_one(&mut system.database().await).await.unwrap();
-    assert_eq!(sizes, "262144 of 5000000, 262144 of 5000000, 262144 of 300000, 5 of 0");
+    assert_eq!(sizes, "65536 of 200000, 65536 of 200000, 65536 of 150000, 5 of 0");
     let replayed = dead_letters(&system, &["replay", "--all", "--yes"]).await;
     assert!(!replayed.status.success(), "{replayed:?}");
     assert_eq!(system.count("SELECT count(*) FROM users").await, 0);

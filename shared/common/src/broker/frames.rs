@@ -36,8 +36,8 @@ pub use defect::FrameDefect;
 pub(super) use runtime::runtime;
 use sieve::Sieve;
 
-/// A longer body is cut to this. An API takes request bodies of 64 KiB at most, so no command comes near it.
-pub const LARGEST_BODY: u64 = 256 * 1024;
+/// A longer body is cut to this, in bytes: many times the largest command.
+pub const LARGEST_BODY: u64 = 64 * 1024;
 /// Octets that are read from the socket at once.
 const READ_SIZE: usize = 64 * 1024;
 
