@@ -229,7 +229,7 @@ impl LinkError {
     /// What a caller of `/readyz` may know: no address or user, and nothing that the broker or the client library says.
     fn check(&self) -> CheckFailure {
         let words = match self {
-            Self::Dial(DialError::Uri(_)) => "AMQP_URL cannot be read".to_owned(),
+            Self::Dial(DialError::Uri(_)) => "AMQP_URL cannot be used; the log says why".to_owned(),
             Self::Dial(DialError::Connect(_)) => "the broker cannot be reached, or refuses the connection".to_owned(),
             Self::Topology(TopologyError::Access { right, resource, .. }) => {
                 format!("the broker's user may not {right} the {resource}; the log has the command that grants it")

@@ -173,7 +173,8 @@ fn notes_of_a_later_release_are_ignored_and_what_must_be_understood_is_not() {
         ("an unknown member of its data", |json| json["command"]["data"]["later"] = 1.into(), false),
         ("an unknown type", |json| json["command"]["type"] = "users.merge".into(), false),
     ];
-    for envelope in samples() {
+    for sample in samples() {
+        let envelope = Envelope { accepted_at: sample.id.minted_at(), ..sample };
         for (reason, change, read) in table {
             let mut json = serde_json::from_slice(&envelope.encode()).expect("JSON");
             change(&mut json);

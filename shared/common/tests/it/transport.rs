@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use local_stack::{Options, RabbitMq};
-use rollcall_common::broker::{BrokerUser, LinkState, supervise};
+use rollcall_common::broker::{BrokerUser, LinkState, set_up, supervise};
 use rollcall_common::config::{BrokerSettings, Reader, ServiceSettings, amqp_url};
 use rollcall_common::db::{self, Pool};
 use rollcall_common::health::{Health, ReadyWhen};
@@ -263,15 +263,16 @@ async fn a_private_authority_vouches_for_rabbitmq() {
             BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: PlaintextHosts::default() };
         let shutdown = Shutdown::default();
         let health = Health::new(ReadyWhen::All, shutdown.clone());
-        let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
-        match fault {
-            None => drop(
-                soon("a connection", link.wait_for(|state| matches!(state, LinkState::Up { .. })))
-                    .await
-                    .expect("a link"),
-            ),
-            Some(fault) => eventually(fault, async || health.report().checks["broker"].contains(fault)).await,
+        if fault.is_none() {
+            set_up(&settings).await.expect("exchanges and queues");
         }
+        let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
+        let expected = |state: &LinkState| match (fault, state) {
+            (None, LinkState::Up { .. }) => true,
+            (Some(fault), LinkState::Down(reason)) => reason.contains(fault),
+            _ => false,
+        };
+        drop(soon(fault.unwrap_or("a connection"), link.wait_for(expected)).await.expect("a link"));
         shutdown.stop(GRACES).await.expect("a good end");
     }
 }
@@ -286,8 +287,9 @@ async fn a_broker_in_the_clear_is_not_even_dialled() {
     let settings = BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts: PlaintextHosts::default() };
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
-    let _link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
-    eventually("it says why", async || health.report().checks["broker"].contains("PLAINTEXT_HOSTS")).await;
+    let mut link = supervise(&shutdown, &health, "broker", &settings, (BrokerUser::Api, None));
+    let refused = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason.contains("PLAINTEXT_HOSTS"));
+    drop(soon("it says why", link.wait_for(refused)).await.expect("a link"));
     shutdown.stop(GRACES).await.expect("a good end");
     listener.into_std().expect("a socket").accept().expect_err("nobody came");
 }
