@@ -481,6 +481,11 @@ DECLARE
     alone boolean;
     taken integer;
 BEGIN
+    -- The other members' shares are computed from these, so a caller may not name any number.
+    weight := least(greatest(weight, 1), 10);
+    floor := least(greatest(floor, 0), 1);
+    most := least(greatest(most, 0), 100000);
+    version := left(version, 100);
     PERFORM FROM membership FOR UPDATE;
     PERFORM pg_stat_clear_snapshot();
     PERFORM compare_deployment(settings, joined_before);
@@ -648,6 +653,12 @@ DECLARE
     unfair boolean;
     freed boolean;
 BEGIN
+    -- The other members compute with these, and no number of one may make the statements of all fail.
+    open := least(greatest(open, 0), 100000);
+    in_use := least(greatest(in_use, 0), 100000);
+    waiting := least(greatest(waiting, 0), 100000);
+    demand := least(greatest(demand, 0), 100000);
+    grace := least(greatest(grace, interval '0'), (SELECT time_to_live FROM membership));
     SELECT
         EXISTS (
             SELECT
@@ -760,6 +771,10 @@ CREATE FUNCTION release_partitions(secret bytea, numbers integer[]) RETURNS void
 DECLARE
     self uuid := instance_of(secret);
 BEGIN
+    -- A caller that owns nothing holds the lock of all up for nothing.
+    IF NOT EXISTS (SELECT FROM partitions WHERE owner = self) THEN
+        RETURN;
+    END IF;
     PERFORM FROM membership FOR UPDATE;
     PERFORM FROM partitions WHERE number = ANY(numbers) AND owner = self FOR UPDATE;
     UPDATE partitions
@@ -773,6 +788,10 @@ CREATE FUNCTION set_consumes(secret bytea, consumes boolean) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
+    -- A caller that is no member holds the lock of all up for nothing.
+    IF NOT EXISTS (SELECT FROM members WHERE members.instance = instance_of(secret)) THEN
+        RETURN;
+    END IF;
     PERFORM FROM membership FOR UPDATE;
     UPDATE members SET consumes = set_consumes.consumes, consumes_since = clock_timestamp()
     WHERE members.instance = instance_of(secret) AND members.consumes <> set_consumes.consumes;
@@ -788,6 +807,10 @@ CREATE FUNCTION leave_membership(secret bytea) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
+    -- A caller that is no member holds the lock of all up for nothing.
+    IF NOT EXISTS (SELECT FROM members WHERE members.instance = instance_of(secret)) THEN
+        RETURN;
+    END IF;
     PERFORM FROM membership FOR UPDATE;
     PERFORM pg_stat_clear_snapshot();
     DELETE FROM members WHERE members.instance = instance_of(secret);

@@ -115,6 +115,9 @@ CREATE FUNCTION mark_broker(candidate uuid) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
     AS $$
 BEGIN
+    IF NOT EXISTS (SELECT FROM deployment WHERE broker_mark IS NULL) THEN
+        RETURN (SELECT broker_mark FROM deployment);
+    END IF;
     PERFORM set_config('synchronous_commit', 'on', true);
     PERFORM FROM membership FOR UPDATE;
     UPDATE deployment SET broker_mark = candidate WHERE broker_mark IS NULL;

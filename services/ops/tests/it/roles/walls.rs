@@ -88,6 +88,41 @@ async fn an_invented_instance_takes_no_session_of_another_with_it() {
     assert!(!worker.output().contains("reaped"), "{}", worker.output());
 }
 
+/// Before, every heartbeat and join failed from then on: others' statements compute with the numbers of each member.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_numbers_of_one_member_make_no_statement_of_others_fail() {
+    let mut deployment = Deployment::new().await;
+    let (api, worker) = (deployment.api().await, deployment.worker().await);
+    let mut admin = PgConnection::connect(&deployment.roles.admin).await.unwrap();
+    let shared: serde_json::Value = sqlx::query_scalar(
+        "SELECT to_jsonb(deployment) - ARRAY['one', 'id', 'broker_mark', 'created_at', 'event_source'] FROM deployment",
+    )
+    .fetch_one(&mut admin)
+    .await
+    .unwrap();
+    let mut intruder = deployment.roles.connect(ServerRole::ControlApi).await;
+    let join = "SELECT joined FROM join_as_api('secret', repeat('x', 10000), $1, NULL, 2147483647, 2147483647, 2147483647, NULL, true)";
+    let epoch: Option<i64> = sqlx::query_scalar(join).bind(shared).fetch_one(&mut intruder).await.unwrap();
+    let most = "2147483647, 2147483647, 2147483647, 2147483647, 2147483647, interval '178000000 years'";
+    let least = "-2147483648, -2147483648, -2147483648, -2147483648, -2147483648, interval '-178000000 years'";
+    for numbers in [most, least, most] {
+        let beat = format!("SELECT alive FROM beat_membership('secret', {}, {numbers})", epoch.unwrap());
+        let alive: bool = sqlx::query_scalar(AssertSqlSafe(beat)).fetch_one(&mut intruder).await.unwrap();
+        assert!(alive);
+    }
+    let beats = "SELECT count(*) FROM members WHERE version <> repeat('x', 100) AND beat_at > $1";
+    let since: time::OffsetDateTime = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut admin).await.unwrap();
+    eventually("the others beat on", async || {
+        let count: i64 = sqlx::query_scalar(beats).bind(since).fetch_one(&mut admin).await.unwrap();
+        (count == 2).then_some(())
+    })
+    .await;
+    for process in [&api, &worker] {
+        process.ready().await;
+        assert!(!process.output().contains("reaped") && !process.output().contains("22008"), "{}", process.output());
+    }
+}
+
 /// Before, a joiner that named the backup's role, which may hold few connections, made that the budget of all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_joiner_does_not_choose_the_role_by_which_the_budget_is_computed() {
