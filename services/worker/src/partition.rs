@@ -89,7 +89,7 @@ enum End {
 enum Interrupted {
     #[error("the broker's channel failed")]
     Broker(#[from] lapin::Error),
-    #[error("no channel for the partition")]
+    #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error("the broker ended the consumer")]
     ConsumerEnded,
