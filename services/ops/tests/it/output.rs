@@ -126,6 +126,7 @@ impl Drop for Silent {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_whose_log_has_no_reader_go_on() {
     let system = System::prepare().await;
+    assert!(system.declare());
     let (port, probes) = (free_port(), free_port());
     let start = |role, variable, address: String| {
         let mut command = command(&system, &[role]);
