@@ -41,7 +41,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut reader = Reader::from_process();
     let settings = DatabaseSettings::read_direct(&mut reader);
     // Where one environment serves every command, one release step is enough.
-    let broker = BrokerSettings::read_given(&mut reader);
+    let runs = matches!(arguments.command, Command::Run { .. });
+    let broker = runs.then(|| BrokerSettings::read_given(&mut reader)).flatten();
     let settings = reader.finish(settings)?;
     let mut connection = db::connect(&settings, "rollcall-migrate").await?;
     match arguments.command {

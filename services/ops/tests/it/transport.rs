@@ -90,7 +90,8 @@ async fn a_private_authority_vouches_for_every_server() {
         system.environment.clone_from(&known);
         system.set(name, value);
         let api = system.api_unready();
-        eventually(check, async || api.unready(check).await.contains("certificate").then_some(())).await;
+        api.unready(check).await;
+        eventually(check, async || api.output().contains("certificate").then_some(())).await;
     }
 }
 
