@@ -283,12 +283,13 @@ impl UsersApi {
             Accepted::Pending(command) => return Ok(Changed::Pending(command)),
             Accepted::Succeeded(command) => command,
         };
-        if caller.reads_users
-            && let Ok(Some(user)) = self.0.users.load(user_id.into()).await
-        {
-            return Ok(Changed::User(user));
+        if caller.reads_users {
+            // Gone or unreadable since: the command that succeeded is still the truth to tell.
+            return Ok(match self.0.users.load(user_id.into()).await {
+                Ok(Some(user)) => Changed::User(user),
+                Ok(None) | Err(_) => Changed::Pending(command),
+            });
         }
-        // Not to be read by this caller, gone or unreadable since: the command that succeeded is still the truth to tell.
         Ok(match command.user_version {
             Some(version) => Changed::Applied(command, version),
             None => Changed::Pending(command),
