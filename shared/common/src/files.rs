@@ -3,7 +3,7 @@
 //! # Rules
 //! Only the owner reads them (0600, folders 0700), whatever the umask. A file that is written as a whole begins under a
 //! random name beside its target, created exclusively, and is renamed when it is whole and on the disk; the rename is on
-//! the disk, too, before the call returns. A file that grows is opened without following a symbolic link, and only if it is
+//! the disk, too, before the call returns, unless the folder may be written and not read. A file that grows is opened without following a symbolic link, and only if it is
 //! this account's own. A symbolic link is never followed and never replaced: it is refused, because it may lead to a file
 //! that another account chose, or be one of the system's, as `/dev/stdout` is.
 
@@ -58,8 +58,12 @@ impl Draft {
     /// As the system gives them; then nothing has changed under the name.
     pub fn keep(self) -> io::Result<()> {
         self.file.as_file().sync_all()?;
+        let folder = match File::open(folder(&self.path)) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
+            opened => Some(opened?),
+        };
         self.file.persist(&self.path).map_err(|failure| failure.error)?;
-        match File::open(folder(&self.path))?.sync_all() {
+        match folder.map_or(Ok(()), |folder| folder.sync_all()) {
             // A file system without it.
             Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
             synced => synced,
@@ -179,6 +183,18 @@ mod tests {
         let mut text = String::new();
         File::open(&grown).expect("a file").read_to_string(&mut text).expect("a text");
         assert_eq!(text, "line");
+    }
+
+    /// To root every folder is open.
+    #[test]
+    fn a_folder_that_cannot_be_read_takes_files() {
+        let place = tempfile::tempdir().expect("a folder");
+        let path = place.path().join("file");
+        fs::set_permissions(place.path(), Permissions::from_mode(0o300)).expect("a mode");
+        let written = write(&path, "mine");
+        fs::set_permissions(place.path(), Permissions::from_mode(0o700)).expect("a mode");
+        written.expect("a file");
+        assert_eq!(fs::read_to_string(path).expect("a text"), "mine");
     }
 
     #[test]

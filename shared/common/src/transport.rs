@@ -44,7 +44,11 @@ fn parsed(host: &str) -> Option<Host> {
         return Some(Host::Ipv6(address));
     }
     let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    if plain { Host::parse(host).ok() } else { None }
+    match Host::parse(host).ok().filter(|_| plain)? {
+        // No numbers to the resolver, which asks for them as names.
+        Host::Ipv4(_) if host.ends_with('.') || host.split('.').any(|label| label.eq_ignore_ascii_case("0x")) => None,
+        found => Some(found),
+    }
 }
 
 /// The hosts off this machine that may be spoken to in the clear (`PLAINTEXT_HOSTS`).
@@ -217,6 +221,10 @@ mod tests {
             "db.localhost",
             "127.0.0.1@h",
             "127.0.0.1%00",
+            "127.0.0.1.",
+            "127.0x",
+            "127.0X.1",
+            "0x7f000001.",
             "10.0.0.1",
             "0.0.0.0",
             "128.1",

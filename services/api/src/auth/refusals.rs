@@ -19,7 +19,14 @@ const MOST: usize = 1_000;
 
 /// The lines that were written lately.
 #[derive(Debug, Default)]
-pub(super) struct RefusalLog(Mutex<HashMap<(&'static str, String), Line>>);
+pub(super) struct RefusalLog(Mutex<Lines>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    by_caller: HashMap<(&'static str, String), Line>,
+    /// When old lines were last removed. At the bound every refused request would look through all of them otherwise.
+    pruned_at: Option<Instant>,
+}
 
 #[derive(Debug)]
 struct Line {
@@ -40,7 +47,7 @@ impl RefusalLog {
     /// Whether it is time for a line; with how many had none since the last.
     fn due(&self, reason: &'static str, caller: &str, now: Instant) -> Option<u64> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = lines.get_mut(&(reason, caller.to_owned())) {
+        if let Some(line) = lines.by_caller.get_mut(&(reason, caller.to_owned())) {
             if now < line.at + APART {
                 line.omitted += 1;
                 return None;
@@ -48,13 +55,17 @@ impl RefusalLog {
             line.at = now;
             return Some(std::mem::take(&mut line.omitted));
         }
-        if lines.len() >= MOST {
-            lines.retain(|_, line| now < line.at + APART);
+        if lines.by_caller.len() >= MOST {
+            if lines.pruned_at.is_some_and(|pruned_at| now < pruned_at + APART) {
+                return None;
+            }
+            lines.pruned_at = Some(now);
+            lines.by_caller.retain(|_, line| now < line.at + APART);
         }
-        if lines.len() >= MOST {
+        if lines.by_caller.len() >= MOST {
             return None;
         }
-        lines.insert((reason, caller.to_owned()), Line { at: now, omitted: 0 });
+        lines.by_caller.insert((reason, caller.to_owned()), Line { at: now, omitted: 0 });
         Some(0)
     }
 }
@@ -87,6 +98,7 @@ mod tests {
         let (log, now) = (RefusalLog::default(), Instant::now());
         let lines = |now| (0..5 * MOST).filter(|n| log.due("missing", &n.to_string(), now).is_some()).count();
         assert_eq!((lines(now), lines(now + APART)), (MOST, MOST));
-        assert_eq!(log.0.lock().expect("a lock").len(), MOST);
+        let kept = log.0.lock().expect("a lock");
+        assert_eq!((kept.by_caller.len(), kept.pruned_at), (MOST, Some(now + APART)));
     }
 }

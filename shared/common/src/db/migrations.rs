@@ -170,8 +170,12 @@ pub async fn migrate(connection: &mut PgConnection, patience: Duration) -> Resul
     }
     lock(connection, patience).await?;
     let result = run(connection, patience).await;
-    sqlx::query("UPDATE migration_lock SET pid = NULL WHERE pid = pg_backend_pid()").execute(connection).await?;
-    result
+    let unlock = sqlx::query("UPDATE migration_lock SET pid = NULL WHERE pid = pg_backend_pid()");
+    let unlocked = unlock.execute(connection).await;
+    // The run's own error comes first: one that ended the connection ended the unlocking, too.
+    let migrated = result?;
+    unlocked?;
+    Ok(migrated)
 }
 
 async fn run(connection: &mut PgConnection, patience: Duration) -> Result<Migrated, MigrateError> {
@@ -210,8 +214,9 @@ async fn run_to(connection: &mut PgConnection, migration: &Migration) -> Result<
     let timeout = if migration.no_tx { Duration::ZERO } else { LOCK_TIMEOUT };
     set_lock_timeout(connection, timeout).await?;
     let result = migrator().run_direct(Some(migration.version), connection, false).await;
-    set_lock_timeout(connection, Duration::ZERO).await?;
-    Ok(result?)
+    let reset = set_lock_timeout(connection, Duration::ZERO).await;
+    result?;
+    Ok(reset?)
 }
 
 async fn set_lock_timeout(connection: &mut PgConnection, timeout: Duration) -> Result<(), sqlx::Error> {

@@ -13,7 +13,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -21,13 +23,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::CONNECT_DEADLINE;
 use crate::config::{DatabaseUrl, Server, Tls};
 use crate::net;
 
 /// Far more than any message has before a session is ready.
 const LONGEST_MESSAGE: u32 = 64 * 1024;
+/// How long the server says nothing before the system asks whether it is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
 /// Asks whether the server speaks TLS.
 const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// The port is a part of the socket's name, and stands for nothing.
@@ -40,6 +46,9 @@ pub(super) async fn open(url: &DatabaseUrl) -> Result<PathBuf, sqlx::Error> {
     };
     let mut server = reach(host, *port).await?;
     server.set_nodelay(true)?;
+    // The library waits at a socket of this machine, which never says that the server is gone.
+    sockopt::set_socket_keepalive(&server, true).map_err(io::Error::from)?;
+    sockopt::set_tcp_keepidle(&server, KEEPALIVE_IDLE).map_err(io::Error::from)?;
     // An abstract name (Linux): no file that others could replace, and nothing to remove.
     let folder = PathBuf::from(format!("\0rollcall-{:032x}", rand::random::<u128>()));
     let listener = UnixListener::bind(folder.join(format!(".s.PGSQL.{PORT}")))?;
@@ -71,7 +80,7 @@ async fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
 #[expect(clippy::disallowed_methods, reason = "it ends with its connection, whichever side closes that")]
 fn start(listener: UnixListener, server: impl AsyncRead + AsyncWrite + Send + 'static) {
     tokio::spawn(async move {
-        let Ok(client) = accept(listener).await else { return };
+        let Ok(Ok(client)) = timeout(CONNECT_DEADLINE, accept(listener)).await else { return };
         let (mut from_client, mut to_client) = client.into_split();
         let (mut from_server, mut to_server) = split(server);
         let down = async {
@@ -194,5 +203,19 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_nobody_connects_to_ends() {
+        let listener = UnixListener::bind(format!("\0rollcall-{:032x}", rand::random::<u128>())).expect("a socket");
+        let (server, mut far_end) = tokio::io::duplex(64);
+        start(listener, server);
+        let ended = timeout(2 * CONNECT_DEADLINE, far_end.read_u8()).await.expect("an end");
+        assert_eq!(ended.expect_err("no byte").kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -200,6 +200,10 @@ impl ConnectionLimiter {
 
     fn try_promote(&self, slot: &SlotState) -> Option<bool> {
         let mut registry = self.lock();
+        // It was evicted from the reserved slots, and so is not counted as leaving.
+        if slot.is_evicted() {
+            return Some(false);
+        }
         if self.has_slot(&registry, slot.network) {
             for count in registry.counts(slot.network) {
                 count.reserved -= 1;
@@ -221,7 +225,7 @@ impl ConnectionLimiter {
         let (regular, leaving) = (slot.regular.load(Ordering::Relaxed), slot.is_leaving());
         for count in registry.counts(slot.network) {
             *(if regular { &mut count.regular } else { &mut count.reserved }) -= 1;
-            count.leaving -= usize::from(leaving);
+            count.leaving = count.leaving.saturating_sub(usize::from(leaving));
         }
         if registry.networks.get(&slot.network).is_some_and(|count| count.regular + count.reserved == 0) {
             registry.networks.remove(&slot.network);
@@ -234,7 +238,7 @@ impl ConnectionLimiter {
     fn stays(&self, slot: &SlotState) {
         let mut registry = self.lock();
         for count in registry.counts(slot.network) {
-            count.leaving -= 1;
+            count.leaving = count.leaving.saturating_sub(1);
         }
         drop(registry);
         self.0.changed.notify_waiters();

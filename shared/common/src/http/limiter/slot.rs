@@ -95,6 +95,10 @@ impl SlotState {
         true
     }
 
+    pub(super) fn is_evicted(&self) -> bool {
+        self.lock().eviction.is_some()
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.regular.load(Ordering::Relaxed) && self.lock().eviction == Some(Eviction::AtOnce)
     }
@@ -128,7 +132,7 @@ impl ConnectionSlot {
 
     /// Ends when another connection needs the slot.
     pub(in crate::http) async fn evicted(&self) {
-        while self.state.lock().eviction.is_none() {
+        while !self.state.is_evicted() {
             self.state.evicted.notified().await;
         }
     }

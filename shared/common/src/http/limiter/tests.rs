@@ -42,6 +42,19 @@ async fn longest_idle_connection_is_evicted_for_a_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connection_that_was_evicted_is_not_promoted() {
+    let limiter = ConnectionLimiter::new(1, None);
+    let only = limiter.enter(HERE).await;
+    let request = RequestGuard::new(&only);
+    let reserved: [_; RESERVED] = several(&limiter).await;
+    assert!(limiter.try_enter(HERE).is_none() && evicted(&reserved[0]));
+    drop((request, only));
+    assert!(!reserved[0].promoted().await && reserved[1].promoted().await);
+    drop(reserved);
+    assert!(is_empty(&limiter));
+}
+
+#[tokio::test(start_paused = true)]
 async fn request_in_time_keeps_an_evicted_connection_and_another_one_goes() {
     let limiter = ConnectionLimiter::new(2, None);
     let [first, second] = several(&limiter).await;
