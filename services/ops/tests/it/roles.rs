@@ -195,7 +195,7 @@ async fn keys_are_made_as_the_migrator_and_read_by_the_api_alone() {
     let mut deployment = Deployment::new().await;
     deployment.system.set("AUTH", "keys");
     let (api, _worker) = (deployment.api().await, deployment.worker().await);
-    let create = ["keys", "create", "--client", "billing", "--scope", "users:write"];
+    let create = ["keys", "create", "--client", "billing", "--scope", "users:write", "--scope", "users:read"];
     let made = rollcall(&deployment, &create).await;
     assert!(made.status.success(), "{made:?}");
     let key = String::from_utf8(made.stdout).unwrap();
