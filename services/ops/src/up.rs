@@ -3,7 +3,7 @@
 mod access;
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use api::auth::settings::VARIABLES as AUTH_VARIABLES;
 use common::broker::BrokerUser;
 use common::config::{DatabaseUrl, Reader, given_amqp_url, given_database_url, given_direct_url};
 use common::files;
-use local_stack::{Options, Stack, leave_root, this_program};
+use local_stack::{Options, Stack, leave_root, stay_root, this_program};
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::ExposeSecret;
 use tokio::process::{Child, Command};
@@ -180,8 +180,14 @@ fn start(
         .stderr(output)
         // A Ctrl-C reaches the whole group of the terminal; a second signal would make the services abort.
         .process_group(0);
-    leave_root(command.as_std_mut());
-    let child = command.spawn().with_context(|| format!("failed to start the {name}"))?;
+    let left = leave_root(command.as_std_mut());
+    let mut child = command.spawn();
+    if left && child.as_ref().is_err_and(|fault| fault.kind() == ErrorKind::PermissionDenied) {
+        say(format_args!("{name}: runs as root, because no other account may execute this program (umask 077?)"));
+        stay_root(command.as_std_mut());
+        child = command.spawn();
+    }
+    let child = child.with_context(|| format!("failed to start the {name}"))?;
     if let Some(pid) = child.id() {
         stack.adopt(pid, name)?;
     }

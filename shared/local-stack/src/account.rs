@@ -93,9 +93,16 @@ fn ids(passwd: &str, name: &str) -> Option<(u32, u32)> {
 }
 
 /// Lets a service run as an account without rights, if we are root: as `rollcall` where there is such an account, else as
-/// `nobody`.
-pub fn leave_root(service: &mut Command) {
-    Account::choose(&["rollcall", "nobody"]).apply(service);
+/// `nobody`. Gives whether we are.
+pub fn leave_root(service: &mut Command) -> bool {
+    let account = Account::choose(&["rollcall", "nobody"]);
+    account.apply(service);
+    account.0.is_some()
+}
+
+/// Undoes [`leave_root`].
+pub fn stay_root(service: &mut Command) {
+    Account(Some((0, 0))).apply(service);
 }
 
 /// What to start for another process of this program. As root by a name that leads to the program itself, because the account

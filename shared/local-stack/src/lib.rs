@@ -55,7 +55,7 @@ mod probe;
 
 pub mod testing;
 
-pub use account::{leave_root, this_program};
+pub use account::{leave_root, stay_root, this_program};
 pub use ending::erase;
 pub use error::Error;
 pub use options::{Options, POSTGRES_BIN, Progress, RABBITMQ_BIN};

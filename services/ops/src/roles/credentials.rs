@@ -1,7 +1,9 @@
 //! A folder with a URL for each role, and the passwords in them. The server is told only what verifies a password.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -36,7 +38,7 @@ struct Credential {
 }
 
 impl Credentials {
-    /// Reads the folder and makes up what is missing; writes nothing.
+    /// Reads the folder and makes up what is missing. Writes nothing, but closes files to others.
     pub(super) fn look(folder: Option<&Path>, prefix: &str, base: &DatabaseUrl) -> anyhow::Result<Self> {
         let roles = if folder.is_some() { &ServerRole::ALL[..] } else { &[] };
         let folder = folder.unwrap_or(Path::new("")).to_owned();
@@ -119,13 +121,24 @@ fn draft(path: &Path) -> PathBuf {
 }
 
 fn read(path: &Path) -> anyhow::Result<(SecretString, SecretString)> {
-    let text = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let text = read_private(path).with_context(|| format!("failed to read {}", path.display()))?;
     let url = database_url(text.trim_end()).map_err(|fault| anyhow::anyhow!("{} {fault}", path.display()))?;
     match url.password() {
         // Others would have to be normalised first (RFC 5802, SASLprep).
         Some(password) if password.expose_secret().is_ascii() => Ok((SecretString::from(text), password.clone())),
         _ => bail!("{} holds no password in ASCII; delete it to get a fresh one", path.display()),
     }
+}
+
+/// Closes it to others, if an earlier version or an operator left it open.
+fn read_private(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        files::make_private(&file)?;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn fresh(name: &str, base: &DatabaseUrl) -> anyhow::Result<(SecretString, SecretString)> {

@@ -1,5 +1,6 @@
 //! `rollcall roles plan` and `apply` on servers in different states.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
 use common::db::roles::ServerRole;
@@ -26,6 +27,8 @@ async fn a_plan_changes_nothing_and_what_is_applied_once_is_in_order() {
     assert!(!without.status.success() && String::from_utf8_lossy(&without.stderr).contains("--yes"));
 
     assert!(!roles.applied(BUDGET).await.contains("SCRAM"));
+    // As an earlier version left it.
+    std::fs::set_permissions(roles.file(ServerRole::Api), Permissions::from_mode(0o644)).unwrap();
     assert_eq!(roles.planned(BUDGET).await, "-- nothing to do\n");
     assert_eq!(roles.applied(BUDGET).await, "-- nothing to do\n");
     let json: Value = serde_json::from_str(&roles.planned(&["--budget", "4", "--json"]).await).unwrap();

@@ -166,6 +166,9 @@ async fn the_workers_role_cannot_take_the_audit_trail_away() {
     let mut deployment = Deployment::new().await;
     let (api, _worker) = (deployment.api().await, deployment.worker().await);
     deployment.system.create(&api, "ada@example.org").await;
+    // Only the deployment's retention keeps it.
+    let mut migrator = deployment.roles.connect(ServerRole::Migrator).await;
+    migrator.execute("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date - 10)").await.unwrap();
     let mut admin = PgConnection::connect(&deployment.roles.admin).await.unwrap();
     let tables = "pg_inherits WHERE inhparent = 'commands'::regclass";
     let before = (count(&mut admin, "commands").await, count(&mut admin, tables).await);
