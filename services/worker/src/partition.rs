@@ -33,6 +33,7 @@ use crate::apply::{Applier, Fence};
 use crate::blame::ApplyError;
 use crate::consumption::{Applying, Consumption};
 use crate::delivery::suspicious;
+use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::progress::{Progress, QueueWatch, Tick};
 use crate::replies::Replies;
@@ -65,6 +66,8 @@ pub(crate) struct Partition {
     pub(crate) applier: Applier,
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
+    /// For what is no command: it pauses nothing.
+    pub(crate) raw_guard: FloodGuard,
     pub(crate) suspects: Suspects,
     pub(crate) replies: Replies,
     /// Whom a commit interests: the relay of the events.
