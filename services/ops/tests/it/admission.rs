@@ -103,7 +103,7 @@ async fn with_a_key_only_signed_commands_are_applied() {
     changed.clone_from(&signed(&genuine, KEY));
     let body = String::from_utf8(genuine.encode()).unwrap().replace("key:alice", "key:carol");
     forger.publish(0, body.as_bytes(), changed).await;
-    forger.publish(0, &[b' '; 70_000], BasicProperties::default()).await;
+    forger.publish(0, &vec![b' '; 70_000], BasicProperties::default()).await;
     let accepted = envelope("signed@example.org");
     forger.publish(0, &accepted.encode(), signed(&accepted, OTHER_KEY)).await;
 

@@ -4,6 +4,7 @@ mod matrix;
 
 use common::broker::set_up;
 use common::config::{BrokerSettings, amqp_url};
+use common::transport::PlaintextHosts;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -98,7 +99,7 @@ async fn a_deployment_works_with_the_rights_of_the_plan_and_no_others() {
     let users = Users::new(&system).await;
     let url = amqp_url(&users.url(&system, "setup")).unwrap();
     let prefix = system.prefix.clone();
-    let (partitions, plaintext_hosts) = (common::command::DEFAULT_PARTITIONS, Default::default());
+    let (partitions, plaintext_hosts) = (common::command::DEFAULT_PARTITIONS, PlaintextHosts::default());
     let settings = BrokerSettings { url, file: None, prefix, partitions, plaintext_hosts };
     let declared = set_up(&settings).await.unwrap();
     assert!(declared.iter().all(|object| object.created), "{declared:?}");

@@ -238,7 +238,8 @@ async fn a_flood_of_bad_frames_in_one_partition_does_not_stop_its_commands() {
     }
     // A hundred as the partition recorded them, and the others by way of the broker.
     eventually("all are recorded", async || {
-        let counts = "SELECT concat_ws(' of ', count(*) FILTER (WHERE reason LIKE '%given up by the broker%'), count(*))
+        let counts =
+            "SELECT concat_ws(' of ', count(*) FILTER (WHERE reason LIKE '%given up by the broker%'), count(*))
             FROM dead_letters WHERE command_id IS NULL";
         let counts: String = sqlx::query_scalar(counts).fetch_one(&mut system.database().await).await.ok()?;
         (counts == "50 of 150").then_some(())
