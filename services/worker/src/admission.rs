@@ -16,7 +16,14 @@ pub(crate) fn admit(delivery: &mut Delivery, keys: &CommandKeys) -> IncomingMess
     let refusal = refusal(delivery, keys);
     let message = IncomingMessage::take(delivery);
     match refusal {
-        Some(reason) => IncomingMessage { content: Message::Raw(reason), ..message },
+        Some(reason) => {
+            // What the filter replaced has lost its signature, too: the defect is the cause.
+            let reason = match &message.defect {
+                Some(defect) => format!("{defect}; {reason}"),
+                None => reason,
+            };
+            IncomingMessage { content: Message::Raw(reason), ..message }
+        }
         None => message,
     }
 }

@@ -3,7 +3,7 @@
 use common::telemetry::{TRACE_TARGET, amqp_context};
 use lapin::Acker;
 use lapin::message::Delivery;
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::types::AMQPValue;
 use opentelemetry::trace::TraceContextExt;
 use tokio::time::timeout;
@@ -22,6 +22,11 @@ const UNSUSPICIOUS: i64 = 1;
 /// Acknowledges a delivery, and those before it when `multiple`; false when it came too late for its channel.
 pub(crate) async fn acknowledge(acker: &Acker, multiple: bool) -> lapin::Result<bool> {
     timeout(ACK_DEADLINE, acker.ack(BasicAckOptions { multiple })).await.unwrap_or(Ok(false))
+}
+
+/// Refuses a delivery, which the broker moves to its dead letters; false when it came too late for its channel.
+pub(crate) async fn refuse(acker: &Acker) -> lapin::Result<bool> {
+    timeout(ACK_DEADLINE, acker.reject(BasicRejectOptions { requeue: false })).await.unwrap_or(Ok(false))
 }
 
 /// Whether the broker had to take it back so often that it may be what ended its workers. Once is no reason: a restart, an

@@ -1,5 +1,9 @@
-//! The flood guard: when most of the recent messages would become dead letters, the fault is hardly theirs. Messages that
-//! are no commands count like others; commands that wait behind a dead letter do not.
+//! The flood guard: when most of the recent messages would become dead letters, the fault is hardly theirs. Commands that wait
+//! behind a dead letter do not count.
+//!
+//! Messages that are no commands have guards of their own. They pause no partition, because anybody who may publish could stop
+//! it with a hundred of them: what a partition does not record of them it refuses, so that the broker moves it to its dead
+//! letters, and there the collector's guard makes it wait.
 //!
 //! It judges a batch before its commit, so that what is refused is neither applied nor recorded and stays in its queue. What
 //! counts as recent ends with time too: a guard that has refused everything for ten minutes lets the next letters through,
@@ -37,6 +41,11 @@ impl FloodGuard {
         let young = recent.iter().rev().take(room).take_while(|(at, _)| at.elapsed() < MEMORY);
         let total = dead + young.filter(|(_, dead)| *dead).count();
         (total > MOST).then_some(total)
+    }
+
+    /// How many of these dead letters are no flood.
+    pub(crate) fn room(&self, decided: usize, dead: usize) -> usize {
+        (1..=dead).rev().find(|some| self.flood(decided, *some).is_none()).unwrap_or_default()
     }
 
     /// Notes what came to pass.

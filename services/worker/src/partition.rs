@@ -14,7 +14,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::broker::{ChannelError, Link, LinkState, Topology, open_channel};
+use common::broker::{ChannelError, Link, LinkState, Topology, TopologyError, open_channel};
 use common::command::CommandKeys;
 use common::db::DatabaseState;
 use common::health::CheckFailure;
@@ -33,6 +33,7 @@ use crate::apply::{Applier, Fence};
 use crate::blame::ApplyError;
 use crate::consumption::{Applying, Consumption};
 use crate::delivery::suspicious;
+use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::progress::{Progress, QueueWatch, Tick};
 use crate::replies::Replies;
@@ -65,6 +66,8 @@ pub(crate) struct Partition {
     pub(crate) applier: Applier,
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
+    /// For what is no command: it pauses nothing.
+    pub(crate) raw_guard: FloodGuard,
     pub(crate) suspects: Suspects,
     pub(crate) replies: Replies,
     /// Whom a commit interests: the relay of the events.
@@ -102,7 +105,10 @@ enum Interrupted {
     #[error("failed to apply a batch")]
     Apply(#[from] ApplyError),
     #[error("the queue cannot be consumed")]
-    Topology(#[from] common::broker::TopologyError),
+    Topology(#[source] TopologyError),
+    /// Another partition's may be there: this one is tried again until it is.
+    #[error(transparent)]
+    Missing(TopologyError),
 }
 
 impl Partition {
@@ -275,7 +281,10 @@ impl Partition {
         let options = BasicConsumeOptions::default();
         let queue = self.topology.partition_queue(self.number);
         let consuming = channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
-        let consumer = consuming.await.map_err(|error| self.topology.unreadable(&queue, error))?;
+        let consumer = consuming.await.map_err(|error| match self.topology.unreadable(&queue, error) {
+            missing @ TopologyError::Missing { .. } => Interrupted::Missing(missing),
+            other => Interrupted::Topology(other),
+        })?;
         info!(partition = self.number, "consuming");
         Ok(consumer)
     }

@@ -90,7 +90,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     }
     .start();
     let instruments = Instruments::new(&pool);
-    let (guard, suspects) = (FloodGuard::default(), Suspects::new(pool.clone()));
+    let (guard, raw_guard, suspects) = (FloodGuard::default(), FloodGuard::default(), Suspects::new(pool.clone()));
     observe_open(shutdown, pool.clone(), database.clone());
     let progress = ProgressWriter {
         instance: holdings.instance,
@@ -125,6 +125,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             database: database.clone(),
             applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window, topology.partitions()),
             probing: false,
+            raw_guard: raw_guard.clone(),
             suspects: suspects.clone(),
             replies: replies.clone(),
             committed: Arc::clone(&committed),

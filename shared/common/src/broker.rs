@@ -3,6 +3,7 @@
 mod channel;
 mod dial;
 mod frames;
+mod gaps;
 mod identity;
 mod link;
 mod publisher;

@@ -103,6 +103,7 @@ async fn with_a_key_only_signed_commands_are_applied() {
     changed.clone_from(&signed(&genuine, KEY));
     let body = String::from_utf8(genuine.encode()).unwrap().replace("key:alice", "key:carol");
     forger.publish(0, body.as_bytes(), changed).await;
+    forger.publish(0, &vec![b' '; 70_000], BasicProperties::default()).await;
     let accepted = envelope("signed@example.org");
     forger.publish(0, &accepted.encode(), signed(&accepted, OTHER_KEY)).await;
 
@@ -112,7 +113,8 @@ async fn with_a_key_only_signed_commands_are_applied() {
             .fetch_all(&mut system.database().await)
             .await
             .unwrap();
-    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    assert!(reasons[3].starts_with("its body has 70000 bytes, of which 65536 are kept; unsigned: "), "{}", reasons[3]);
     for (reason, part) in reasons.iter().zip(["unsigned: ", "signed with the key ", "does not fit the message"]) {
         assert!(reason.contains(part), "{part} in {reason}");
     }

@@ -209,6 +209,46 @@ async fn a_flood_among_the_brokers_dead_letters_waits_there_and_stops_nothing_el
     worker.ready().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_bad_frames_in_one_partition_does_not_stop_its_commands() {
+    const KEY: &str = "3";
+    let system = System::prepare().await;
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let commands = format!("{}commands", system.prefix);
+    let mut publisher = RawPublisher::connect(&system.amqp_url).await;
+    for number in 0..150 {
+        publisher.publish(&commands, KEY.as_bytes(), BAD_ID, format!("bad {number}").as_bytes()).await;
+    }
+    let user = loop {
+        let user = UserId::mint();
+        if key_of(user) == KEY.as_bytes() {
+            break user;
+        }
+    };
+    let rename =
+        Command::UpdateUser(UpdateUser { user_id: user, email: None, name: Some(Name::parse("New").unwrap()) });
+    let valid = [create(user), envelope(rename)];
+    for envelope in &valid {
+        publisher.publish(&commands, KEY.as_bytes(), &properties(envelope), &envelope.encode()).await;
+    }
+    publisher.confirmed().await.unwrap();
+    for envelope in &valid {
+        let outcome = system.outcome(&api, &envelope.id.to_string()).await;
+        assert_eq!(outcome["status"], "succeeded", "{outcome}");
+    }
+    // A hundred as the partition recorded them, and the others by way of the broker.
+    eventually("all are recorded", async || {
+        let counts =
+            "SELECT concat_ws(' of ', count(*) FILTER (WHERE reason LIKE '%given up by the broker%'), count(*))
+            FROM dead_letters WHERE command_id IS NULL";
+        let counts: String = sqlx::query_scalar(counts).fetch_one(&mut system.database().await).await.ok()?;
+        (counts == "50 of 150").then_some(())
+    })
+    .await;
+    worker.ready().await;
+    assert_eq!(connections(&worker), 2, "no connection was lost");
+}
+
 /// Properties as only a fault or an attacker makes them, and whether the broker itself may refuse them.
 fn malformed(random: &mut StdRng) -> (Vec<u8>, bool) {
     let octets = |random: &mut StdRng, most: usize| {
@@ -340,7 +380,7 @@ async fn fuzz(frames: u64, seed: u64) {
             publisher.publish(exchange, key.as_bytes(), &octets, body.as_bytes()).await;
             tally.raw += recorded;
         }
-        // Many more than of the others: a flood of what is no command would pause the worker.
+        // Many more than of the others: of a flood of what is no command the broker would get most.
         for _ in 0..3 {
             let user = UserId::mint();
             let command = create(user);

@@ -146,7 +146,7 @@ async fn a_flood_of_messages_that_are_not_understood_pauses_the_worker() {
     let system = one_partition().await;
     let api = system.api().await;
     let publisher = Publisher::connect(&system).await;
-    for number in 0..130 {
+    for number in 0..260 {
         let unknown = accepted(OffsetDateTime::now_utc(), create(UserId::mint(), "x@example.org"));
         let body = String::from_utf8(unknown.encode()).unwrap().replace("users.create", "users.invite");
         // Half of them without anything that could be read.
@@ -159,7 +159,7 @@ async fn a_flood_of_messages_that_are_not_understood_pauses_the_worker() {
     let worker = system.worker_unready();
     let line = worker.unready("applying").await;
     assert!(line.contains("would be dead letters"), "{line}");
-    assert!(system.count("SELECT count(*) FROM dead_letters").await <= 100);
+    assert!(system.count("SELECT count(*) FROM dead_letters WHERE command_id IS NOT NULL").await <= 100);
     drop(api);
 }
 

@@ -11,7 +11,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{System, eventually, problem};
+use crate::harness::{Process, System, eventually, problem};
 
 const PARTITIONS: u16 = 4;
 const UNBOUND: u16 = 1;
@@ -100,7 +100,6 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
 
     channel.queue_delete(queue(DELETED).into(), QueueDeleteOptions::default()).await.unwrap();
     load.phase.store(AFTER_DELETE, Ordering::SeqCst);
-    // An API that lost its connection waits for this.
     assert!(system.declare());
     load.reach(&load.accepted, 1000).await;
     load.phase.store(OVER, Ordering::SeqCst);
@@ -130,6 +129,62 @@ async fn a_command_that_no_queue_takes_is_never_accepted() {
     }
     let unknown = load.unknown.load(Ordering::SeqCst);
     assert!(surplus <= unknown, "{surplus} messages more than promised, {unknown} of unknown fate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_queue_interrupts_its_partition_alone_until_it_is_declared() {
+    let mut system = System::prepare().await;
+    system.set("PARTITIONS", &PARTITIONS.to_string());
+    let (api, worker) = tokio::join!(system.api(), system.worker());
+    let broker = Connection::connect(&system.amqp_url, ConnectionProperties::default()).await.unwrap();
+    let channel = broker.create_channel().await.unwrap();
+    let queue = format!("{}commands.{DELETED}", system.prefix);
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+
+    let (mut applied, mut refused, mut number) = (0, 0, 0);
+    while applied < 20 || refused < 5 {
+        number += 1;
+        let body = json!({"email": format!("u{number}@example.org"), "name": "Missing"});
+        let answer = system.post(&api, "/v1/users", "wait=20", &body).await;
+        match answer.status() {
+            StatusCode::CREATED => applied += 1,
+            StatusCode::ACCEPTED => {
+                let command: Value = answer.json().await.unwrap();
+                let user: UserId = command["user_id"].as_str().unwrap().parse().unwrap();
+                assert_ne!(user.partition(PARTITIONS), DELETED, "accepted without a queue");
+                applied += 1;
+            }
+            _ => {
+                problem(answer, 503, "broker-unavailable").await;
+                refused += 1;
+            }
+        }
+    }
+    let line = async |process: &Process, check: &str| {
+        let report: Value = system.get(process, "/readyz").await.json().await.unwrap();
+        report["checks"][check].as_str().unwrap().to_owned()
+    };
+    for (process, check, begin) in
+        [(&api, "broker", "ok: connected; "), (&worker, "partitions", "failed: consuming 3 of 4 owned; partition 2: ")]
+    {
+        eventually("the queue is named with the remedy", async || {
+            let line = line(process, check).await;
+            let named =
+                line.contains(&format!("{queue:?} does not exist")) && line.contains("run `rollcall broker apply`");
+            (line.starts_with(begin) && named).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(system.get(&api, "/readyz").await.status(), StatusCode::OK, "for the other partitions");
+
+    assert!(system.declare());
+    eventually("the API is content", async || (line(&api, "broker").await == "ok: connected").then_some(())).await;
+    worker.ready().await;
+    for number in 0..20 {
+        system.create(&api, &format!("after{number}@example.org")).await;
+    }
+    let connected = [&api, &worker].map(|process| process.output().matches("connected to the broker").count());
+    assert_eq!(connected, [1, 2], "no connection was lost");
 }
 
 /// How many messages a queue holds; none when there is no such queue.

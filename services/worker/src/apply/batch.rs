@@ -37,7 +37,7 @@ pub(super) struct Batch<'a> {
 /// What came of the work of a transaction.
 pub(super) struct Applied {
     pub(super) outcomes: HashMap<CommandId, Outcome>,
-    /// Messages that were neither parked behind another nor retries.
+    /// Commands that were neither parked behind another nor retries.
     pub(super) tried: usize,
     /// Those of them that became dead letters.
     pub(super) dead: usize,
@@ -85,13 +85,12 @@ impl Batch<'_> {
             self.round(conn, round, mode, origin, &mut progress).await?;
         }
         let Progress { letters, outcomes, tried } = progress;
-        let raw: Vec<RawMessage<'_>> = messages.iter().filter_map(RawMessage::of).collect();
-        let (tried, dead) = (tried + raw.len(), letters.dead() + raw.len());
+        let dead = letters.dead();
         if let Some(dead) = self.guard.flood(tried, dead) {
             return Err(ApplyError::Flood(dead));
         }
         letters.record(conn).await?;
-        for message in raw {
+        for message in messages.iter().filter_map(RawMessage::of) {
             let letter = record_raw(conn, message).await?;
             if let Some(defect) = message.defect {
                 error!(partition = self.partition, letter, %defect, "a message that did not arrive whole is a dead letter");

@@ -22,7 +22,7 @@ pub(super) enum BrokerReason {
     DeliveryLimit,
     /// A length limit that drops instead of refusing.
     QueueFull,
-    /// A consumer that is not ours refused it.
+    /// A consumer refused it: a worker, if it is no command and one of too many.
     Refused,
     /// No word of the broker, or one that is not known.
     Other,
@@ -53,7 +53,10 @@ impl BrokerReason {
             Self::QueueFull => {
                 "a policy sets overflow=drop-head on the queues of commands; remove it (`rabbitmqctl list_policies`)"
             }
-            Self::Refused => "a program other than the worker consumes the queues of commands; stop it",
+            Self::Refused => {
+                "of what is no command the workers refuse most when there is much: find out what publishes it; a command \
+                 was refused by a program other than the worker, which consumes the queues of commands: stop it"
+            }
             Self::Other => "something other than the broker published it, or a release of the broker that is not known",
         }
     }

@@ -10,8 +10,8 @@
 //! # What does it do?
 //! Frames pass unchanged, but for these:
 //!
-//! - A content header whose properties are not certain to be parsed is replaced by one that says why, with the octets of the
-//!   old one ([`FrameDefect`]). The message arrives in its place in the queue, is recorded as a dead letter, and
+//! - A content header whose properties are not certain to be parsed, or are longer than 16 KiB, is replaced by one that says
+//!   why, with the octets of the old one ([`FrameDefect`]). The message arrives in its place in the queue, is recorded as a dead letter, and
 //!   is acknowledged like any other.
 //! - A body over [`LARGEST_BODY`] is cut, so that nobody fills the memory of a service with a few messages.
 //! - In the texts of methods, such as a routing key or the reason of a close, octets that are no UTF-8 become `?`.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::dial::{DialError, dial};
 use super::identity::IdentityError;
-use super::{BrokerUser, Identity, LinkReports, Topology, TopologyError, missing};
+use super::{BrokerUser, Identity, LinkReports, Topology, TopologyError, gaps, missing};
 use crate::config::BrokerSettings;
 use crate::health::{Ability, CheckFailure, Health};
 use crate::shutdown::{Phase, Shutdown, TaskResult, Tier};
@@ -147,6 +147,7 @@ impl Keeper {
             }
         };
         let mut replaced = std::pin::pin!(replaced);
+        let mut watch = std::pin::pin!(gaps::watch(&connection, &self.reports, self.user));
         if connection.status().blocked() {
             self.tell_blocked("already");
         } else {
@@ -161,10 +162,14 @@ impl Keeper {
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => self.tell_blocked(&reason),
                     Some(Event::ConnectionUnblocked) => self.tell_up(up()),
-                    // Also the error of a channel, which is for the user of that channel, and ends nothing else. What is
-                    // missing is named by the check of the next connection.
+                    // Also the error of a channel, which is for the user of that channel, and ends nothing else, unless what
+                    // this user needs is missing: the check of the next connection names it.
                     Some(Event::Error(error)) => {
-                        let missing = missing(&error).is_some_and(|name| self.reports.topology().declares(&name));
+                        let name = missing(&error);
+                        let missing = name.iter().any(|name| self.reports.topology().needed_by(self.user).contains(name));
+                        if let Some(name) = name {
+                            gaps::note(&self.reports, &name);
+                        }
                         if missing && connection.status().connected() {
                             let closing = connection.close(200, "something is missing".into());
                             let _ = tokio::time::timeout(Duration::from_secs(1), closing).await;
@@ -176,6 +181,7 @@ impl Keeper {
                     None => return Some("the client library ended".into()),
                     Some(_) => {}
                 },
+                () = &mut watch => {}
                 () = &mut replaced => {
                     // The deployment has another broker from now on, which this one may be.
                     let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "replaced".into())).await;

@@ -279,6 +279,9 @@ impl Owner {
         };
         let refused = of(Err(PublishError::Refused));
         let (closed, accepted) = (of(Err(PublishError::Unknown)), of(Ok(())));
+        for partition in of(Err(PublishError::Unroutable)).keys() {
+            reports.unroutable(*partition);
+        }
         let causes = ask(channel, reports, &refused).await;
         let closed = closed.keys().map(|partition| (*partition, Cause::Closed));
         for (partition, cause) in causes.clone().into_iter().chain(closed) {

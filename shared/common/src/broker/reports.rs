@@ -1,5 +1,5 @@
-//! What the users of a connection report about it: partitions that confirm nothing, and auxiliary parts that do not work.
-//! The link shows both in its readiness check.
+//! What the users of a connection report about it: partitions that confirm nothing, partitions without a queue, and auxiliary
+//! parts that do not work. The link shows them in its readiness check.
 //!
 //! # Terms
 //! A partition is *silent* when nothing that was published to it has been confirmed for some seconds, although something
@@ -9,6 +9,10 @@
 //! # Why does a silent partition count only for a while after the last attempt?
 //! An instance that is not ready is sent no commands, so nothing would ever show that the partition works again. After a
 //! pause the check holds, and the next command that is refused makes it fail again at once.
+//!
+//! # Why does a partition without a queue not fail the check?
+//! Its commands are refused at once, and the other partitions go on, for which the instance has to stay ready. Only when no
+//! partition is left the check fails.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,6 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::Topology;
 use crate::health::CheckFailure;
@@ -26,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const RECENT: Duration = Duration::from_secs(30);
 /// The same for one whose queue is full: workers empty it, and its instance may accept everything else.
 const RECENTLY_FULL: Duration = Duration::from_secs(10);
+/// How long a partition that no queue took a message of is shown after that, if its queue is there: it may not be bound.
+const RECENTLY_UNROUTABLE: Duration = Duration::from_secs(10);
 /// How long the answer whether a queue is full may be used again.
 const ANSWER_AGE: Duration = Duration::from_secs(1);
 
@@ -34,6 +41,8 @@ const ANSWER_AGE: Duration = Duration::from_secs(1);
 pub struct LinkReports {
     topology: Topology,
     silent: Mutex<BTreeMap<u16, Silence>>,
+    /// Partitions without a queue, and when that was seen last.
+    unroutable: Mutex<BTreeMap<u16, Instant>>,
     auxiliary: Mutex<BTreeMap<&'static str, CheckFailure>>,
 }
 
@@ -62,7 +71,7 @@ pub(super) enum Cause {
 
 impl LinkReports {
     pub(super) fn new(topology: Topology) -> Self {
-        Self { topology, silent: Mutex::default(), auxiliary: Mutex::default() }
+        Self { topology, silent: Mutex::default(), unroutable: Mutex::default(), auxiliary: Mutex::default() }
     }
 
     /// The names of the deployment.
@@ -80,7 +89,31 @@ impl LinkReports {
         }
     }
 
+    /// Whether this auxiliary part does not work.
+    pub(super) fn shows(&self, part: &str) -> bool {
+        lock(&self.auxiliary).contains_key(part)
+    }
+
+    /// Reports that this partition has no queue, or one that gets no messages.
+    pub(super) fn unroutable(&self, partition: u16) {
+        if lock(&self.unroutable).insert(partition, Instant::now()).is_none() {
+            let queue = self.topology.partition_queue(partition);
+            warn!(partition, queue, "no queue takes the commands of a partition; run `rollcall broker apply`");
+        }
+    }
+
+    /// The partitions for which that was reported.
+    pub(super) fn unroutable_partitions(&self) -> Vec<u16> {
+        lock(&self.unroutable).keys().copied().collect()
+    }
+
+    /// Reports that the queue of this partition is there.
+    pub(super) fn queue_exists(&self, partition: u16) {
+        lock(&self.unroutable).retain(|number, seen| *number != partition || seen.elapsed() < RECENTLY_UNROUTABLE);
+    }
+
     pub(super) fn confirmed(&self, partition: u16) {
+        lock(&self.unroutable).remove(&partition);
         let mut silent = lock(&self.silent);
         // What made one fail may be over for all; the others show by themselves when it is not.
         if silent.remove(&partition).is_some_and(|silence| silence.fails()) {
@@ -110,6 +143,19 @@ impl LinkReports {
             lock(&self.silent).iter().filter(|(_, silence)| silence.fails()).map(|(n, s)| (*n, *s)).collect();
         let Some((partition, silence)) = failing.first() else {
             let mut line = "connected".to_owned();
+            let unroutable = lock(&self.unroutable);
+            if let Some((partition, _)) = unroutable.first_key_value() {
+                let queue = self.topology.partition_queue(*partition);
+                let _ = write!(
+                    line,
+                    "; {} partition(s) accept nothing: the queue {queue:?} does not exist or is not bound; run `rollcall broker \
+                     apply`",
+                    unroutable.len()
+                );
+                if unroutable.len() >= usize::from(self.topology.partitions()) {
+                    return Err(line);
+                }
+            }
             for (part, problem) in lock(&self.auxiliary).iter() {
                 let _ = write!(line, "; {part}: {}", problem.words());
             }
@@ -193,6 +239,27 @@ mod tests {
         }
         assert!(reports.line().expect_err("silent").starts_with("4 partition(s)"));
         reports.confirmed(2);
+        assert!(reports.line().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn partitions_without_a_queue_are_named_and_fail_the_check_only_when_none_is_left() {
+        let reports = reports();
+        reports.unroutable(2);
+        let line = reports.line().expect("the others go on");
+        let said =
+            "connected; 1 partition(s) accept nothing: the queue \"t.commands.2\" does not exist or is not bound; run ";
+        assert!(line.starts_with(said), "{line}");
+        reports.queue_exists(2);
+        assert_eq!(reports.unroutable_partitions(), [2], "it may not be bound");
+        tokio::time::advance(RECENTLY_UNROUTABLE).await;
+        reports.queue_exists(2);
+        assert_eq!(reports.line().as_deref(), Ok("connected"));
+        for partition in 0..4 {
+            reports.unroutable(partition);
+        }
+        assert!(reports.line().is_err());
+        reports.confirmed(3);
         assert!(reports.line().is_ok());
     }
 

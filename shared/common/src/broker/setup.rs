@@ -6,6 +6,8 @@
 //!
 //! Queue arguments cannot be changed: a queue that exists with others is an error with a remedy, never adapted to.
 
+use std::time::Duration;
+
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
@@ -19,6 +21,10 @@ const PARTITION_MAX_LENGTH: i64 = 100_000;
 /// A quorum queue without a limit requeues at its tail, which breaks the order; 4.x would set 20, which a few crashes burn.
 /// High enough that no outage reaches it: every pause of a worker counts as one delivery.
 const DELIVERY_LIMIT: i64 = 1_000_000;
+/// For one attempt, the connection included: a broker that has just started can leave a request unanswered for good.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
+/// Each over a connection of its own.
+const ATTEMPTS: u32 = 3;
 
 /// An exchange or queue that is as it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,13 +46,28 @@ pub enum SetupError {
     /// The broker refused, or something exists with other arguments.
     #[error(transparent)]
     Topology(#[from] TopologyError),
+    /// The broker left a request unanswered in each attempt.
+    #[error(
+        "the broker did not answer within {ATTEMPT_DEADLINE:?}, in {ATTEMPTS} attempts over new connections; see its log, \
+         and run this again: what exists is left alone"
+    )]
+    Deadline,
 }
 
-/// Declares everything over a connection of its own.
+/// Declares everything over a connection of its own, or over another when the broker does not answer.
 ///
 /// # Errors
 /// See [`SetupError`].
 pub async fn set_up(settings: &BrokerSettings) -> Result<Vec<DeclaredObject>, SetupError> {
+    for _ in 0..ATTEMPTS {
+        if let Ok(end) = tokio::time::timeout(ATTEMPT_DEADLINE, attempt(settings)).await {
+            return end;
+        }
+    }
+    Err(SetupError::Deadline)
+}
+
+async fn attempt(settings: &BrokerSettings) -> Result<Vec<DeclaredObject>, SetupError> {
     let connection = dial(settings, "setup").await.map_err(|error| SetupError::Connect(error.to_string()))?;
     let declared = Topology::new(settings).declare(&connection).await?;
     // Best effort: everything was answered.

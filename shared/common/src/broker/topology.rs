@@ -5,7 +5,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind};
 
 use super::BrokerUser;
-use super::refusal::{Action, TopologyError, judge, refuses};
+use super::refusal::{Action, TopologyError, judge, missing, refuses};
 use crate::config::BrokerSettings;
 
 /// The names of one deployment.
@@ -64,16 +64,23 @@ impl Topology {
         Some((partition, self.partition_queue(partition)))
     }
 
-    /// Whether the setup declares something of this name.
-    pub(super) fn declares(&self, name: &str) -> bool {
-        let partition = name.strip_prefix(&self.prefix).and_then(|name| name.strip_prefix("commands."));
-        [self.commands_exchange(), self.events_exchange(), self.replies_exchange(), self.dead_letters()]
-            .iter()
-            .any(|known| known == name)
-            || partition.is_some_and(|number| number.parse::<u16>().is_ok_and(|number| number < self.partitions))
+    /// The partition whose queue has this name.
+    pub(super) fn partition_of_queue(&self, name: &str) -> Option<u16> {
+        let number = name.strip_prefix(&self.prefix)?.strip_prefix("commands.")?;
+        number.parse().ok().filter(|number| *number < self.partitions)
     }
 
-    /// Makes sure that everything that this user needs exists, and that it may publish. Changes nothing.
+    /// The exchanges without which this user can do nothing.
+    pub(super) fn needed_by(&self, user: BrokerUser) -> Vec<String> {
+        match user {
+            BrokerUser::Api | BrokerUser::Setup => vec![self.commands_exchange()],
+            // The queue of dead letters has the name of its exchange.
+            BrokerUser::Worker => vec![self.events_exchange(), self.dead_letters()],
+        }
+    }
+
+    /// Makes sure that everything without which this user can do nothing exists, and that it may publish. Changes nothing.
+    /// A queue of a partition that is missing costs that partition only.
     ///
     /// # Errors
     /// See [`TopologyError`]; not [`TopologyError::Mismatch`], because arguments show only to who declares.
@@ -85,14 +92,11 @@ impl Topology {
             BrokerUser::Api | BrokerUser::Setup => (self.commands_exchange(), self.replies_exchange()),
             BrokerUser::Worker => (self.events_exchange(), self.dead_letters()),
         };
-        for exchange in [&publishes, &reads, &self.replies_exchange()] {
+        for exchange in &self.needed_by(user) {
             let look = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             let kind = ExchangeKind::Direct;
             let found = channel.exchange_declare(exchange.as_str().into(), kind, look, FieldTable::default()).await;
             found.map_err(|error| judge(self, user, "exchange", exchange, Action::Declare, error))?;
-        }
-        for partition in 0..self.partitions {
-            self.check_queue(&channel, user, &self.partition_queue(partition)).await?;
         }
         if user == BrokerUser::Worker {
             self.check_queue(&channel, user, &self.dead_letters()).await?;
@@ -110,7 +114,7 @@ impl Topology {
     }
 
     /// Finds out whether this user may publish to an exchange, without a message: a binding that never existed is removed,
-    /// which needs the right and changes nothing. The broker looks at the right to write first.
+    /// which needs the right and changes nothing. The broker looks at the right to write first, and at what exists last.
     async fn check_writing(
         &self,
         channel: &Channel,
@@ -121,7 +125,7 @@ impl Topology {
         let (options, arguments) = (ExchangeUnbindOptions::default(), FieldTable::default());
         let unbinding = channel.exchange_unbind(exchange.into(), reads.into(), "rights".into(), options, arguments);
         match unbinding.await {
-            Err(error) if !refuses(&error, reads) => {
+            Err(error) if !refuses(&error, reads) && missing(&error).as_deref() != Some(reads) => {
                 Err(judge(self, user, "exchange", exchange, Action::Bind(reads), error))
             }
             _ => Ok(()),

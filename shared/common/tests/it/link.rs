@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use rollcall_common::broker::{BrokerUser, LinkState, supervise};
 use rollcall_common::config::amqp_url;
@@ -48,7 +49,8 @@ async fn a_connection_that_ends_is_replaced_by_one_of_the_next_generation() {
     let mut link = supervise(&shutdown, &health, "broker", &deployment.settings, (BrokerUser::Api, None));
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, .. } = state else { panic!("{state:?}") };
-    connection.close(200, "on purpose".into()).await.expect("an end");
+    // What is under way on it can make the answer an error.
+    let _ = connection.close(200, "on purpose".into()).await;
     let next = |state: &LinkState| matches!(state, LinkState::Up { generation: 2, .. });
     soon("another connection", link.wait_for(next)).await.expect("a link");
     eventually("ready again", async || health.report().ready).await;
@@ -100,7 +102,7 @@ async fn a_channel_that_is_refused_leaves_the_connection_alone() {
 }
 
 #[tokio::test]
-async fn a_queue_that_is_missing_is_named_until_it_is_declared() {
+async fn what_costs_a_part_only_is_named_until_it_is_declared_and_the_connection_stays() {
     let deployment = Deployment::new(2).declared().await;
     let shutdown = Shutdown::default();
     let health = Health::new(ReadyWhen::All, shutdown.clone());
@@ -113,12 +115,28 @@ async fn a_queue_that_is_missing_is_named_until_it_is_declared() {
     let channel = connection.create_channel().await.expect("a channel");
     let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.as_str().into(), look, FieldTable::default()).await.expect_err("it is missing");
-    let remedy = format!("the queue {queue:?} does not exist; run `rollcall broker apply`");
-    let missing = |state: &LinkState| matches!(state, LinkState::Down(reason) if reason.contains(&remedy));
-    soon("the remedy", link.wait_for(missing)).await.expect("a link");
-    let deployment = deployment.declared().await;
+    let line = || health.report().checks["broker"].clone();
+    let named = format!("ok: connected; 1 partition(s) accept nothing: the queue {queue:?} does not exist");
+    eventually("the queue is named", async || line().starts_with(&named)).await;
+    let exchange = deployment.topology.replies_exchange();
+    beside.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.expect("deleted");
+    let channel = connection.create_channel().await.expect("a channel");
+    let look = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let looking = channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Direct, look, FieldTable::default());
+    looking.await.expect_err("it is missing");
+    let hints = format!("; replies: the exchange {exchange:?} does not exist");
+    eventually("the exchange is named", async || line().contains(&hints)).await;
+    assert!(health.report().ready);
+
+    // A connection that finds both missing is up, too.
+    // What is under way on it can make the answer an error.
+    let _ = connection.close(200, "on purpose".into()).await;
     let next = |state: &LinkState| matches!(state, LinkState::Up { generation: 2, .. });
     soon("another connection", link.wait_for(next)).await.expect("a link");
+    eventually("both are named", async || line().starts_with(&named) && line().contains(&hints)).await;
+    let deployment = deployment.declared().await;
+    eventually("nothing is missing", async || line() == "ok: connected").await;
+    assert!(next(&link.borrow()), "over the same connection");
     shutdown.stop(GRACES).await.expect("a good end");
     drop(deployment);
 }

@@ -1,11 +1,16 @@
 //! Exchanges and queues: declared again, and in the way.
 
+use std::net::SocketAddr;
+
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use rollcall_common::broker::{BrokerUser, TopologyError, set_up};
+use rollcall_common::config::amqp_url;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Deployment, stack};
+use crate::support::{Deployment, soon, stack};
 
 #[tokio::test]
 async fn declaring_again_changes_nothing_and_says_so() {
@@ -34,6 +39,50 @@ async fn declaring_again_changes_nothing_and_says_so() {
     for user in BrokerUser::ALL {
         deployment.topology.check(&connection, user).await.expect("everything is there");
     }
+}
+
+/// Forwards connections to a broker; of the first one the answers end with that to the declaration of an exchange.
+async fn forgetful(broker: String) -> SocketAddr {
+    const DECLARED: &[u8] = &[0, 40, 0, 11];
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut forgets = true;
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut server = TcpStream::connect(&broker).await.expect("a broker");
+            let forgetful = std::mem::take(&mut forgets);
+            tokio::spawn(async move {
+                let (mut asked, mut answers) = client.split();
+                let (mut answering, mut asking) = server.split();
+                let answer = async {
+                    let mut octets = [0; 4096];
+                    while let Ok(count @ 1..) = answering.read(&mut octets).await {
+                        if forgetful && octets[..count].windows(DECLARED.len()).any(|part| part == DECLARED) {
+                            return std::future::pending().await;
+                        }
+                        answers.write_all(&octets[..count]).await.expect("a client");
+                    }
+                };
+                tokio::select! {
+                    () = answer => {}
+                    _ = tokio::io::copy(&mut asked, &mut asking) => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_answered_costs_an_attempt_and_not_the_setup() {
+    let deployment = Deployment::new(1);
+    let mut settings = deployment.settings.clone();
+    let mut url = url::Url::parse(stack().rabbitmq.url()).expect("a URL");
+    let broker = format!("127.0.0.1:{}", url.port().expect("a port"));
+    url.set_port(Some(forgetful(broker).await.port())).expect("a port");
+    settings.url = amqp_url(url.as_str()).expect("a URL");
+    let declared = soon("the second attempt", set_up(&settings)).await.expect("a topology");
+    assert_eq!(declared.len(), 6, "{declared:?}");
 }
 
 #[tokio::test]

@@ -111,7 +111,8 @@ async fn the_numbers_of_one_member_make_no_statement_of_others_fail() {
         assert!(alive);
     }
     let beats = "SELECT count(*) FROM members WHERE version <> repeat('x', 100) AND beat_at > $1";
-    let since: time::OffsetDateTime = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut admin).await.unwrap();
+    let since: time::OffsetDateTime =
+        sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut admin).await.unwrap();
     eventually("the others beat on", async || {
         let count: i64 = sqlx::query_scalar(beats).bind(since).fetch_one(&mut admin).await.unwrap();
         (count == 2).then_some(())

@@ -50,7 +50,7 @@ impl FrameDefect {
 impl fmt::Display for FrameDefect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(refused) = &self.refused {
-            write!(f, "its properties cannot be parsed: {refused}")?;
+            write!(f, "its properties are refused: {refused}")?;
         }
         if let Some(size) = self.size {
             let separator = if self.refused.is_some() { "; " } else { "" };

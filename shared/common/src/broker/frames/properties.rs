@@ -1,10 +1,13 @@
 //! Check of a message's properties: whether the client library is certain to parse them.
 //!
-//! Stricter than the library in two points: tables may be nested [`DEEPEST`] levels only, and reserved flags are refused. What
-//! passes is parsed, which a test compares with the library's own parser.
+//! Stricter than the library in three points: properties have at most [`LONGEST`] octets, because the library needs many times as
+//! much memory for them, tables may be nested [`DEEPEST`] levels only, and reserved flags are refused. What passes is parsed,
+//! which a test compares with the library's own parser.
 
 use super::defect::RESERVED;
 
+/// Many times what any part of this system sends; a value of one octet takes dozens in the library.
+const LONGEST: usize = 16 * 1024;
 /// Tables and arrays in one another; `x-death` has two.
 const DEEPEST: u8 = 16;
 
@@ -46,6 +49,9 @@ pub(super) struct Sound {
 
 /// Checks properties, flags first; the error says what is wrong, without the octets of the publisher.
 pub(super) fn check(properties: &[u8]) -> Result<Sound, String> {
+    if properties.len() > LONGEST {
+        return Err(format!("they have {} octets, and {LONGEST} are the most", properties.len()));
+    }
     let mut octets = Octets(properties);
     let flags = u16::from_be_bytes(octets.array().map_err(|fault| format!("the flags: {fault}"))?);
     if flags & RESERVED_FLAGS != 0 {

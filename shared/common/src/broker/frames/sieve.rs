@@ -234,13 +234,16 @@ mod tests {
 
     #[test]
     fn refused_properties_are_replaced_and_kept() {
-        let deep = (0..5000).fold(vec![b'V'], |inner, _| {
+        let deep = (0..3000).fold(vec![b'V'], |inner, _| {
             [b"A".to_vec(), u32::try_from(inner.len()).expect("short").to_be_bytes().to_vec(), inner].concat()
         });
         let table = |entries: &[u8]| {
             [&[0x20, 0][..], &u32::try_from(entries.len()).expect("short").to_be_bytes(), entries].concat()
         };
+        // An array of one-octet values, which would be megabytes in the library.
+        let many = [&b"\x01aA"[..], &130_000_u32.to_be_bytes(), &b"V".repeat(130_000)].concat();
         let cases = [
+            (table(&many), "they have 130013 octets, and 16384 are the most"),
             (vec![0, 0x80, 1, 0xff], "message_id: is not UTF-8"),
             (vec![0, 0x80, 2, b'a'], "message_id: ends too early"),
             (table(&[1, 0xff, b'V']), "headers: a name is not UTF-8"),
