@@ -115,9 +115,9 @@ async fn what_costs_a_part_only_is_named_until_it_is_declared_and_the_connection
     let channel = connection.create_channel().await.expect("a channel");
     let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(queue.as_str().into(), look, FieldTable::default()).await.expect_err("it is missing");
-    let line = || health.report().checks["broker"].clone();
+    let shown = || health.report().checks["broker"].clone();
     let named = format!("ok: connected; 1 partition(s) accept nothing: the queue {queue:?} does not exist");
-    eventually("the queue is named", async || line().starts_with(&named)).await;
+    eventually("the queue is named", async || shown().starts_with(&named)).await;
     let exchange = deployment.topology.replies_exchange();
     beside.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.expect("deleted");
     let channel = connection.create_channel().await.expect("a channel");
@@ -125,7 +125,7 @@ async fn what_costs_a_part_only_is_named_until_it_is_declared_and_the_connection
     let looking = channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Direct, look, FieldTable::default());
     looking.await.expect_err("it is missing");
     let hints = format!("; replies: the exchange {exchange:?} does not exist");
-    eventually("the exchange is named", async || line().contains(&hints)).await;
+    eventually("the exchange is named", async || shown().contains(&hints)).await;
     assert!(health.report().ready);
 
     // A connection that finds both missing is up, too.
@@ -133,9 +133,9 @@ async fn what_costs_a_part_only_is_named_until_it_is_declared_and_the_connection
     let _ = connection.close(200, "on purpose".into()).await;
     let next = |state: &LinkState| matches!(state, LinkState::Up { generation: 2, .. });
     soon("another connection", link.wait_for(next)).await.expect("a link");
-    eventually("both are named", async || line().starts_with(&named) && line().contains(&hints)).await;
+    eventually("both are named", async || shown().starts_with(&named) && shown().contains(&hints)).await;
     let deployment = deployment.declared().await;
-    eventually("nothing is missing", async || line() == "ok: connected").await;
+    eventually("nothing is missing", async || shown() == "ok: connected").await;
     assert!(next(&link.borrow()), "over the same connection");
     shutdown.stop(GRACES).await.expect("a good end");
     drop(deployment);
