@@ -3,7 +3,7 @@
 //! An operation says in its signature whom it serves: `caller: Caller<UsersRead>`, as its first parameter, so that nothing of
 //! the request is looked at before. In reading order: `caller`, the parameter; `denial`, why somebody is not served; `keys`
 //! and `tokens`, the two proofs; `local`, what is asked when there are none; `fresh`, how both know what is valid without a
-//! query per request; `refusals`, what the log says of those who are not served; `settings`.
+//! query per request; `refusals`, the log of refused requests; `settings`.
 
 mod caller;
 mod denial;

@@ -72,7 +72,7 @@ async fn publish(system: &System) {
             channel.basic_publish(commands.as_str().into(), "0".into(), options, body, properties).await.unwrap();
         }
     }
-    // As from the broker's own dead-lettering, by whoever may publish.
+    // As from the broker's own dead-lettering, by any client that may publish.
     let mut headers = FieldTable::default();
     headers.insert("x-first-death-reason".into(), AMQPValue::LongString(MARKER.into()));
     headers.insert("x-first-death-queue".into(), AMQPValue::LongString(MARKER.into()));

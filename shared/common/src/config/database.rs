@@ -2,7 +2,7 @@
 //! does not know, and logs their values.
 //!
 //! # Why is `verify-ca` refused?
-//! The client library trusts the system's authorities beside the given one, so whoever gets a certificate from any of them,
+//! The client library trusts the system's authorities beside the given one, so a server with a certificate from any of them,
 //! for any name, would pass. `verify-full` compares the name too.
 
 use std::collections::BTreeMap;

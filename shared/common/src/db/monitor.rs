@@ -138,7 +138,7 @@ struct Watch {
     settings: DatabaseSettings,
     role: Role,
     sender: watch::Sender<DatabaseState>,
-    /// Why the database is down, for those who ask.
+    /// Why the database is down, for callers of `/readyz`.
     failure: Option<CheckFailure>,
     connection: Option<Session>,
     /// While it arrives.

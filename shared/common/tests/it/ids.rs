@@ -84,7 +84,7 @@ fn a_minted_id_carries_its_time() {
     assert_eq!(CommandId::mint_at(before_1970).minted_at(), OffsetDateTime::UNIX_EPOCH);
 }
 
-/// The attack: whoever had one id knew the first 42 of the 74 bits behind the time of the next.
+/// The attack: a client with one id knew the first 42 of the 74 bits behind the time of the next.
 #[test]
 fn an_id_says_nothing_of_the_next_one() {
     const IDS: u32 = 10_000;
