@@ -215,7 +215,9 @@ async fn whoever_sleeps_through_a_restart_does_not_wake_with_rights_that_others_
     let _wanted = crowd(system, &stays);
     let _late = crowd(system, &sleeps);
     let witness = Witness::start(system).await;
-    eventually("all is open", async || (sessions(&mut connection).await == BUDGET - 2).then_some(())).await;
+    // With what the sleeper had, five and a control connection, that is more than the budget. On a busy machine not all is open
+    // at any one moment: reads that wait for the lock end at their deadline, and their connections are opened again.
+    eventually("most is open", async || (sessions(&mut connection).await >= BUDGET - 4).then_some(())).await;
     sleeps.signal(Signal::CONT);
     eventually("it noticed", async || standing(&sleeps).await.filter(|(ready, _)| !ready)).await;
     eventually("it is a member again", async || (granted(&mut connection).await.1 == 2).then_some(())).await;
