@@ -182,7 +182,7 @@ impl Acceptor {
         waiter
     }
 
-    /// What an id says to this principal of where it was minted; before the first join nothing can be read.
+    /// The origin of an id, as this principal may learn it; unknown before the first join.
     pub(crate) fn origin(&self, id: CommandId, principal: &Principal) -> Result<IdOrigin, Problem> {
         let key = self.command_ids.borrow().clone().ok_or_else(|| Problem::new(ProblemKind::DatabaseUnavailable))?;
         Ok(id.origin(&key, principal))

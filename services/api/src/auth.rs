@@ -90,7 +90,7 @@ impl Guard {
         self.0.keys.is_none() && self.0.tokens.is_none()
     }
 
-    /// Who asks, if they have one of these scopes and have not asked too often. Where nobody has to log in, everybody has all.
+    /// The caller's identity, if it has one of these scopes and is below its rate. Without authentication every caller has all.
     async fn admit(&self, request: &Request, any_of: &[Scope]) -> Result<Identity, Problem> {
         if self.open() {
             // First: a foreign page must not use up what the programs here may ask.

@@ -20,7 +20,7 @@ pub(crate) const SCHEME: &str = "bearer";
 pub(crate) struct Caller<N> {
     /// What commands are recorded under.
     pub(crate) principal: Principal,
-    /// Whether `users:read` was proved, too.
+    /// The caller has the scope `users:read`, too.
     pub(crate) reads_users: bool,
     needs: PhantomData<N>,
 }

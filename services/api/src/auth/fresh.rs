@@ -26,7 +26,7 @@ pub(super) struct Pace {
     pub(super) interval: Duration,
     /// The same when somebody asks, so that strangers cannot make it load all the time.
     pub(super) gap: Duration,
-    /// How long a value counts from the beginning of its load.
+    /// The longest time for which a value counts, from the beginning of its load.
     pub(super) limit: Duration,
 }
 
@@ -93,7 +93,7 @@ impl<T: fmt::Display + Send + Sync + 'static> Fresh<T> {
 }
 
 impl<T> Newest<T> {
-    /// Whether its value is young enough.
+    /// True while its value is younger than the limit.
     fn counts(&self, limit: Duration) -> bool {
         self.value_at.is_some_and(|at| at.elapsed() < limit)
     }
