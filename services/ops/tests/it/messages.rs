@@ -168,6 +168,10 @@ async fn what_waited_for_longer_than_outcomes_are_kept_is_applied() {
     let mut system = one_partition().await;
     system.set("COMMAND_RETENTION_DAYS", "1");
     let api = system.api().await;
+    // Commands older than their deployment are refused, so this one is a week old.
+    let age = "UPDATE deployment SET created_at = created_at - interval '7 days'";
+    let aged = sqlx::query(age).execute(&mut system.database().await).await.unwrap();
+    assert_eq!(aged.rows_affected(), 1);
     let publisher = Publisher::connect(&system).await;
     let (user, long_ago) = (UserId::mint(), OffsetDateTime::now_utc() - Duration::hours(60));
     for command in [create(user, "ada@example.org"), rename(user, "Ada"), suspend(user)] {
