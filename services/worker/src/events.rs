@@ -1,81 +1,106 @@
 //! Change events: written in the transaction that makes the change; `relay` publishes them.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::command::Envelope;
-use common::event;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::dead_letters::Traces;
 use crate::pruning::PRUNED_AT_ONCE;
+use crate::users::Change;
 
-/// What the events of a transaction have in common.
-#[derive(Debug, Clone, Copy)]
-pub struct Origin<'a> {
-    /// The partition of the commands, whose owner publishes the events.
+/// An event that was written into the outbox.
+#[derive(Debug, Clone)]
+pub struct RecordedEvent {
+    /// The key of its row.
+    pub position: i64,
+    /// The command's id.
+    pub id: Uuid,
+    /// The partition of the command, whose owner publishes the event.
     pub partition: u16,
-    /// The trace contexts of the commands' messages.
-    pub traces: &'a Traces,
+    /// The type, such as `users.created`.
+    pub kind: &'static str,
+    /// The user that was changed.
+    pub user_id: Uuid,
+    /// The user after the change, as JSON.
+    pub data: Arc<str>,
+    /// When it was changed, by the database's clock.
+    pub occurred_at: OffsetDateTime,
+    /// W3C trace context of the command's message.
+    pub traceparent: Option<String>,
+    /// W3C trace state of the command's message.
+    pub tracestate: Option<String>,
 }
 
-/// Records what commands of different users have just changed; each comes with its user's version after the change.
+/// Records the events of changes, each with the partition of its command; a user's changes come in order.
 ///
 /// # Errors
 /// As the statement gives them.
-pub(crate) async fn record(
+pub async fn record(
     conn: &mut PgConnection,
-    changes: &[(&Envelope, i64)],
-    origin: Origin<'_>,
-) -> Result<(), sqlx::Error> {
+    changes: Vec<(&Change, u16)>,
+    traces: &Traces<'_>,
+) -> Result<Vec<RecordedEvent>, sqlx::Error> {
     #[cfg(feature = "mutants")]
-    let changes = &crate::mutants::recorded(changes);
+    let changes = crate::mutants::recorded(changes);
     if changes.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let ids: Vec<Uuid> = changes.iter().map(|(c, _)| c.id.into()).collect();
-    let types: Vec<&str> = changes.iter().map(|(c, _)| event::type_of(&c.command)).collect();
-    let users: Vec<Uuid> = changes.iter().map(|(c, _)| c.command.user_id().into()).collect();
-    let versions: Vec<i64> = changes.iter().map(|(_, version)| *version).collect();
-    let trace = |envelope: &Envelope| origin.traces.get(&envelope.id);
-    let parents: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.traceparent.as_deref()).collect();
-    let states: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.tracestate.as_deref()).collect();
-    // A user that is not there was deleted just now. The members are those of the API's representation,
-    // and instants are written as it writes them.
-    sqlx::query!(
+    let ids: Vec<Uuid> = changes.iter().map(|(change, _)| change.command_id.into()).collect();
+    let partitions: Vec<i32> = changes.iter().map(|(_, partition)| i32::from(*partition)).collect();
+    let types: Vec<&str> = changes.iter().map(|(change, _)| change.kind).collect();
+    let users: Vec<Uuid> = changes.iter().map(|(change, _)| change.user_id.into()).collect();
+    let versions: Vec<i64> = changes.iter().map(|(change, _)| change.version).collect();
+    let data: Vec<&str> = changes.iter().map(|(change, _)| change.user.as_ref()).collect();
+    let trace = |change: &Change| traces.get(&change.command_id);
+    let parents: Vec<Option<&str>> =
+        changes.iter().map(|(change, _)| trace(change)?.traceparent.as_deref()).collect();
+    let states: Vec<Option<&str>> = changes.iter().map(|(change, _)| trace(change)?.tracestate.as_deref()).collect();
+    // Positions are taken in the order of the input.
+    let rows = sqlx::query!(
         r#"
         INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
-        SELECT
-            input.id, $1, input.type, input.user_id, input.version,
-            CASE
-                WHEN users.id IS NULL THEN jsonb_build_object('id', input.user_id, 'version', input.version)
-                ELSE jsonb_strip_nulls(jsonb_build_object(
-                    'id', users.id,
-                    'email', users.email,
-                    'name', users.name,
-                    'status', users.status,
-                    'version', users.version,
-                    'created_at', to_jsonb(users.created_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
-                    'updated_at', to_jsonb(users.updated_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
-                    'suspended_at', to_jsonb(users.suspended_at AT TIME ZONE 'UTC') #>> '{}' || 'Z'
-                ))
-            END,
-            input.traceparent, input.tracestate
-        FROM unnest($2::uuid[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[])
-            AS input (id, type, user_id, version, traceparent, tracestate)
-        LEFT JOIN users ON users.id = input.user_id
+        SELECT id, partition, type, user_id, version, data::jsonb, traceparent, tracestate
+        FROM unnest(
+            $1::uuid[], $2::integer[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[], $8::text[]
+        ) WITH ORDINALITY
+            AS input (id, partition, type, user_id, version, data, traceparent, tracestate, number)
+        ORDER BY number
+        RETURNING position, id, occurred_at
         "#,
-        i32::from(origin.partition),
         &ids,
+        &partitions,
         &types as &[&str],
         &users,
         &versions,
+        &data as &[&str],
         &parents as &[Option<&str>],
         &states as &[Option<&str>],
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(())
+    let positions: HashMap<Uuid, (i64, OffsetDateTime)> =
+        rows.into_iter().map(|row| (row.id, (row.position, row.occurred_at))).collect();
+    let recorded = changes.into_iter().filter_map(|(change, partition)| {
+        let id = change.command_id.into();
+        let (position, occurred_at) = *positions.get(&id)?;
+        let trace = traces.get(&change.command_id);
+        Some(RecordedEvent {
+            position,
+            id,
+            partition,
+            kind: change.kind,
+            user_id: change.user_id.into(),
+            data: Arc::clone(&change.user),
+            occurred_at,
+            traceparent: trace.and_then(|trace| trace.traceparent.clone()),
+            tracestate: trace.and_then(|trace| trace.tracestate.clone()),
+        })
+    });
+    Ok(recorded.collect())
 }
 
 /// Deletes some of the events that were published longer ago than `kept`; gives how many.

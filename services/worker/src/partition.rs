@@ -35,6 +35,7 @@ use crate::consumption::{Applying, Consumption};
 use crate::delivery::suspicious;
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
+use crate::lanes::Lanes;
 use crate::progress::{Progress, QueueWatch, Tick};
 use crate::replies::Replies;
 use crate::suspects::Suspects;
@@ -49,7 +50,7 @@ const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// try had.
 const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
 /// What these can take at a stop, and a little more.
-const STOP_MARGIN: Duration = Duration::from_millis(2500);
+pub(crate) const STOP_MARGIN: Duration = Duration::from_millis(2500);
 
 /// One partition of this worker.
 pub(crate) struct Partition {
@@ -64,6 +65,7 @@ pub(crate) struct Partition {
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,
+    pub(crate) lanes: Lanes,
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
     /// For what is no command: it pauses nothing.

@@ -11,11 +11,12 @@ use common::membership::{Member, WORKER};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, Transactions};
 use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::{Collector, observe_open};
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
+use crate::lanes::Lanes;
 use crate::partition::Partition;
 use crate::progress::ProgressWriter;
 use crate::pruning::Pruning;
@@ -113,7 +114,10 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
         shutdown: shutdown.clone(),
     };
     collector.start();
-    for number in 0..topology.partitions() {
+    let (window, partitions) = (service.idempotency_window, topology.partitions());
+    let lane = |_| Transactions::new(pool.clone(), guard.clone(), window, partitions);
+    let lanes = Lanes::start(shutdown, &instruments, (0..settings.lanes).map(lane).collect());
+    for number in 0..partitions {
         let partition = Partition {
             number,
             batch: settings.batch,
@@ -123,7 +127,8 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             keys: service.command_keys.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window, topology.partitions()),
+            applier: Applier::new(pool.clone(), guard.clone(), window, partitions),
+            lanes: lanes.clone(),
             probing: false,
             raw_guard: raw_guard.clone(),
             suspects: suspects.clone(),

@@ -18,11 +18,10 @@ use super::record::{cut, hold};
 use super::{DISCARDED, Letter, Letters, NOT_UNDERSTOOD, Traces, UNKNOWN_OUTCOME};
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
-use crate::commands::{self, decide};
+use crate::commands;
 use crate::days;
-use crate::events::Origin;
 use crate::idempotency::{self, Times};
-use crate::incoming::{Candidate, Entry, IncomingMessage};
+use crate::incoming::{Candidate, Entry, IncomingMessage, Source};
 use crate::users::Outcome;
 
 /// Letters of one transaction, at most.
@@ -297,7 +296,7 @@ async fn some(
         .fetch_one(&mut *tx)
         .await?;
     let partitions = u16::try_from(work.partitions).unwrap_or(u16::MAX);
-    let times = Times { window: terms.window, now: work.now, published_after: None };
+    let times = Times { window: terms.window, now: work.now };
     let (mut next, mut failed) = (None, false);
     for (number, letter) in open.iter().enumerate() {
         if number == AT_ONCE || (number > 0 && began.elapsed() > LONGEST) {
@@ -413,23 +412,23 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
         Message::Raw(reason) => (None, reason.clone()),
         Message::Unread(unread) => (None, unread.reason.clone()),
         Message::Command(envelope) => {
-            let entry = Entry { header: envelope.as_ref().into(), message: &message };
-            match once(conn, Candidate { entry: &entry, envelope }, times, partitions).await? {
+            let partition = envelope.command.user_id().partition(partitions);
+            let source = Source { partition, published_after: None };
+            let entry = Entry { header: envelope.as_ref().into(), message: &message, source };
+            match once(conn, Candidate { entry: &entry, envelope }, times).await? {
                 // A retry of a command that was discarded.
-                AloneEnd::Outcome(Outcome::Parked(code)) if code == DISCARDED => {
+                AloneEnd::Decided { outcome: Outcome::Parked(code), .. } if code == DISCARDED => {
                     give_up(conn, letter).await?;
                     return Ok(Verdict::Discarded);
                 }
-                AloneEnd::Outcome(Outcome::Parked(_)) => (None, UNKNOWN_OUTCOME.to_owned()),
-                AloneEnd::Outcome(outcome) => {
+                AloneEnd::Decided { outcome: Outcome::Parked(_), .. } => (None, UNKNOWN_OUTCOME.to_owned()),
+                AloneEnd::Decided { outcome, .. } => {
                     close(conn, letter, "replayed").await?;
-                    let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
-                    if row.execute(&mut *conn).await?.rows_affected() == 0 {
+                    if !commands::decide(conn, envelope.id, &outcome).await? {
                         // Its day was dropped while it waited, or had no table; its retries behind it need its outcome.
                         days::make(conn, entry.day()).await?;
-                        commands::insert(conn, &[&entry.header]).await?;
+                        commands::record(conn, &[(&entry.header, &outcome)]).await?;
                     }
-                    decide(conn, &[(envelope.id, outcome.clone())]).await?;
                     return Ok(Verdict::Decided(outcome));
                 }
                 AloneEnd::Failed { sqlstate, reason } => (Some(sqlstate), reason),
@@ -458,22 +457,17 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
 }
 
 /// Tries a command, unless it repeats one that has an outcome.
-async fn once(
-    conn: &mut PgConnection,
-    candidate: Candidate<'_>,
-    times: &Times,
-    partitions: u16,
-) -> Result<AloneEnd, ApplyError> {
+async fn once(conn: &mut PgConnection, candidate: Candidate<'_>, times: &Times) -> Result<AloneEnd, ApplyError> {
     let Candidate { entry, envelope } = candidate;
     let (first, retries) = idempotency::claim(conn, vec![candidate], times, &HashMap::new()).await?;
     if !first.is_empty() {
-        let traces = Traces::from([(envelope.id, entry.message.trace.clone())]);
-        let partition = envelope.command.user_id().partition(partitions);
-        return try_alone(conn, envelope, Origin { partition, traces: &traces }).await;
+        let traces = Traces::from([(envelope.id, &entry.message.trace)]);
+        return try_alone(conn, candidate, &traces).await;
     }
     let mut outcomes = HashMap::new();
     idempotency::repeat(retries, &mut outcomes, &mut Letters::new(HashSet::new()));
-    outcomes.remove(&envelope.id).map(AloneEnd::Outcome).ok_or(ApplyError::Contention(None))
+    let outcome = outcomes.remove(&envelope.id).ok_or(ApplyError::Contention(None))?;
+    Ok(AloneEnd::Decided { outcome, event: None })
 }
 
 impl Open {

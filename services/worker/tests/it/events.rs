@@ -63,7 +63,7 @@ async fn a_parked_command_is_an_event_once_it_was_replayed() {
     let batch = [create(ada, "ada@example.org", "Ada"), guilty.clone(), update(ada, None, Some("Ada King"))];
     let mut traced = messages(&batch);
     traced[1].trace = trace;
-    let mut outcomes = fixture.applier().apply(&traced).await.expect("outcomes");
+    let mut outcomes = fixture.applier().apply(&traced).await.expect("outcomes").outcomes;
     assert_eq!(outcomes.remove(&guilty.id), Some(poisoned()));
     assert_eq!(fixture.database.events(ada).await, [format!("users.created v1 {ADA}")]);
     fixture.database.execute(MEND).await;
