@@ -30,7 +30,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use self::batch::Mode;
-pub(crate) use self::transaction::Transactions;
+pub use self::transaction::Transactions;
 use crate::blame::ApplyError;
 use crate::flood::FloodGuard;
 use crate::incoming::{IncomingMessage, Source};
@@ -49,11 +49,13 @@ pub struct Fence {
 
 /// Messages of one partition in a transaction.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Share<'m> {
-    pub(crate) fence: Fence,
+pub struct Share<'m> {
+    /// The partition.
+    pub fence: Fence,
     /// When the queue was last seen empty, by the database's clock, if it was.
-    pub(crate) published_after: Option<OffsetDateTime>,
-    pub(crate) messages: &'m [IncomingMessage],
+    pub published_after: Option<OffsetDateTime>,
+    /// In order of arrival.
+    pub messages: &'m [IncomingMessage],
 }
 
 impl Share<'_> {
@@ -70,7 +72,7 @@ pub struct Committed {
     /// The user after each command that changed one, as JSON.
     pub users: HashMap<CommandId, Arc<str>>,
     /// The partitions that were still owned; nothing of the others was applied.
-    pub(crate) partitions: HashSet<u16>,
+    pub partitions: HashSet<u16>,
     /// When, by the database's clock.
     pub applied_at: OffsetDateTime,
 }

@@ -27,7 +27,7 @@ const SHARED: &str = "BEGIN; SET LOCAL lock_timeout = '250ms'";
 
 /// Runs transactions, one after the other.
 #[derive(Debug)]
-pub(crate) struct Transactions {
+pub struct Transactions {
     pub(super) pool: Pool,
     pub(super) partitions: u16,
     pub(super) days: CommandDays,
@@ -37,7 +37,7 @@ pub(crate) struct Transactions {
 
 impl Transactions {
     /// Transactions over the worker's pool, under the worker's guard, in a deployment with so many partitions.
-    pub(crate) fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
+    pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
         Self { pool, partitions, days: CommandDays::default(), guard, window }
     }
 
@@ -45,7 +45,7 @@ impl Transactions {
     ///
     /// # Errors
     /// [`ApplyError::Fenced`] when none of the partitions is owned any more. Then, as after every error, nothing was applied.
-    pub(crate) async fn together(&mut self, shares: &[Share<'_>]) -> Result<Committed, ApplyError> {
+    pub async fn together(&mut self, shares: &[Share<'_>]) -> Result<Committed, ApplyError> {
         self.commit(shares, Mode::Together).await
     }
 
