@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::command::CommandId;
 use common::health::CheckFailure;
 use lapin::message::Delivery;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{Instrument, warn};
 
@@ -14,6 +15,7 @@ use crate::admission::admit;
 use crate::blame::ApplyError;
 use crate::delivery::{BatchSpans, acknowledge, refuse, suspicious};
 use crate::incoming::IncomingMessage;
+use crate::replies::AppliedOutcome;
 use crate::users::Outcome;
 
 /// How often a batch is tried again in place when another transaction was in the way.
@@ -57,9 +59,18 @@ impl Partition {
         if !acknowledge(&last, true).await? {
             return Err(Interrupted::AckLost);
         }
+        let applied_at = OffsetDateTime::now_utc();
         for (delivery, message) in deliveries.iter().zip(&messages) {
-            if let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) {
-                self.replies.hint(reply_to, id);
+            let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) else { continue };
+            match outcomes.get(&id) {
+                Some(outcome) => {
+                    self.replies.send(
+                        reply_to,
+                        id,
+                        AppliedOutcome { outcome: outcome.clone(), applied_at, user: None },
+                    );
+                }
+                None => self.replies.hint(reply_to, id),
             }
         }
         Ok(())
