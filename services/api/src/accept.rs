@@ -1,10 +1,12 @@
 //! How a command is accepted: publish, wait for the confirm, and if the client asked for it, for the outcome.
 
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::broker::{Message, PublisherPool, Topology};
 use common::command::{
-    Command, CommandId, CommandIdKey, CommandKeys, Digest, Envelope, IdOrigin, Idempotency, Principal,
+    Command, CommandId, CommandIdKey, CommandKeys, CommandOutcome, Digest, Envelope, IdOrigin, Idempotency, Principal,
     SIGNATURE_HEADER, UserId,
 };
 use common::db::DatabaseClock;
@@ -24,7 +26,8 @@ use crate::loader::Loader;
 use crate::problem::{Problem, ProblemKind};
 use crate::waiting::{Waiter, Waiting};
 
-/// How soon whoever waits looks without a hint, and how seldom in the end: thousands wait at once while a worker is away.
+/// How soon a waiting request reads the row without a reply, and how seldom in the end: thousands wait at once while a
+/// worker is away.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LAST_LOOK: Duration = Duration::from_secs(2);
 const PERSISTENT: u8 = 2;
@@ -61,8 +64,14 @@ pub(crate) struct Terms {
 pub(crate) enum Accepted {
     /// The broker has it; its outcome is not known yet, the client did not want to wait, or it waits behind a dead letter.
     Pending(CommandResource),
-    /// It succeeded.
-    Succeeded(CommandResource),
+    /// It succeeded; with the worker's reply, if that came.
+    Succeeded(CommandResource, Option<Arc<CommandOutcome>>),
+}
+
+/// The end of a wait: a decided command, and the reply that said so, if it was one.
+struct Awaited {
+    decided: Decided,
+    reply: Option<Arc<CommandOutcome>>,
 }
 
 impl Terms {
@@ -126,8 +135,9 @@ impl Acceptor {
         Self { publishers, topology, keys, waiting, decisions, backlog, clock, command_ids, shutdown }
     }
 
-    /// Signs commands from now on, if there are keys.
+    /// Signs commands from now on and believes signed replies only, if there are keys.
     pub(crate) fn sign_with(&mut self, keys: CommandKeys) {
+        self.waiting.verify_with(keys.clone());
         self.keys = keys;
     }
 
@@ -143,7 +153,8 @@ impl Acceptor {
         self.clock.check().map_err(|reason| Problem::new(ProblemKind::NotReady).detail(reason))?;
         let envelope = Envelope {
             id: self.mint(&principal)?,
-            accepted_at: OffsetDateTime::now_utc(),
+            // As the row keeps it, whichever of the two an answer is made from.
+            accepted_at: OffsetDateTime::now_utc().truncate_to_microsecond(),
             principal,
             if_match: terms.if_match,
             idempotency: terms.key.map(|key| Idempotency { key, fingerprint: terms.fingerprint(&command) }),
@@ -155,17 +166,17 @@ impl Acceptor {
         self.backlog.admit(partition)?;
         self.publish(&envelope, partition, waiter.is_some()).await?;
         self.backlog.note(partition, envelope.id);
-        let pending = CommandResource::accepted(&envelope);
-        let Some((waiter, deadline)) = waiter else { return Ok(Accepted::Pending(pending)) };
-        match self.decision(&waiter, envelope.id, deadline).await {
-            None => Ok(Accepted::Pending(pending)),
-            Some(decided) => match decided.decision {
-                Decision::Succeeded => Ok(Accepted::Succeeded(decided.into())),
+        let pending = || CommandResource::accepted(&envelope);
+        let Some((waiter, deadline)) = waiter else { return Ok(Accepted::Pending(pending())) };
+        match self.decision(&waiter, envelope.id, Some(&envelope), deadline).await {
+            None => Ok(Accepted::Pending(pending())),
+            Some(Awaited { decided, reply }) => match decided.decision {
+                Decision::Succeeded => Ok(Accepted::Succeeded(decided.into(), reply)),
                 Decision::Rejected(rejection) => Err(Problem::from(rejection).of_command(envelope.id)),
                 // It will be applied after the one that it waits behind.
                 Decision::Parked if decided.waits() => Ok(Accepted::Pending(decided.into())),
                 Decision::Unknown => {
-                    Ok(Accepted::Pending(CommandResource { status: CommandStatus::Unknown, ..pending }))
+                    Ok(Accepted::Pending(CommandResource { status: CommandStatus::Unknown, ..pending() }))
                 }
                 Decision::Parked => Err(Problem::new(ProblemKind::CommandParked).of_command(envelope.id)),
             },
@@ -206,18 +217,33 @@ impl Acceptor {
             return Ok(found);
         }
         match self.enter(id, principal, terms) {
-            Some((waiter, deadline)) => Ok(self.decision(&waiter, id, deadline).await),
+            Some((waiter, deadline)) => {
+                Ok(self.decision(&waiter, id, None, deadline).await.map(|awaited| awaited.decided))
+            }
             None => Ok(None),
         }
     }
 
-    /// Waits for the outcome: until a hint or a look finds it, the deadline passes or the instance drains.
-    async fn decision(&self, waiter: &Waiter, id: CommandId, deadline: Instant) -> Option<Decided> {
+    /// Waits for the outcome: until a reply carries it or a look at the row finds it, the deadline passes or the
+    /// instance drains. A reply says nothing of what was asked for, so without the envelope it is a reason to look.
+    async fn decision(
+        &self,
+        waiter: &Waiter,
+        id: CommandId,
+        envelope: Option<&Envelope>,
+        deadline: Instant,
+    ) -> Option<Awaited> {
+        let replied = async {
+            let Some(envelope) = envelope else { return pending().await };
+            let outcome = waiter.outcome().await;
+            Awaited { decided: Decided::replied(envelope, &outcome), reply: Some(outcome) }
+        };
+        let mut replies = waiter.replies();
         let looking = async {
             let mut pause = FIRST_LOOK;
             loop {
                 tokio::select! {
-                    () = waiter.hinted() => {}
+                    Ok(()) = replies.changed() => {}
                     () = sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => pause = (pause * 2).min(LAST_LOOK),
                 }
                 // A database that is away does not make the command less accepted.
@@ -234,7 +260,10 @@ impl Acceptor {
             }
         };
         tokio::select! {
-            decided = looking => decided,
+            // A reply that carries the outcome spares the look, which it wakes as well.
+            biased;
+            awaited = replied => Some(awaited),
+            decided = looking => decided.map(|decided| Awaited { decided, reply: None }),
             () = self.shutdown.reached(Phase::Draining) => None,
         }
     }

@@ -5,7 +5,7 @@
 //! 3. [`app`]: all routes and middleware on one page.
 //! 4. [`users`]: the operations on users, each with its SQL.
 //! 5. [`commands`]: the status of a command; `accept`: how one is published and waited for.
-//! 6. [`loader`]: point reads that arrive together become one query. `waiting`: who waits for which outcome.
+//! 6. [`loader`]: point reads that arrive together become one query. `waiting`: requests that wait, and replies.
 //!    `failed_reads`: what is told of reads that fail.
 //! 7. [`auth`]: who is served; each operation names its scope.
 //! 8. [`limits`]: what clients may ask for at once. [`rate`]: how many requests; `backlog`: how far behind the workers may be;

@@ -6,10 +6,13 @@ mod rows;
 
 use std::sync::Arc;
 
-use common::command::{Command, CreateUser, DeleteUser, Email, ReactivateUser, SuspendUser, UpdateUser, UserId};
+use common::command::{
+    Command, CommandOutcome, CreateUser, DeleteUser, Email, ReactivateUser, SuspendUser, UpdateUser, UserId,
+};
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
 use poem_openapi::payload::Json;
+use poem_openapi::types::ParseFromJSON;
 use uuid::Uuid;
 
 use crate::accept::{Accepted, Terms};
@@ -198,7 +201,7 @@ impl UsersApi {
         let command = Command::DeleteUser(DeleteUser { user_id });
         self.settle(user_id, &mut terms).await;
         Ok(match self.0.acceptor.accept(caller.principal, command, &mut terms).await? {
-            Accepted::Succeeded(_) => DeleteUserAnswer::Deleted(terms.applied()),
+            Accepted::Succeeded(..) => DeleteUserAnswer::Deleted(terms.applied()),
             Accepted::Pending(command) => {
                 let location = command.location();
                 DeleteUserAnswer::Accepted(Json(command), location, RETRY_AFTER_SECONDS, terms.applied())
@@ -279,11 +282,14 @@ impl UsersApi {
         terms: &mut Terms,
     ) -> Result<Changed, Problem> {
         self.settle(user_id, terms).await;
-        let command = match self.0.acceptor.accept(caller.principal, command, terms).await? {
+        let (command, reply) = match self.0.acceptor.accept(caller.principal, command, terms).await? {
             Accepted::Pending(command) => return Ok(Changed::Pending(command)),
-            Accepted::Succeeded(command) => command,
+            Accepted::Succeeded(command, reply) => (command, reply),
         };
         if caller.reads_users {
+            if let Some(user) = reply.and_then(|reply| replied_user(&reply, user_id)) {
+                return Ok(Changed::User(user));
+            }
             // Gone or unreadable since: the command that succeeded is still the truth to tell.
             return Ok(match self.0.users.load(user_id.into()).await {
                 Ok(Some(user)) => Changed::User(user),
@@ -295,6 +301,12 @@ impl UsersApi {
             None => Changed::Pending(command),
         })
     }
+}
+
+/// The user after a change, if the reply carries it.
+fn replied_user(reply: &CommandOutcome, user_id: UserId) -> Option<User> {
+    let user = User::parse_from_json_string(reply.user.as_ref()?.get()).ok()?;
+    (user.id == Uuid::from(user_id) && Some(user.version) == reply.user_version).then_some(user)
 }
 
 /// An id that cannot be a user's is a user that is not there.

@@ -1,42 +1,34 @@
-//! Who waits for which outcome, and the queue on which the worker says "look now".
+//! Requests that wait for an outcome, and the replies of the workers that end the wait.
 //!
-//! A hint may be lost, so a waiting request also reads the row from time to time. Nothing else depends on that queue: where
-//! the broker refuses it, commands are accepted and waited for without hints, and the readiness report says why.
+//! A reply carries the outcome, or is a hint that the row has it. It may be lost, so a waiting request also reads
+//! the row from time to time. Nothing else depends on the queue of replies: where the broker refuses it, commands
+//! are accepted and waited for without, and the readiness report says why.
 //!
 //! # How are the places shared?
 //! A principal gets another place while it holds fewer than [`SHARE`] for each free one: alone it takes three quarters, and
 //! however many places the others want, some stay free for a principal that has none. Where nobody has to log in there is one
 //! principal, and no share.
 
+mod replies;
+
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::hash_map::Entry;
+use std::future::pending;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use common::broker::{ChannelError, Link, LinkState, open_channel};
-use common::command::{CommandId, Principal};
-use common::health::CheckFailure;
-use common::shutdown::{Phase, Shutdown, TaskResult, Tier, chain};
+use common::broker::Link;
+use common::command::{CommandId, CommandKeys, CommandOutcome, CommandReply, Principal};
+use common::shutdown::{Shutdown, Tier};
 use common::telemetry::meter;
-use futures_util::StreamExt;
-use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, Consumer};
-use tokio::sync::{Notify, watch};
-use tracing::warn;
-use uuid::Uuid;
+use lapin::types::ShortString;
+use tokio::sync::watch;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The name in the readiness report.
-const HINTS: &str = "reply hints";
-/// A broker that has just started can leave a request unanswered for good.
-const OPEN_DEADLINE: Duration = Duration::from_secs(2);
+use replies::ReplyReceiver;
 
 /// Places that a principal may hold for each one that is free.
 const SHARE: usize = 3;
 
-/// Who waits for which command. Cheap to clone; all clones are one.
+/// The requests that wait, by command. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 struct Waiters {
     table: Arc<Mutex<Table>>,
@@ -46,12 +38,22 @@ struct Waiters {
 
 #[derive(Debug, Default)]
 struct Table {
-    hints: HashMap<CommandId, Arc<Notify>>,
+    commands: HashMap<CommandId, AwaitedCommand>,
     /// Places that are taken, by principal; none is zero.
     held: HashMap<Principal, usize>,
     /// All of them.
     taken: usize,
 }
+
+#[derive(Debug)]
+struct AwaitedCommand {
+    /// How many wait for it; never zero.
+    waiters: usize,
+    outcome: watch::Sender<LastOutcome>,
+}
+
+/// The outcome of a command once a reply carried it. A hint leaves it as it is, and is seen as a change all the same.
+pub(crate) type LastOutcome = Option<Arc<CommandOutcome>>;
 
 impl Waiters {
     fn new(most: usize) -> Self {
@@ -62,12 +64,27 @@ impl Waiters {
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Hands the replies of a message to those that wait for them.
+    fn reply(&self, replies: Vec<CommandReply>) {
+        let table = self.lock();
+        for CommandReply { id, outcome } in replies {
+            if let Some(awaited) = table.commands.get(&id) {
+                awaited.outcome.send_modify(|last| {
+                    if let Some(outcome) = outcome {
+                        *last = Some(Arc::new(outcome));
+                    }
+                });
+            }
+        }
+    }
 }
 
 /// The waiters of this instance. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     waiters: Waiters,
+    keys: Arc<OnceLock<CommandKeys>>,
     reply_to: watch::Receiver<Option<ShortString>>,
 }
 
@@ -76,17 +93,24 @@ pub(crate) struct Waiting {
 pub(crate) struct Waiter {
     id: CommandId,
     principal: Principal,
-    hint: Arc<Notify>,
+    outcome: watch::Receiver<LastOutcome>,
     waiters: Waiters,
 }
 
 impl Waiting {
-    /// Starts the task that receives hints; it ends when the process closes. At most so many wait at once.
+    /// Starts the task that receives replies; it ends when the process closes. At most so many wait at once.
     pub(crate) fn start(shutdown: &Shutdown, link: Link, most: usize) -> Self {
         let waiters = Waiters::new(most);
         let (sender, reply_to) = watch::channel(None);
-        let receiving = receive(shutdown.clone(), link, waiters.clone(), sender);
-        shutdown.supervise("reply hints", Tier::Back, receiving);
+        let keys = Arc::default();
+        let receiver = ReplyReceiver {
+            link,
+            waiters: waiters.clone(),
+            keys: Arc::clone(&keys),
+            reply_to: sender,
+            shutdown: shutdown.clone(),
+        };
+        shutdown.supervise("replies", Tier::Back, receiver.run());
         let observed = waiters.clone();
         meter()
             .u64_observable_gauge("rollcall.api.waiting")
@@ -99,14 +123,20 @@ impl Waiting {
         meter()
             .u64_observable_gauge("rollcall.api.reply.hints")
             .with_description(
-                "1 while the worker can say that a command is decided; without it, waiting clients learn it later",
+                "1 while workers can reply what became of a command; without it, waiting clients learn it later",
             )
             .with_callback(move |observer| observer.observe(u64::from(listening.borrow().is_some()), &[]))
             .build();
-        Self { waiters, reply_to }
+        Self { waiters, keys, reply_to }
     }
 
-    /// Begins to wait; before the command is published, so that no hint comes too early. `None` when too many wait, or too
+    /// Believes only replies that are signed with one of these keys, if there are any.
+    pub(crate) fn verify_with(&self, keys: CommandKeys) {
+        // Set once, before the instance serves.
+        let _ = self.keys.set(keys);
+    }
+
+    /// Begins to wait; before the command is published, so that no reply comes too early. `None` when too many wait, or too
     /// many of this principal.
     pub(crate) fn enter(&self, id: CommandId, principal: &Principal) -> Option<Waiter> {
         let mut table = self.waiters.lock();
@@ -117,31 +147,48 @@ impl Waiting {
         }
         table.taken += 1;
         table.held.insert(principal.clone(), held + 1);
-        let hint = Arc::clone(table.hints.entry(id).or_default());
+        let awaited = table
+            .commands
+            .entry(id)
+            .or_insert_with(|| AwaitedCommand { waiters: 0, outcome: watch::Sender::new(None) });
+        awaited.waiters += 1;
+        let outcome = awaited.outcome.subscribe();
         drop(table);
-        Some(Waiter { id, principal: principal.clone(), hint, waiters: self.waiters.clone() })
+        Some(Waiter { id, principal: principal.clone(), outcome, waiters: self.waiters.clone() })
     }
 
-    /// The queue for hints; none while the broker is away.
+    /// The queue for replies; none while the broker is away.
     pub(crate) fn reply_to(&self) -> Option<ShortString> {
         self.reply_to.borrow().clone()
     }
 }
 
 impl Waiter {
-    /// Ends with the next hint.
-    pub(crate) async fn hinted(&self) {
-        self.hint.notified().await;
+    /// Ends with a reply that carries the outcome, also when that came before this.
+    pub(crate) async fn outcome(&self) -> Arc<CommandOutcome> {
+        let mut replies = self.replies();
+        let outcome = replies.wait_for(Option::is_some).await.ok().and_then(|last| last.clone());
+        match outcome {
+            Some(outcome) => outcome,
+            // The sender stays in the table as long as this waiter.
+            None => pending().await,
+        }
+    }
+
+    /// Changes with every reply since the wait began, hints included.
+    pub(crate) fn replies(&self) -> watch::Receiver<LastOutcome> {
+        self.outcome.clone()
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut table = self.waiters.lock();
-        // Given back under the lock, so that of two who go at once the second sees that it is the last.
-        drop(std::mem::take(&mut self.hint));
-        if table.hints.get(&self.id).is_some_and(|hint| Arc::strong_count(hint) == 1) {
-            table.hints.remove(&self.id);
+        if let Entry::Occupied(mut awaited) = table.commands.entry(self.id) {
+            awaited.get_mut().waiters -= 1;
+            if awaited.get().waiters == 0 {
+                awaited.remove();
+            }
         }
         table.taken -= 1;
         match table.held.get_mut(&self.principal) {
@@ -151,89 +198,27 @@ impl Drop for Waiter {
     }
 }
 
-/// Receives hints, over one connection of the link after the other.
-async fn receive(
-    shutdown: Shutdown,
-    mut link: Link,
-    waiters: Waiters,
-    reply_to: watch::Sender<Option<ShortString>>,
-) -> TaskResult {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let session = async {
-            // The sender lives as long as the process: the wait cannot fail.
-            let state = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.map(|state| state.clone());
-            let Ok(LinkState::Up { connection, reports, .. }) = state else { return };
-            let exchange = reports.topology().replies_exchange();
-            // Exclusive to this connection and gone with it; another name each time, because the broker may take a while to
-            // notice the end of the last connection.
-            let queue = ShortString::from(format!("{exchange}.{}", Uuid::now_v7()));
-            let opening = open(&connection, exchange.as_str().into(), queue.clone());
-            let problem = match tokio::time::timeout(OPEN_DEADLINE, opening).await {
-                Ok(Ok(mut consumer)) => {
-                    reports.auxiliary(HINTS, None);
-                    reply_to.send_replace(Some(queue));
-                    pause = FIRST_PAUSE;
-                    while let Some(Ok(delivery)) = consumer.next().await {
-                        wake(&waiters, &delivery);
-                    }
-                    reply_to.send_replace(None);
-                    return;
-                }
-                Ok(Err(error)) => CheckFailure::logged(
-                    "the broker opens no queue for them",
-                    chain(&error).replace(queue.as_str(), &exchange),
-                ),
-                Err(_) => format!("the broker opened no queue within {OPEN_DEADLINE:?}").into(),
-            };
-            // One line for each problem, and not for each attempt.
-            if reports.auxiliary(HINTS, Some(problem.clone())) {
-                warn!(reason = %problem, "no reply hints: clients that wait for an outcome learn it later");
-            }
-        };
-        tokio::select! {
-            () = shutdown.reached(Phase::Closing) => return Ok(()),
-            () = session => {}
-        }
-        let jittered = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-        tokio::select! {
-            () = shutdown.reached(Phase::Closing) => return Ok(()),
-            () = tokio::time::sleep(jittered) => pause = (pause * 2).min(LONGEST_PAUSE),
-        }
-    }
-}
-
-/// Opens the queue of this instance. Its name, and that of the exchange in front of it, begin as all names of the deployment
-/// do, so that rights which are limited to these are enough.
-async fn open(connection: &Connection, exchange: ShortString, queue: ShortString) -> Result<Consumer, ChannelError> {
-    let channel = open_channel(connection).await?;
-    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
-    let (key, binding) = (queue.clone(), QueueBindOptions::default());
-    channel.queue_bind(queue.clone(), exchange, key, binding, FieldTable::default()).await?;
-    // Hints need no acknowledgement: the row is the truth.
-    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    Ok(channel.basic_consume(queue, "".into(), options, FieldTable::default()).await?)
-}
-
-fn wake(waiters: &Waiters, delivery: &Delivery) {
-    let id = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse().ok());
-    let Some(id): Option<CommandId> = id else { return };
-    // Under the lock: a clone that outlived it would keep the last waiter from removing the entry.
-    if let Some(waiter) = waiters.lock().hints.get(&id) {
-        waiter.notify_waiters();
-        // Kept for one that is not waiting yet because it still waits for its confirm.
-        waiter.notify_one();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use common::command::OutcomeStatus;
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn waiting(most: usize) -> Waiting {
         let (_, reply_to) = watch::channel(None);
-        Waiting { waiters: Waiters::new(most), reply_to }
+        Waiting { waiters: Waiters::new(most), keys: Arc::default(), reply_to }
+    }
+
+    fn reply(id: CommandId, version: Option<i64>) -> CommandReply {
+        let outcome = version.map(|version| CommandOutcome {
+            status: OutcomeStatus::Succeeded,
+            reason: None,
+            applied_at: time::OffsetDateTime::UNIX_EPOCH,
+            user_version: Some(version),
+            user: None,
+        });
+        CommandReply { id, outcome }
     }
 
     fn principal(name: &str) -> Principal {
@@ -257,9 +242,37 @@ mod tests {
                 }
             });
             let table = waiting.waiters.lock();
-            assert!(table.hints.is_empty() && table.held.is_empty());
+            assert!(table.commands.is_empty() && table.held.is_empty());
             assert_eq!(table.taken, 0);
         }
+    }
+
+    #[tokio::test]
+    async fn every_waiter_of_a_command_gets_its_outcome() {
+        let (waiting, ada, id) = (waiting(8), principal("key:ada"), CommandId::mint());
+        let enter = |id| waiting.enter(id, &ada).expect("a place");
+        let (first, second, other) = (enter(id), enter(id), enter(CommandId::mint()));
+        waiting.waiters.reply(vec![reply(CommandId::mint(), Some(1)), reply(id, Some(2)), reply(id, None)]);
+        // The third begins when the outcome is there, as a request does whose confirm comes after the reply.
+        for waiter in [first, second, enter(id)] {
+            assert_eq!(waiter.outcome().await.user_version, Some(2));
+        }
+        assert!(other.outcome().now_or_never().is_none());
+        drop(other);
+        assert!(waiting.waiters.lock().commands.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_hint_is_a_change_without_an_outcome() {
+        let (waiting, id) = (waiting(8), CommandId::mint());
+        let waiter = waiting.enter(id, &principal("key:ada")).expect("a place");
+        waiting.waiters.reply(vec![reply(id, None)]);
+        let mut replies = waiter.replies();
+        assert_eq!(replies.changed().now_or_never().map(|changed| changed.is_ok()), Some(true), "it came before");
+        assert!(replies.changed().now_or_never().is_none(), "seen");
+        assert!(waiter.outcome().now_or_never().is_none());
+        waiting.waiters.reply(vec![reply(id, Some(1))]);
+        assert!(replies.changed().now_or_never().is_some() && waiter.outcome().now_or_never().is_some());
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
 //! 7. [`dead_letters`]: what could not be applied, and what waits behind it, until an operator decides.
 //! 8. [`suspects`] and [`flood`]: commands that end the worker, and faults that are no command's.
-//! 9. [`events`] and `relay`: what changed, for subscribers; [`contract`]: how that is described; `replies`: hints for clients that wait.
+//! 9. [`events`] and `relay`: what changed, for subscribers; [`contract`]: how that is described; `replies`: outcomes for clients that wait.
 //! 10. `progress`: up to when every command is decided, so that the API can tell which were lost.
 //! 11. `pruning`: what is no longer kept. `reach`: whether there is a way to the broker.
 

@@ -59,7 +59,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let user = || (BrokerUser::Worker, Some(identity.clone()));
     let consuming = supervise(shutdown, &health, "broker, consuming", &service.broker, user());
     let publishing = supervise(shutdown, &health, "broker, publishing", &service.broker, user());
-    let replies = Replies::start(shutdown, publishing.clone());
+    let replies = Replies::start(shutdown, publishing.clone(), service.command_keys.clone());
     let most = http::possible_connections(http::MOST_CONNECTIONS);
     let limits = http::ConnectionLimits { most, ..http::ConnectionLimits::default() };
     let probes = http::probes(&health);

@@ -23,6 +23,7 @@ mod id;
 mod idempotency;
 mod invisible;
 mod message;
+mod reply;
 mod signature;
 mod text;
 
@@ -32,6 +33,7 @@ use time::OffsetDateTime;
 pub use id::{CommandId, CommandIdKey, IdOrigin, InvalidId, UserId};
 pub use idempotency::{Digest, Idempotency, InvalidDigest};
 pub use message::{CommandHeader, DecodeError, Message, MessageProperties, UnreadCommand};
+pub use reply::{CommandOutcome, CommandReply, OutcomeStatus, REPLY_TYPE};
 pub use signature::{CommandKeys, SIGNATURE_HEADER, SignatureError};
 pub use text::{Email, InvalidText, Name, Principal};
 

@@ -1,4 +1,4 @@
-//! One batch of a partition: decode, apply, acknowledge, reply.
+//! One batch of a partition: decode, apply, reply, acknowledge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::blame::ApplyError;
 use crate::delivery::{BatchSpan, CommandSpan, acknowledge, refuse, suspicious};
 use crate::incoming::IncomingMessage;
 use crate::lanes::{LaneAnswer, LaneBatch};
+use crate::replies::AppliedOutcome;
 
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
@@ -48,6 +49,7 @@ impl Partition {
             span.record(outcome);
         }
         drop(spans);
+        self.reply(&deliveries, &messages, &committed);
         self.instruments.batch(self.number, &messages, started.elapsed(), &committed.outcomes);
         #[cfg(feature = "mutants")]
         if acknowledged {
@@ -59,12 +61,21 @@ impl Partition {
         if !acknowledge(&last, true).await? {
             return Err(Interrupted::AckLost);
         }
-        for (delivery, message) in deliveries.iter().zip(messages.iter()) {
-            if let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) {
-                self.replies.hint(reply_to, id);
+        Ok(())
+    }
+
+    /// Replies to the clients that wait for these commands.
+    fn reply(&self, deliveries: &[Delivery], messages: &[IncomingMessage], committed: &Committed) {
+        for (delivery, message) in deliveries.iter().zip(messages) {
+            let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) else { continue };
+            match committed.outcomes.get(&id).cloned() {
+                Some(outcome) => {
+                    let (applied_at, user) = (committed.applied_at, committed.users.get(&id).cloned());
+                    self.replies.send(reply_to, id, AppliedOutcome { outcome, applied_at, user });
+                }
+                None => self.replies.hint(reply_to, id),
             }
         }
-        Ok(())
     }
 
     /// Admits the deliveries, and sets those aside that are no commands and more than are recorded.

@@ -1,5 +1,5 @@
 //! Gaps of the topology that cost a part of the work only, and so leave the connection up: the queue of a partition, and the
-//! exchange of reply hints. They are looked for on each new connection, and again until they are there.
+//! exchange of replies. They are looked for on each new connection, and again until they are there.
 
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ const REPLIES: &str = "replies";
 pub(super) fn note(reports: &LinkReports, name: &str) {
     let topology = reports.topology();
     if name == topology.replies_exchange() {
-        let line = format!("the exchange {name:?} does not exist, so there are no hints; run `rollcall broker apply`");
+        let line =
+            format!("the exchange {name:?} does not exist, so there are no replies; run `rollcall broker apply`");
         reports.auxiliary(REPLIES, Some(line.into()));
     } else if let Some(partition) = topology.partition_of_queue(name) {
         reports.unroutable(partition);

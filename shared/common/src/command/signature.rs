@@ -2,6 +2,7 @@
 //!
 //! It travels in the AMQP header `rollcall-signature`, as `hmac-sha256 KEY-ID HEX`, and covers the message's `message_id`, its
 //! `type` and its body. Who only has an account at the broker cannot make commands, nor change the principal of one.
+//! [Replies](super::CommandReply) are signed in the same way, with the name of their queue as the id.
 //!
 //! # How is it introduced, and how is a key replaced?
 //! A worker without keys ignores signatures, and an API without keys makes none. So the APIs get the key first, and the workers

@@ -11,6 +11,7 @@ mod budget;
 mod command;
 mod event;
 mod ids;
+mod reply;
 mod text;
 
 // What a process stands on.
