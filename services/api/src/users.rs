@@ -9,7 +9,6 @@ use std::sync::Arc;
 use common::command::{Command, CreateUser, DeleteUser, Email, ReactivateUser, SuspendUser, UpdateUser, UserId};
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
-use poem_openapi::payload::Json;
 use uuid::Uuid;
 
 use crate::accept::{Accepted, Terms};
@@ -18,6 +17,7 @@ use crate::auth::{Caller, HistoryRead, UsersRead, UsersWrite};
 use crate::body::Body;
 use crate::contract::Tag;
 use crate::headers::{Field, entity_tag, none_match};
+use crate::json::Json;
 use crate::paging::{Order, Paging};
 use crate::problem::{Failed, Problem, ProblemKind};
 use history::{CommandRow, GetHistoryAnswer, HistoryEntry, HistoryPage};
