@@ -30,9 +30,11 @@ use uuid::Uuid;
 use self::batch::{Applied, Batch, Mode};
 use crate::blame::ApplyError;
 use crate::days::{BatchDays, CommandDays};
+use crate::events;
 use crate::flood::FloodGuard;
 use crate::idempotency::Times;
 use crate::incoming::IncomingMessage;
+use crate::relay::EventFeed;
 use crate::users::Outcome;
 
 /// Partitions share the pool, so a batch may have to wait for several others.
@@ -61,12 +63,19 @@ pub struct Applier {
     partitions: u16,
     days: CommandDays,
     published_after: Option<OffsetDateTime>,
+    feed: EventFeed,
 }
 
 impl Applier {
     /// An applier over the worker's pool, under the worker's guard, in a deployment with so many partitions.
     pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
-        Self { fence: None, pool, guard, window, partitions, days: CommandDays::default(), published_after: None }
+        let (days, feed) = (CommandDays::default(), EventFeed::default());
+        Self { fence: None, pool, guard, window, partitions, days, published_after: None, feed }
+    }
+
+    /// The same, with a relay behind this feed.
+    pub(crate) fn feeding(self, feed: EventFeed) -> Self {
+        Self { feed, ..self }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied. Nothing is known of their queue.
@@ -149,16 +158,22 @@ impl Applier {
             let mut tx = lease.begin().await?;
             let now = hold(&mut tx, fence).await?;
             let applied = self.batch(now, days)?.work(&mut tx, messages, mode).await?;
+            let partitions: Vec<u16> = fence.iter().map(|fence| fence.partition).collect();
+            for (partition, replays) in events::replays(&mut tx, &partitions).await? {
+                self.feed.replays(partition, replays);
+            }
+            let pending = self.feed.begin(partitions);
             tx.commit().await?;
-            Ok::<_, ApplyError>(applied)
+            Ok::<_, ApplyError>((applied, pending))
         };
         let worked = tokio::time::timeout(BATCH_DEADLINE, work).await;
         let worked = worked.unwrap_or_else(|_| Err(DbError::Deadline(BATCH_DEADLINE).into()));
         if worked.is_err() {
             self.days.forget();
         }
-        let Applied { outcomes, tried, dead } = worked?;
+        let (Applied { outcomes, tried, dead, events }, pending) = worked?;
         lease.release().await?;
+        pending.committed(events);
         self.guard.note(tried, dead);
         Ok(outcomes)
     }

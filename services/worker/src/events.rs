@@ -1,14 +1,37 @@
 //! Change events: written in the transaction that makes the change; `relay` publishes them.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use common::command::Envelope;
+use common::command::{Envelope, UserId};
 use common::event;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::dead_letters::Traces;
 use crate::pruning::PRUNED_AT_ONCE;
+
+/// The rows at the low end of the table among which pruning looks for those that were published long ago.
+const PRUNING_WINDOW: i64 = 10_000;
+
+/// An event that is in the table, with all that its message needs.
+#[derive(Debug, Clone)]
+pub struct RecordedEvent {
+    pub(crate) position: i64,
+    pub(crate) id: Uuid,
+    pub(crate) partition: u16,
+    /// A type of this release, or the name that a later one wrote into the table.
+    pub(crate) kind: Cow<'static, str>,
+    pub(crate) user_id: Uuid,
+    /// JSON text.
+    pub(crate) data: Arc<str>,
+    pub(crate) occurred_at: OffsetDateTime,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
+}
 
 /// What the events of a transaction have in common.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +40,8 @@ pub struct Origin<'a> {
     pub partition: u16,
     /// The trace contexts of the commands' messages.
     pub traces: &'a Traces,
+    /// Takes what is recorded, for a publisher in this process.
+    pub recorded: Option<&'a Mutex<Vec<RecordedEvent>>>,
 }
 
 /// Records what commands of different users have just changed; each comes with its user's version after the change.
@@ -42,14 +67,14 @@ pub(crate) async fn record(
     let states: Vec<Option<&str>> = changes.iter().map(|(c, _)| trace(c)?.tracestate.as_deref()).collect();
     // A user that is not there was deleted just now. The members are those of the API's representation,
     // and instants are written as it writes them.
-    sqlx::query!(
+    let rows = sqlx::query!(
         r#"
         INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
         SELECT
             input.id, $1, input.type, input.user_id, input.version,
             CASE
-                WHEN users.id IS NULL THEN jsonb_build_object('id', input.user_id, 'version', input.version)
-                ELSE jsonb_strip_nulls(jsonb_build_object(
+                WHEN users.id IS NULL THEN json_build_object('id', input.user_id, 'version', input.version)
+                ELSE json_strip_nulls(json_build_object(
                     'id', users.id,
                     'email', users.email,
                     'name', users.name,
@@ -64,6 +89,7 @@ pub(crate) async fn record(
         FROM unnest($2::uuid[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[])
             AS input (id, type, user_id, version, traceparent, tracestate)
         LEFT JOIN users ON users.id = input.user_id
+        RETURNING position, id, data::text AS "data!", occurred_at
         "#,
         i32::from(origin.partition),
         &ids,
@@ -73,12 +99,73 @@ pub(crate) async fn record(
         &parents as &[Option<&str>],
         &states as &[Option<&str>],
     )
+    .fetch_all(conn)
+    .await?;
+    let Some(recorded) = origin.recorded else { return Ok(()) };
+    let envelopes: HashMap<Uuid, &Envelope> = changes.iter().map(|(c, _)| (c.id.into(), *c)).collect();
+    let mut events: Vec<RecordedEvent> = rows
+        .into_iter()
+        .filter_map(|row| {
+            let envelope = envelopes.get(&row.id)?;
+            Some(RecordedEvent {
+                position: row.position,
+                id: row.id,
+                partition: origin.partition,
+                kind: event::type_of(&envelope.command).into(),
+                user_id: envelope.command.user_id().into(),
+                data: row.data.into(),
+                occurred_at: row.occurred_at,
+                traceparent: trace(envelope).and_then(|trace| trace.traceparent.clone()),
+                tracestate: trace(envelope).and_then(|trace| trace.tracestate.clone()),
+            })
+        })
+        .collect();
+    events.sort_unstable_by_key(|event| event.position);
+    recorded.lock().unwrap_or_else(PoisonError::into_inner).append(&mut events);
+    Ok(())
+}
+
+/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay of the
+/// partition waits for it.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn note_replay(conn: &mut PgConnection, user: UserId, partitions: u16) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "
+        INSERT INTO partition_replays (partition, replays)
+        VALUES ($1, 1)
+        ON CONFLICT (partition) DO UPDATE SET replays = partition_replays.replays + 1
+        ",
+        i32::from(user.partition(partitions)),
+    )
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Deletes some of the events that were published longer ago than `kept`; gives how many.
+/// How many transactions of replays have recorded events of each of these partitions, by a snapshot of this moment. Asked
+/// by a batch that holds the locks of all users that it changes: so it sees every replay of theirs.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn replays(conn: &mut PgConnection, partitions: &[u16]) -> Result<Vec<(u16, i64)>, sqlx::Error> {
+    let numbers: Vec<i32> = partitions.iter().copied().map(i32::from).collect();
+    let rows = sqlx::query!(
+        r#"
+        SELECT number AS "number!", coalesce(replays, 0) AS "replays!"
+        FROM unnest($1::integer[]) AS number
+        LEFT JOIN partition_replays ON partition = number
+        "#,
+        &numbers,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().filter_map(|row| Some((row.number.try_into().ok()?, row.replays))).collect())
+}
+
+/// Deletes some of the events that were published longer ago than `kept`, the earliest recorded first; gives how many. It looks
+/// at the lowest positions only, so what is not published there for long holds up the pruning of what comes after.
 ///
 /// # Errors
 /// As the statement gives them.
@@ -88,15 +175,19 @@ pub async fn prune(conn: &mut PgConnection, kept: Duration) -> Result<u64, sqlx:
         DELETE FROM events
         WHERE position = ANY(ARRAY(
             SELECT position
-            FROM events
+            FROM (
+                SELECT position, published_at
+                FROM events
+                ORDER BY position
+                LIMIT $3
+            ) AS lowest
             WHERE published_at < now() - make_interval(secs => $2)
-            ORDER BY published_at
             LIMIT $1
-            FOR UPDATE SKIP LOCKED
         ))
         "#,
         PRUNED_AT_ONCE.cast_signed(),
         kept.as_secs_f64(),
+        PRUNING_WINDOW,
     )
     .execute(conn)
     .await?;

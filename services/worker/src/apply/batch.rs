@@ -1,6 +1,7 @@
 //! Work of a transaction between the fence and the commit.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 use common::command::{CommandId, Message};
 use sqlx::PgConnection;
@@ -13,7 +14,7 @@ use crate::blame::ApplyError;
 use crate::commands::{decide, deduplicate};
 use crate::days::BatchDays;
 use crate::dead_letters::{self, Letters, RawMessage, Traces, record_raw};
-use crate::events::Origin;
+use crate::events::{Origin, RecordedEvent};
 use crate::flood::FloodGuard;
 use crate::idempotency::{self, Retry, Times};
 use crate::incoming::{Candidate, Entry, IncomingMessage};
@@ -41,6 +42,7 @@ pub(super) struct Applied {
     pub(super) tried: usize,
     /// Those of them that became dead letters.
     pub(super) dead: usize,
+    pub(super) events: Vec<RecordedEvent>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,7 +77,8 @@ impl Batch<'_> {
         mode: Mode,
     ) -> Result<Applied, ApplyError> {
         let traces: Traces = messages.iter().filter_map(|m| Some((m.id()?, m.trace.clone()))).collect();
-        let origin = Origin { partition: self.partition, traces: &traces };
+        let recorded = Mutex::default();
+        let origin = Origin { partition: self.partition, traces: &traces, recorded: Some(&recorded) };
         let fresh = deduplicate(conn, Entry::all(messages), &self.days.outside).await?;
         #[cfg(feature = "mutants")]
         let fresh = crate::mutants::ordered(fresh);
@@ -103,7 +106,8 @@ impl Batch<'_> {
         let decided: Vec<_> =
             fresh.iter().filter_map(|entry| Some((entry.id(), outcomes.get(&entry.id())?.clone()))).collect();
         decide(conn, &decided).await?;
-        Ok(Applied { outcomes, tried, dead })
+        let events = recorded.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Applied { outcomes, tried, dead, events })
     }
 
     /// Commands that may claim their idempotency keys at once. The letters come in the order of arrival.

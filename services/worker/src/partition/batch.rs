@@ -42,7 +42,6 @@ impl Partition {
         let started = Instant::now();
         let alone = deliveries.iter().any(suspicious);
         let outcomes = self.apply(&messages, alone).instrument(spans.batch.clone()).await?;
-        self.committed.notify_one();
         self.raw_guard.note(messages.len(), raw);
         drop(transactions);
         spans.record(messages.iter().filter_map(IncomingMessage::id).map(|id| outcomes.get(&id)));

@@ -56,9 +56,8 @@ impl Database {
     /// Applies one wave and gives the outcomes in its order.
     pub(crate) async fn wave(&mut self, wave: &[Envelope]) -> Vec<Outcome> {
         let envelopes: Vec<&Envelope> = wave.iter().collect();
-        let mut outcomes = apply_wave(&mut self.conn, &envelopes, Origin { partition: 0, traces: &Traces::new() })
-            .await
-            .expect("outcomes");
+        let origin = Origin { partition: 0, traces: &Traces::new(), recorded: None };
+        let mut outcomes = apply_wave(&mut self.conn, &envelopes, origin).await.expect("outcomes");
         let outcomes = in_order(wave, &mut outcomes);
         outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
     }
@@ -93,7 +92,7 @@ impl Database {
     /// A user's events in order, each as its type, version and data without times.
     pub(crate) async fn events(&mut self, user: UserId) -> Vec<String> {
         let rows = "
-            SELECT concat_ws(' ', type, 'v' || user_version, data - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
+            SELECT concat_ws(' ', type, 'v' || user_version, data::jsonb - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
             FROM events
             WHERE user_id = $1 AND data ->> 'id' = user_id::text AND (data ->> 'version')::bigint = user_version
             ORDER BY position
