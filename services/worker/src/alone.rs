@@ -6,7 +6,7 @@ use tracing::warn;
 
 use crate::blame::ApplyError;
 use crate::dead_letters::Traces;
-use crate::events::{self, RecordedEvent};
+use crate::events::{self, RecordedEvents};
 use crate::incoming::Candidate;
 use crate::users::{self, Outcome};
 
@@ -17,7 +17,7 @@ pub(crate) enum AloneEnd {
     Decided {
         outcome: Outcome,
         /// The event of its change, if it changed anything.
-        event: Option<RecordedEvent>,
+        events: RecordedEvents,
     },
     /// No statement takes it, and nothing of it was applied.
     Failed {
@@ -43,12 +43,12 @@ pub(crate) async fn try_alone(
         let outcome = wave.outcomes.remove(&envelope.id).ok_or(ApplyError::Contention(None))?;
         let changes = wave.changes.iter().map(|change| (change, entry.source.partition)).collect();
         let events = events::record(&mut savepoint, changes, traces).await?;
-        Ok((outcome, events.into_iter().next()))
+        Ok((outcome, events))
     };
     match work.await {
-        Ok((outcome, event)) => {
+        Ok((outcome, events)) => {
             savepoint.commit().await?;
-            Ok(AloneEnd::Decided { outcome, event })
+            Ok(AloneEnd::Decided { outcome, events })
         }
         Err(ApplyError::Command { sqlstate, constraint, source }) => {
             savepoint.rollback().await?;

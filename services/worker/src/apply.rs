@@ -34,6 +34,7 @@ pub use self::transaction::Transactions;
 use crate::blame::ApplyError;
 use crate::flood::FloodGuard;
 use crate::incoming::{IncomingMessage, Source};
+use crate::relay::EventFeed;
 use crate::users::Outcome;
 
 /// What a transaction checks before anything else: that this instance still owns the partition under this epoch.
@@ -89,6 +90,11 @@ impl Applier {
     /// An applier over the worker's pool, under the worker's guard, in a deployment with so many partitions.
     pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
         Self { fence: None, published_after: None, transactions: Transactions::new(pool, guard, window, partitions) }
+    }
+
+    /// The same, with a relay behind this feed.
+    pub(crate) fn feeding(self, feed: EventFeed) -> Self {
+        Self { transactions: self.transactions.feeding(feed), ..self }
     }
 
     /// Sets the fence of the batches to come; without one nothing is applied. Nothing is known of their queue.

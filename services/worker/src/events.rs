@@ -1,9 +1,11 @@
 //! Change events: written in the transaction that makes the change; `relay` publishes them.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::command::UserId;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -21,8 +23,8 @@ pub struct RecordedEvent {
     pub id: Uuid,
     /// The partition of the command, whose owner publishes the event.
     pub partition: u16,
-    /// The type, such as `users.created`.
-    pub kind: &'static str,
+    /// The type, such as `users.created`; of an event in the table perhaps one of a later release.
+    pub kind: Cow<'static, str>,
     /// The user that was changed.
     pub user_id: Uuid,
     /// The user after the change, as JSON.
@@ -35,6 +37,27 @@ pub struct RecordedEvent {
     pub tracestate: Option<String>,
 }
 
+/// Events of a transaction.
+#[derive(Debug, Default)]
+pub struct RecordedEvents {
+    /// Each user's in order.
+    pub events: Vec<RecordedEvent>,
+    /// How many transactions of replays have recorded events of the partitions concerned, by a snapshot that was taken when the transaction
+    /// held the locks of all users that it changes: it shows every replay of theirs.
+    pub(crate) replays: BTreeMap<u16, i64>,
+}
+
+impl RecordedEvents {
+    /// Adds later events of the same transaction.
+    pub(crate) fn extend(&mut self, later: Self) {
+        self.events.extend(later.events);
+        self.replays.extend(later.replays);
+    }
+}
+
+/// The rows at the low end of the table among which pruning looks for those that were published long ago.
+const PRUNING_WINDOW: i64 = 10_000;
+
 /// Records the events of changes, each with the partition of its command; a user's changes come in order.
 ///
 /// # Errors
@@ -43,11 +66,11 @@ pub async fn record(
     conn: &mut PgConnection,
     changes: Vec<(&Change, u16)>,
     traces: &Traces<'_>,
-) -> Result<Vec<RecordedEvent>, sqlx::Error> {
+) -> Result<RecordedEvents, sqlx::Error> {
     #[cfg(feature = "mutants")]
     let changes = crate::mutants::recorded(changes);
     if changes.is_empty() {
-        return Ok(Vec::new());
+        return Ok(RecordedEvents::default());
     }
     let ids: Vec<Uuid> = changes.iter().map(|(change, _)| change.command_id.into()).collect();
     let partitions: Vec<i32> = changes.iter().map(|(_, partition)| i32::from(*partition)).collect();
@@ -62,14 +85,24 @@ pub async fn record(
     // Positions are taken in the order of the input.
     let rows = sqlx::query!(
         r#"
-        INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
-        SELECT id, partition, type, user_id, version, data::jsonb, traceparent, tracestate
-        FROM unnest(
-            $1::uuid[], $2::integer[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[], $8::text[]
-        ) WITH ORDINALITY
-            AS input (id, partition, type, user_id, version, data, traceparent, tracestate, number)
-        ORDER BY number
-        RETURNING position, id, occurred_at
+        WITH recorded AS (
+            INSERT INTO events (id, partition, type, user_id, user_version, data, traceparent, tracestate)
+            SELECT id, partition, type, user_id, version, data::json, traceparent, tracestate
+            FROM unnest(
+                $1::uuid[], $2::integer[], $3::text[], $4::uuid[], $5::bigint[], $6::text[], $7::text[], $8::text[]
+            ) WITH ORDINALITY
+                AS input (id, partition, type, user_id, version, data, traceparent, tracestate, number)
+            ORDER BY number
+            RETURNING position, id, partition, occurred_at
+        )
+        SELECT
+            position AS "position!",
+            id AS "id!",
+            recorded.partition AS "partition!",
+            occurred_at AS "occurred_at!",
+            coalesce(replays, 0) AS "replays!"
+        FROM recorded
+        LEFT JOIN partition_replays ON partition_replays.partition = recorded.partition
         "#,
         &ids,
         &partitions,
@@ -82,6 +115,8 @@ pub async fn record(
     )
     .fetch_all(conn)
     .await?;
+    let replays =
+        rows.iter().filter_map(|row| Some((u16::try_from(row.partition).ok()?, row.replays))).collect();
     let positions: HashMap<Uuid, (i64, OffsetDateTime)> =
         rows.into_iter().map(|row| (row.id, (row.position, row.occurred_at))).collect();
     let recorded = changes.into_iter().filter_map(|(change, partition)| {
@@ -92,7 +127,7 @@ pub async fn record(
             position,
             id,
             partition,
-            kind: change.kind,
+            kind: Cow::Borrowed(change.kind),
             user_id: change.user_id.into(),
             data: Arc::clone(&change.user),
             occurred_at,
@@ -100,10 +135,30 @@ pub async fn record(
             tracestate: trace.and_then(|trace| trace.tracestate.clone()),
         })
     });
-    Ok(recorded.collect())
+    Ok(RecordedEvents { events: recorded.collect(), replays })
 }
 
-/// Deletes some of the events that were published longer ago than `kept`; gives how many.
+/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay of the
+/// partition waits for it.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn note_replay(conn: &mut PgConnection, user: UserId, partitions: u16) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "
+        INSERT INTO partition_replays (partition, replays)
+        VALUES ($1, 1)
+        ON CONFLICT (partition) DO UPDATE SET replays = partition_replays.replays + 1
+        ",
+        i32::from(user.partition(partitions)),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Deletes some of the events that were published longer ago than `kept`, the earliest recorded first; gives how many. It looks
+/// at the lowest positions only, so what is not published there for long holds up the pruning of what comes after.
 ///
 /// # Errors
 /// As the statement gives them.
@@ -113,15 +168,19 @@ pub async fn prune(conn: &mut PgConnection, kept: Duration) -> Result<u64, sqlx:
         DELETE FROM events
         WHERE position = ANY(ARRAY(
             SELECT position
-            FROM events
+            FROM (
+                SELECT position, published_at
+                FROM events
+                ORDER BY position
+                LIMIT $3
+            ) AS lowest
             WHERE published_at < now() - make_interval(secs => $2)
-            ORDER BY published_at
             LIMIT $1
-            FOR UPDATE SKIP LOCKED
         ))
         "#,
         PRUNED_AT_ONCE.cast_signed(),
         kept.as_secs_f64(),
+        PRUNING_WINDOW,
     )
     .execute(conn)
     .await?;

@@ -25,7 +25,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -37,6 +37,7 @@ use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
 use crate::lanes::Lanes;
 use crate::progress::{Progress, QueueWatch, Tick};
+use crate::relay::EventFeed;
 use crate::replies::Replies;
 use crate::suspects::Suspects;
 
@@ -72,8 +73,7 @@ pub(crate) struct Partition {
     pub(crate) raw_guard: FloodGuard,
     pub(crate) suspects: Suspects,
     pub(crate) replies: Replies,
-    /// Whom a commit interests: the relay of the events.
-    pub(crate) committed: Arc<Notify>,
+    pub(crate) feed: EventFeed,
     pub(crate) instruments: Instruments,
     pub(crate) consumption: Consumption,
     pub(crate) applying: Applying,
@@ -174,6 +174,7 @@ impl Partition {
     async fn hold(&mut self, epoch: i64) -> (Result<End, Interrupted>, Duration) {
         let started = Instant::now();
         self.applier.fence(Fence { instance: self.holdings.instance, partition: self.number, epoch });
+        self.feed.behind(self.number);
         let mut ownership = self.holdings.ownership.clone();
         let number = self.number;
         let lost = async move {

@@ -16,7 +16,7 @@ use crate::blame::ApplyError;
 use crate::commands;
 use crate::days::BatchDays;
 use crate::dead_letters::{self, Letters, RawMessage, Traces, record_raw};
-use crate::events::{self, RecordedEvent};
+use crate::events::{self, RecordedEvents};
 use crate::flood::FloodGuard;
 use crate::idempotency::{self, Retry, Times};
 use crate::incoming::{Candidate, Entry, IncomingMessage, Source};
@@ -39,7 +39,7 @@ pub(super) struct Batch<'a> {
 /// What came of the work of a transaction.
 pub(super) struct Applied {
     pub(super) committed: Committed,
-    pub(super) events: Vec<RecordedEvent>,
+    pub(super) events: RecordedEvents,
     /// Commands that were neither parked behind another nor retries.
     pub(super) tried: usize,
     /// Those of them that became dead letters.
@@ -64,7 +64,7 @@ struct Progress {
     letters: Letters,
     outcomes: HashMap<CommandId, Outcome>,
     changes: Vec<Change>,
-    events: Vec<RecordedEvent>,
+    events: RecordedEvents,
     tried: usize,
 }
 
@@ -91,7 +91,7 @@ impl Batch<'_> {
             letters: Letters::new(held.blocked_users),
             outcomes: HashMap::new(),
             changes: Vec::new(),
-            events: Vec::new(),
+            events: RecordedEvents::default(),
             tried: 0,
         };
         for round in self.times.rounds(&fresh) {
@@ -118,7 +118,7 @@ impl Batch<'_> {
             changes.iter().map(|change| (change, change.user_id.partition(self.partitions))).collect();
         recorded.extend(events::record(conn, located, &traces).await?);
         self.record_commands(conn, &fresh, &outcomes).await?;
-        let users = recorded.iter().filter_map(|event| {
+        let users = recorded.events.iter().filter_map(|event| {
             Some((CommandId::try_from(event.id).ok()?, Arc::clone(&event.data)))
         });
         let committed =
@@ -204,8 +204,8 @@ impl Batch<'_> {
                 Outcome::Parked(code.to_owned())
             } else if let (Mode::OneByOne, Some(candidate)) = (mode, first.get(&id)) {
                 match try_alone(conn, *candidate, traces).await? {
-                    AloneEnd::Decided { outcome, event } => {
-                        events.extend(event);
+                    AloneEnd::Decided { outcome, events: recorded } => {
+                        events.extend(recorded);
                         outcome
                     }
                     AloneEnd::Failed { sqlstate, reason } => {

@@ -16,6 +16,7 @@ use crate::days::{BatchDays, CommandDays};
 use crate::flood::FloodGuard;
 use crate::idempotency::Times;
 use crate::incoming::IncomingMessage;
+use crate::relay::EventFeed;
 
 /// A batch may have to wait for several others that use the same pool.
 pub(super) const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
@@ -33,12 +34,19 @@ pub struct Transactions {
     pub(super) days: CommandDays,
     guard: FloodGuard,
     window: IdempotencyWindow,
+    feed: EventFeed,
 }
 
 impl Transactions {
     /// Transactions over the worker's pool, under the worker's guard, in a deployment with so many partitions.
     pub fn new(pool: Pool, guard: FloodGuard, window: IdempotencyWindow, partitions: u16) -> Self {
-        Self { pool, partitions, days: CommandDays::default(), guard, window }
+        let (days, feed) = (CommandDays::default(), EventFeed::default());
+        Self { pool, partitions, days, guard, window, feed }
+    }
+
+    /// The same, with a relay behind this feed.
+    pub(crate) fn feeding(self, feed: EventFeed) -> Self {
+        Self { feed, ..self }
     }
 
     /// Applies the messages of all shares together; nothing that only some of them can be blamed for is isolated here.
@@ -61,15 +69,20 @@ impl Transactions {
                 _ => lease.begin().await?,
             };
             let applied = self.work(&mut tx, shares, days, mode).await?;
+            for (partition, replays) in &applied.events.replays {
+                self.feed.replays(*partition, *replays);
+            }
+            let pending = self.feed.begin(applied.committed.partitions.iter().copied());
             tx.commit().await?;
-            Ok::<_, ApplyError>(applied)
+            Ok::<_, ApplyError>((applied, pending))
         };
         let worked = tokio::time::timeout(BATCH_DEADLINE, work).await;
         let worked = worked.unwrap_or_else(|_| Err(DbError::Deadline(BATCH_DEADLINE).into()));
         if worked.is_err() {
             self.days.forget();
         }
-        let Applied { committed, tried, dead, .. } = worked?;
+        let (Applied { committed, events, tried, dead }, pending) = worked?;
+        pending.committed(events.events);
         lease.release().await?;
         self.guard.note(tried, dead);
         Ok(committed)

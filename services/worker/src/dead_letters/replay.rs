@@ -20,6 +20,7 @@ use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
 use crate::commands;
 use crate::days;
+use crate::events::{self, RecordedEvents};
 use crate::idempotency::{self, Times};
 use crate::incoming::{Candidate, Entry, IncomingMessage, Source};
 use crate::users::Outcome;
@@ -266,7 +267,7 @@ async fn work(
     let mut steps = Vec::new();
     loop {
         let first = steps.is_empty();
-        let more = some(conn, user.into(), discarded, first, terms, &mut steps).await?;
+        let more = some(conn, user, discarded, first, terms, &mut steps).await?;
         if !more || terms.dry_run {
             return Ok(steps);
         }
@@ -276,12 +277,13 @@ async fn work(
 /// Deals with the first letters of a user in one transaction; says whether there are more to deal with.
 async fn some(
     conn: &mut PgConnection,
-    user: Uuid,
+    user_id: UserId,
     discarded: Option<&Discarded>,
     first: bool,
     terms: Terms,
     steps: &mut Vec<Step>,
 ) -> Result<bool, ReplayError> {
+    let user = Uuid::from(user_id);
     let mut tx = conn.begin().await?;
     let open = lock(&mut tx, user).await?;
     let began = Instant::now();
@@ -297,7 +299,7 @@ async fn some(
         .await?;
     let partitions = u16::try_from(work.partitions).unwrap_or(u16::MAX);
     let times = Times { window: terms.window, now: work.now };
-    let (mut next, mut failed) = (None, false);
+    let (mut next, mut failed, mut applied) = (None, false, false);
     for (number, letter) in open.iter().enumerate() {
         if number == AT_ONCE || (number > 0 && began.elapsed() > LONGEST) {
             next = next.or(Some(letter.command_id));
@@ -311,6 +313,7 @@ async fn some(
         } else {
             again(&mut tx, letter, &times, partitions).await?
         };
+        applied |= matches!(verdict, Verdict::Decided(_));
         if let Verdict::Failed(..) = verdict {
             failed = true;
             next = Some(letter.command_id);
@@ -326,6 +329,9 @@ async fn some(
         None => {
             sqlx::query!("DELETE FROM held_users WHERE user_id = $1", user).execute(&mut *tx).await?;
         }
+    }
+    if applied {
+        events::note_replay(&mut tx, user_id, partitions).await?;
     }
     if terms.dry_run {
         tx.rollback().await?;
@@ -467,7 +473,7 @@ async fn once(conn: &mut PgConnection, candidate: Candidate<'_>, times: &Times) 
     let mut outcomes = HashMap::new();
     idempotency::repeat(retries, &mut outcomes, &mut Letters::new(HashSet::new()));
     let outcome = outcomes.remove(&envelope.id).ok_or(ApplyError::Contention(None))?;
-    Ok(AloneEnd::Decided { outcome, event: None })
+    Ok(AloneEnd::Decided { outcome, events: RecordedEvents::default() })
 }
 
 impl Open {

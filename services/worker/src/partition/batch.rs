@@ -42,7 +42,6 @@ impl Partition {
         let started = Instant::now();
         let suspected = deliveries.iter().any(suspicious);
         let committed = self.apply(&messages, &spans, suspected).await?;
-        self.committed.notify_one();
         self.raw_guard.note(messages.len(), raw);
         let outcomes = messages.iter().filter_map(IncomingMessage::id).map(|id| committed.outcomes.get(&id));
         for (span, outcome) in spans.iter().zip(outcomes) {

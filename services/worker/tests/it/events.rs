@@ -49,7 +49,7 @@ async fn every_change_is_an_event_with_the_user_after_it_and_nothing_else_is() {
     assert_eq!(fixture.database.count("events").await, 5, "no change, no event; no event twice");
     let ids = "events JOIN commands USING (id) WHERE status = 'succeeded'";
     assert_eq!(fixture.database.count(ids).await, 5);
-    assert_eq!(fixture.database.count("events WHERE data ? 'suspended_at'").await, 1);
+    assert_eq!(fixture.database.count("events WHERE data::jsonb ? 'suspended_at'").await, 1);
     fixture.stop().await;
 }
 

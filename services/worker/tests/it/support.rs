@@ -93,7 +93,7 @@ impl Database {
     /// A user's events in order, each as its type, version and data without times.
     pub(crate) async fn events(&mut self, user: UserId) -> Vec<String> {
         let rows = "
-            SELECT concat_ws(' ', type, 'v' || user_version, data - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
+            SELECT concat_ws(' ', type, 'v' || user_version, data::jsonb - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
             FROM events
             WHERE user_id = $1 AND data ->> 'id' = user_id::text AND (data ->> 'version')::bigint = user_version
             ORDER BY position
