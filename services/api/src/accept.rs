@@ -233,7 +233,7 @@ impl Acceptor {
         envelope: Option<&Envelope>,
         deadline: Instant,
     ) -> Option<Awaited> {
-        let replied = async {
+        let answered = async {
             let Some(envelope) = envelope else { return pending().await };
             let outcome = waiter.outcome().await;
             Awaited { decided: Decided::replied(envelope, &outcome), reply: Some(outcome) }
@@ -262,7 +262,7 @@ impl Acceptor {
         tokio::select! {
             // A reply that carries the outcome spares the look, which it wakes as well.
             biased;
-            awaited = replied => Some(awaited),
+            awaited = answered => Some(awaited),
             decided = looking => decided.map(|decided| Awaited { decided, reply: None }),
             () = self.shutdown.reached(Phase::Draining) => None,
         }

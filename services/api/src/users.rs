@@ -329,3 +329,42 @@ fn filter(email: &str) -> Result<String, Problem> {
 fn not_found() -> Problem {
     Problem::new(ProblemKind::UserNotFound)
 }
+
+#[cfg(test)]
+mod tests {
+    use common::command::OutcomeStatus;
+    use serde_json::value::RawValue;
+    use time::OffsetDateTime;
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn the_user_of_a_reply_is_read_as_the_worker_writes_it() {
+        let (id, other) = (UserId::mint(), UserId::mint());
+        // The members as `jsonb` orders and spaces them.
+        let text = format!(
+            r#"{{"id": "{id}", "name": "Ada", "email": "ada@example.org", "status": "suspended", "version": 2,
+            "created_at": "2026-11-05T12:34:56Z", "updated_at": "2026-11-05T12:34:56.78Z",
+            "suspended_at": "2026-11-05T12:34:56.789012Z", "of": "a later release"}}"#
+        );
+        let reply = |user_version, text: &str| CommandOutcome {
+            status: OutcomeStatus::Succeeded,
+            reason: None,
+            applied_at: OffsetDateTime::UNIX_EPOCH,
+            user_version: Some(user_version),
+            user: RawValue::from_string(text.to_owned()).ok(),
+        };
+        let user = replied_user(&reply(2, &text), id).expect("a user");
+        assert_eq!((user.status, user.version), (UserStatus::Suspended, 2));
+        assert_eq!(user.suspended_at, Some(datetime!(2026-11-05 12:34:56.789012 UTC)));
+        for (reason, reply, id) in [
+            ("another user", reply(2, &text), other),
+            ("another version", reply(3, &text), id),
+            ("a member is missing", reply(2, &text.replace("email", "mail")), id),
+            ("no user", reply(2, "no JSON"), id),
+        ] {
+            assert!(replied_user(&reply, id).is_none(), "{reason}");
+        }
+    }
+}

@@ -41,7 +41,7 @@ async fn refused(system: &System, arguments: &[&str]) -> String {
 }
 
 /// A fresh key of this client.
-async fn key(system: &System, client: &str, scopes: &str) -> String {
+pub(crate) async fn key(system: &System, client: &str, scopes: &str) -> String {
     let said = said(system, &["create", "--client", client, "--scope", scopes]).await;
     let key = said.strip_suffix('\n').unwrap();
     assert!(key.starts_with("rollcall_") && !key.contains('\n'), "the key and nothing else");
@@ -54,7 +54,7 @@ fn id(key: &str) -> &str {
 }
 
 /// A client that sends this bearer with every request.
-fn bearing(bearer: &str) -> Client {
+pub(crate) fn bearing(bearer: &str) -> Client {
     let mut value = HeaderValue::from_str(&format!("Bearer {bearer}")).unwrap();
     value.set_sensitive(true);
     let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);

@@ -41,6 +41,7 @@ mod output;
 mod personal_data;
 mod pooler;
 mod problems;
+mod replies;
 mod roles;
 mod rotation;
 mod soak;
