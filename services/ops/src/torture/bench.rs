@@ -76,7 +76,7 @@ pub(crate) struct Arguments {
     /// Measure only these workloads, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Workload>,
-    /// Have PostgreSQL count statements (pg_stat_statements), for the column of round trips; costs each statement a little
+    /// Have PostgreSQL count statements, for the column of round trips; costs each statement a little
     #[arg(long)]
     statements: bool,
     /// A setting of Rollcall's services; can be given several times
@@ -142,21 +142,22 @@ async fn measure(arguments: &Arguments, keep: impl Fn(&Report) -> anyhow::Result
     let mut progress = Progress::new(u64::from(arguments.rounds) * workloads.len() as u64, "workloads");
     let mut position = 0;
     for round in 1..=arguments.rounds {
-        for &workload in &workloads {
-            progress.tell(position, &format!("round {round}: {} begins", workload.name()));
-            let sample = runner.run(workload).await;
-            position += 1;
-            match sample {
+        for (index, &workload) in workloads.iter().enumerate() {
+            let end = match runner.run(workload).await {
                 Ok(sample) => {
-                    progress.tell(position, &format!("round {round}: {} {:.0}/s", workload.name(), sample.per_second));
+                    let end = format!("{:.0}/s", sample.per_second);
                     report.add(workload, round, sample);
+                    end
                 }
                 Err(error) => {
-                    progress.tell(position, &format!("round {round}: {} failed: {error:#}", workload.name()));
                     report.add_failure(workload, round, &error);
                     runner.reset().await;
+                    format!("failed: {error:#}")
                 }
-            }
+            };
+            position += 1;
+            let next = workloads.get(index + 1).or(workloads.first()).map(|next| next.name()).unwrap_or_default();
+            progress.tell(position, &format!("round {round}: {} {end}; next {next}", workload.name()));
         }
         runner.end_round().await?;
         keep(&report)?;

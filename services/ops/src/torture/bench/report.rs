@@ -107,13 +107,13 @@ impl Report {
     }
 
     fn summary_of(&self, workload: Workload) -> BTreeMap<&'static str, Spread> {
-        let figures: [(&str, fn(&Sample) -> Option<f64>); 4] = [
-            ("per_second", |sample| Some(sample.per_second)),
-            ("p50_ms", |sample| sample.p50_ms),
-            ("p99_ms", |sample| sample.p99_ms),
-            ("busy", |sample| Some(sample.busy)),
+        let spreads = [
+            ("per_second", self.rate(workload)),
+            ("p50_ms", self.spread(workload, |sample| sample.p50_ms)),
+            ("p99_ms", self.spread(workload, |sample| sample.p99_ms)),
+            ("busy", self.spread(workload, |sample| Some(sample.busy))),
         ];
-        figures.into_iter().filter_map(|(name, figure)| Some((name, self.spread(workload, figure)?))).collect()
+        spreads.into_iter().filter_map(|(name, spread)| Some((name, spread?))).collect()
     }
 
     fn rates(&self) -> Vec<(&'static str, Spread)> {

@@ -189,23 +189,25 @@ impl Runner {
         self.site.stop_workers().await?;
         let urls = self.urls("/v1/users");
         let volume = Volume { connections: self.connections, length: Duration::from_secs(1), limit: None };
-        let mut waiting = self.site.waiting().await?;
+        let broker = self.site.channel().await?;
+        let mut waiting = self.site.waiting(&broker).await?;
         while waiting < self.backlog {
             ensure!(closed(&urls, Request::Create, volume).await?.answers > 0, "nothing was accepted");
-            waiting = self.site.waiting().await?;
+            waiting = self.site.waiting(&broker).await?;
         }
         let (began, meter) = (OffsetDateTime::now_utc(), Meter::start(&mut self.site).await?);
         self.site.start_workers(workers).await?;
         let (mut left, mut changed_at) = (waiting, Instant::now());
         while left > 0 {
             sleep(POLL).await;
-            let now = self.site.waiting().await?;
+            let now = self.site.waiting(&broker).await?;
             if now < left {
                 changed_at = Instant::now();
             }
             left = now;
             ensure!(changed_at.elapsed() < STALL_DEADLINE, "{left} of {waiting} commands wait, and none is applied");
         }
+        broker.0.close(200, "done".into()).await?;
         let memory = memory(&self.site)?;
         self.settle(Directory::Rollcall, began, waiting).await?;
         let usage = meter.read(&mut self.site).await?.with_memory(memory);

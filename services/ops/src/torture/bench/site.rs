@@ -222,9 +222,8 @@ impl Site {
         url_of(&self.stack, name)
     }
 
-    /// Commands in the partitions' queues that no worker has received.
-    pub(super) async fn waiting(&self) -> anyhow::Result<u64> {
-        let (connection, channel) = self.channel().await?;
+    /// Commands in the partitions' queues that no worker has received, by a connection that stays open between looks.
+    pub(super) async fn waiting(&self, (_, channel): &(Connection, Channel)) -> anyhow::Result<u64> {
         let topology = Topology::new(&self.broker);
         let mut waiting = 0;
         for partition in 0..self.broker.partitions {
@@ -233,11 +232,10 @@ impl Site {
             let queue = channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
             waiting += u64::from(queue.message_count());
         }
-        connection.close(200, "done".into()).await?;
         Ok(waiting)
     }
 
-    async fn channel(&self) -> anyhow::Result<(Connection, Channel)> {
+    pub(super) async fn channel(&self) -> anyhow::Result<(Connection, Channel)> {
         let url = self.stack.rabbitmq.url();
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
