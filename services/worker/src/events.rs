@@ -125,8 +125,8 @@ pub(crate) async fn record(
     Ok(())
 }
 
-/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay of the
-/// partition waits for it.
+/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay
+/// of the partition waits for it.
 ///
 /// # Errors
 /// As the statement gives them.
@@ -164,8 +164,8 @@ pub(crate) async fn replays(conn: &mut PgConnection, partitions: &[u16]) -> Resu
     Ok(rows.into_iter().filter_map(|row| Some((row.number.try_into().ok()?, row.replays))).collect())
 }
 
-/// Deletes some of the events that were published longer ago than `kept`, the earliest recorded first; gives how many. It looks
-/// at the lowest positions only, so what is not published there for long holds up the pruning of what comes after.
+/// Deletes some of the events that were published longer ago than `kept`, in the order of their positions; gives how many. It
+/// looks at the lowest positions only: as long as all of those are unpublished, nothing is deleted.
 ///
 /// # Errors
 /// As the statement gives them.
