@@ -28,8 +28,8 @@ CREATE TABLE events (
 -- published_at: it would be written with every event, and pruning goes by the position.
 CREATE INDEX events_pending_idx ON events (partition, position) WHERE published_at IS NULL;
 
--- How many transactions of replays recorded events of a partition. The worker that owns it publishes its own events from memory, and
--- looks into the table when this number has changed: what was replayed comes before later events of the same user.
+-- How many transactions of replays recorded events of a partition. The worker that owns it publishes its own events from
+-- memory, and reads the table when this number has changed: what was replayed comes before later events of the same user.
 CREATE TABLE partition_replays (
     partition integer NOT NULL,
     replays bigint NOT NULL,

@@ -136,8 +136,8 @@ pub async fn record(
     Ok(RecordedEvents { events: recorded.collect(), replays })
 }
 
-/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay of the
-/// partition waits for it.
+/// Notes that the transaction replays commands of a user's partition. The last statement before the commit: another replay
+/// of the partition waits for it.
 ///
 /// # Errors
 /// As the statement gives them.
@@ -155,8 +155,8 @@ pub(crate) async fn note_replay(conn: &mut PgConnection, user: UserId, partition
     Ok(())
 }
 
-/// Deletes some of the events that were published longer ago than `kept`, the earliest recorded first; gives how many. It looks
-/// at the lowest positions only, so what is not published there for long holds up the pruning of what comes after.
+/// Deletes some of the events that were published longer ago than `kept`, in the order of their positions; gives how many. It
+/// looks at the lowest positions only: as long as all of those are unpublished, nothing is deleted.
 ///
 /// # Errors
 /// As the statement gives them.

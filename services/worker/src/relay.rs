@@ -1,15 +1,16 @@
-//! Relay of the transactional outbox: publishes the change events of the partitions that this worker owns, at least once and each user's in
-//! order. In reading order:
+//! Relay of the transactional outbox: publishes the change events of the partitions that this worker owns, at least once and
+//! each user's in order. In reading order:
 //!
-//! 1. `feed`: what the batches of this process have committed. The relay publishes that from memory and marks it in the table later, many rows at
-//!    once. It reads the table only for a partition that is behind: of an earlier owner, after a failure, for an operator's replay.
+//! 1. `feed`: what the batches of this process have committed. The relay publishes that from memory and marks it in the table
+//!    later, many rows at once. It reads the table only for a partition that is behind: of an earlier owner, after a failure,
+//!    for an operator's replay.
 //! 2. `queue`: the events that it works on; `refusals`: the users whose events a subscriber's queue refuses.
 //! 3. `dispatch`: which event is sent next, and which statement runs; `table`: the statements; `message`: what is sent.
 //!
 //! # Why are a user's events published one after the other?
 //! A broker can refuse one message of a batch and take the next. So the next event of a user is not sent before the one
-//! before was confirmed: whatever is repeated, each event's first message comes after those of the user's earlier events. Events of
-//! different users do not wait for each other.
+//! before was confirmed: whatever is repeated, each event's first message comes after those of the user's earlier events.
+//! Events of different users do not wait for each other.
 //!
 //! # What if a subscriber's queue refuses?
 //! A queue that is full and has `x-overflow=reject-publish` makes the broker refuse an event that other queues have stored. So

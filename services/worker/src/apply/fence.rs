@@ -15,6 +15,11 @@ use super::Share;
 use crate::blame::ApplyError;
 use crate::incoming::IncomingMessage;
 
+/// A row that is locked by somebody else, such as an operator, is in the way of a partition: its batch fails and is tried again.
+const LOCK_TIMEOUT: &str = "5s";
+/// It must not hold up the other partitions of a transaction for long.
+const SHARED_LOCK_TIMEOUT: &str = "250ms";
+
 /// What a transaction holds, and what it knows.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -41,7 +46,9 @@ pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Resul
     let users: Vec<Uuid> = messages().filter_map(IncomingMessage::user_id).map(Uuid::from).collect();
     let (lowest, highest) =
         (ids.iter().min().copied().unwrap_or_default(), ids.iter().max().copied().unwrap_or_default());
-    // The bounds let the planner leave out the other days' tables.
+    let lock_timeout = if shares.len() > 1 { SHARED_LOCK_TIMEOUT } else { LOCK_TIMEOUT };
+    // The bounds let the planner leave out the other days' tables. The setting is for this transaction, and comes before the first
+    // lock.
     let row = sqlx::query!(
         r#"
         WITH owned AS MATERIALIZED (
@@ -60,6 +67,7 @@ pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Resul
             FOR SHARE
         )
         SELECT
+            set_config('lock_timeout', $8, true) AS lock_timeout,
             now() AS "now!",
             ARRAY(SELECT number FROM owned) AS "partitions!: Vec<i32>",
             ARRAY(SELECT user_id FROM blocked) AS "blocked_users!: Vec<Uuid>",
@@ -72,6 +80,7 @@ pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Resul
         &ids,
         lowest,
         highest,
+        lock_timeout,
     )
     .fetch_one(conn)
     .await?;

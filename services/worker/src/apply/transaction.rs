@@ -23,9 +23,6 @@ pub(super) const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
 /// For a whole batch; a transaction that takes longer is abandoned with its connection.
 pub(super) const BATCH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Begins a transaction over several partitions: one whose row is locked by somebody else must not hold up the others for long.
-const SHARED: &str = "BEGIN; SET LOCAL lock_timeout = '250ms'";
-
 /// Runs transactions, one after the other.
 #[derive(Debug)]
 pub struct Transactions {
@@ -64,10 +61,7 @@ impl Transactions {
             let days = self.days.ensure(&mut lease, days(shares)).await?;
             #[cfg(feature = "mutants")]
             crate::mutants::hide(&mut lease).await?;
-            let mut tx = match shares {
-                [_, _, ..] => lease.begin_with(SHARED).await?,
-                _ => lease.begin().await?,
-            };
+            let mut tx = lease.begin().await?;
             let applied = self.work(&mut tx, shares, days, mode).await?;
             for (partition, replays) in &applied.events.replays {
                 self.feed.replays(*partition, *replays);
@@ -82,8 +76,9 @@ impl Transactions {
             self.days.forget();
         }
         let (Applied { committed, events, tried, dead }, pending) = worked?;
-        pending.committed(events.events);
+        // Behind a pooler that is the commit.
         lease.release().await?;
+        pending.committed(events.events);
         self.guard.note(tried, dead);
         Ok(committed)
     }

@@ -1,8 +1,8 @@
 //! Event feed: hands the events of committed transactions to the relay, through memory.
 //!
 //! # Terms
-//! A partition is *current* when each of its unpublished events is in memory: here, or with the relay. Otherwise it is *behind*:
-//! its events wait here until the relay has read from the table what came before them. A worker begins behind with each partition.
+//! A partition is *current* when each of its unpublished events is in memory: here, or with the relay. Otherwise it is
+//! *behind*: its events wait here until the relay has read from the table what came before them. Each partition begins behind.
 //!
 //! # Which events can a read of the table miss?
 //! Positions are no order of commits: a read can find an event and miss one with a lower position, of another user, that
@@ -10,8 +10,8 @@
 //!
 //! - Its transaction is this worker's: the event is handed over after the commit. If the answer to the commit was lost, the
 //!   partition is behind until a read whose snapshot shows that every transaction of that time has ended.
-//! - It is of a replay, in another process: a replay counts itself in `partition_replays`, and the next batch that could change
-//!   one of its users sees that ([`EventFeed::replays`]).
+//! - It is of a replay, in another process: a replay counts itself in `partition_replays`, and the next batch that could
+//!   change one of its users sees that ([`EventFeed::replays`]). Without such a batch, the relay reads the table now and then.
 //! - It is of an earlier owner: its transactions ended before the partition passed on.
 //!
 //! # Why may events be dropped here?
