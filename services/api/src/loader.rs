@@ -2,8 +2,7 @@
 //!
 //! # Why lanes and no timer?
 //! A lane takes what is waiting and asks for it. While it asks, the next reads gather; so batches grow with the load, and
-//! a read that arrives alone is one query with no added wait. Before a lane asks, it lets the tasks run that are ready: their
-//! reads belong to the same query, which costs the database as much for one row as for a few.
+//! a read that arrives alone is one query with no added wait.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -108,12 +107,6 @@ impl<V: Clone + Send + 'static> Lane<V> {
                     // Zero when nobody can ask any more; then only the end is left to wait for.
                     1.. = receiver.recv_many(&mut batch, LARGEST_BATCH) => {}
                     () = shutdown.reached(Phase::Closing) => return Ok(()),
-                }
-                tokio::task::yield_now().await;
-                while batch.len() < LARGEST_BATCH
-                    && let Ok(request) = receiver.try_recv()
-                {
-                    batch.push(request);
                 }
             }
             self.answer(batch).await;

@@ -169,8 +169,6 @@ impl Owner {
                 Some(request) = requests.recv() => request,
                 () = shutdown.reached(Phase::Closing) => return Ok(()),
             };
-            // Tasks that are ready to run may have more to publish.
-            tokio::task::yield_now().await;
             let mut batch = vec![first];
             while batch.len() < LARGEST_BATCH
                 && let Ok(request) = requests.try_recv()
