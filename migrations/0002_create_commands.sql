@@ -19,8 +19,8 @@ CREATE TABLE commands (
     principal text NOT NULL,
     accepted_at timestamptz NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now(),
-    -- 'pending' is never seen from outside: the row is inserted and decided in one transaction.
-    status text NOT NULL DEFAULT 'pending',
+    -- A command that is not decided has no row.
+    status text NOT NULL,
     -- Why it was rejected or parked.
     reason text,
     -- The user's version after a command that succeeded and left a user.
@@ -28,7 +28,7 @@ CREATE TABLE commands (
     -- The place in the user's history; see command_transactions.
     position bigint NOT NULL DEFAULT next_command_position(),
     CONSTRAINT commands_pkey PRIMARY KEY (id),
-    CONSTRAINT commands_status_check CHECK (status IN ('pending', 'succeeded', 'rejected', 'parked')),
+    CONSTRAINT commands_status_check CHECK (status IN ('succeeded', 'rejected', 'parked')),
     CONSTRAINT commands_reason_check CHECK ((status IN ('rejected', 'parked')) = (reason IS NOT NULL))
 ) PARTITION BY RANGE (id);
 
@@ -95,8 +95,7 @@ BEGIN
     IF has_command_day(partition) THEN
         RETURN dropped;
     END IF;
-    -- Outcomes update the row that deduplication inserted; the free space keeps that on the same page.
-    EXECUTE format('CREATE TABLE %I (LIKE commands INCLUDING ALL) WITH (fillfactor = 60)', partition);
+    EXECUTE format('CREATE TABLE %I (LIKE commands INCLUDING ALL)', partition);
     EXECUTE format(
         'ALTER TABLE commands ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
         partition, command_day_bound(wanted), command_day_bound(wanted + 1)

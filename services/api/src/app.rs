@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::broker::{Link, LinkState, PublisherPool, Topology};
 use common::command::{CommandIdKey, CommandKeys, DEFAULT_PARTITIONS};
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
@@ -114,11 +115,11 @@ pub fn routes(api: Api, guard: Guard, health: &Health, origins: Origins) -> impl
     let service = contract::service(&Arc::new(api));
     let document = contract::mended(&service);
     let (allowed, known) = (contract::allowed_methods(&document), KnownQuery::new(&document));
-    let document = contract::text(&document);
+    let document = Bytes::from(contract::text(&document));
     probes(health)
         .at("/", get(Fixed::front()))
-        .at("/openapi.json", get(Fixed::contract(&document)))
-        .at("/docs", get(Fixed::page(&service, &document)))
+        .at("/openapi.json", get(Fixed::contract(document.clone())))
+        .at("/docs", get(Fixed::page(document)))
         .at("/problems", get(problem::list))
         .at("/problems/:name", get(problem::describe))
         .nest_no_strip("/v1", service.data(guard.clone()).with(known))

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use common::command::{CommandId, CommandOutcome, Envelope, IdOrigin, OutcomeStatus, Principal, Rejection};
 use poem_openapi::param::Path;
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object, OpenApi};
+use serde::Serialize;
 use time::OffsetDateTime;
+use time::serde::rfc3339;
 use uuid::Uuid;
 
 use crate::accept::Terms;
@@ -17,12 +18,14 @@ use crate::app::Api;
 use crate::auth::{Caller, UsersRead, UsersWrite};
 use crate::contract::{EXAMPLE_COMMAND, EXAMPLE_TIME, EXAMPLE_USER, Tag};
 use crate::headers::Field;
+use crate::json::Json;
 use crate::problem::{Failed, Failures, Problem, ProblemKind};
 pub(crate) use rows::decided;
 
 /// What became of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
 #[oai(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
 pub enum CommandStatus {
     /// Accepted; not applied yet.
     Pending,
@@ -39,7 +42,7 @@ pub enum CommandStatus {
 }
 
 /// A command and its outcome
-#[derive(Debug, Clone, Object)]
+#[derive(Debug, Clone, Object, Serialize)]
 #[oai(rename = "Command", example, skip_serializing_if_is_none)]
 pub struct CommandResource {
     /// The command's id.
@@ -48,35 +51,44 @@ pub struct CommandResource {
     pub status: CommandStatus,
     /// What was asked for, like `users.create`. Absent when a pending or unknown command is looked up.
     #[oai(rename = "type")]
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// The user concerned. Absent when a pending or unknown command is looked up, or no user could be read in a parked one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<Uuid>,
     /// When it was accepted.
+    #[serde(with = "rfc3339")]
     pub accepted_at: OffsetDateTime,
     /// When it was decided.
+    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub applied_at: Option<OffsetDateTime>,
     /// Why it was rejected, as the last segment of a problem type, or parked: an SQLSTATE; `behind-another`, waiting for
     /// the command in `blocked_by`; `not-understood`, by the release of the worker; `id-ahead`, minted by a clock that is
     /// more than a day ahead; `record-dropped`, from a day whose outcomes are no longer kept; `wrong-partition`, published by
     /// another program than the API; `worker-ended`; `expired`, `delivery-limit`, `queue-full`, `broker-refused` or
     /// `broker`, dead-lettered by the broker; or `discarded`, by an operator and for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The earlier command of its user that it waits behind. Absent unless it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_by: Option<Uuid>,
     /// The user's version after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_version: Option<i64>,
     /// Where to look next.
     pub links: CommandLinks,
 }
 
 /// Paths on this host
-#[derive(Debug, Clone, Object)]
+#[derive(Debug, Clone, Object, Serialize)]
 #[oai(skip_serializing_if_is_none)]
 pub struct CommandLinks {
     /// The command.
     #[oai(rename = "self")]
+    #[serde(rename = "self")]
     pub this: String,
     /// The user concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
 }
 
@@ -321,3 +333,23 @@ impl CommandsApi {
 
 /// `commands.reason` of a command that waits behind another of its user; only the database names that one.
 pub(crate) const BEHIND: &str = "behind-another";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::assert_written_as_described;
+
+    #[test]
+    fn commands_are_written_as_the_contract_describes_them() {
+        let blocked = CommandResource {
+            status: CommandStatus::Parked,
+            reason: Some(BEHIND.to_owned()),
+            blocked_by: Some(EXAMPLE_COMMAND),
+            ..decided_example()
+        };
+        let id = CommandId::try_from(EXAMPLE_COMMAND).expect("an id");
+        for command in [CommandResource::example(), decided_example(), blocked, CommandResource::pending(id, None)] {
+            assert_written_as_described(&command);
+        }
+    }
+}

@@ -77,7 +77,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
         let started = Instant::now();
         let method = request.method().clone();
-        let path = request.uri().path().to_owned();
+        let uri = request.uri().clone();
+        let path = uri.path();
         // RFC 9110 §9.3.2: HEAD is GET without the body, which the connection leaves out.
         if method == Method::HEAD {
             request.set_method(Method::GET);
@@ -91,7 +92,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             http.request.method = %method,
             http.response.status_code = field::Empty,
             http.operation = field::Empty,
-            url.path = shown_path(&path),
+            url.path = shown_path(path),
             command.id = field::Empty,
         );
         let trace_id = continue_trace(&span, request.headers());
@@ -103,13 +104,13 @@ impl<E: Endpoint<Output = Response>> Endpoint for EdgeEndpoint<E> {
             self.origins.allow(origin.as_ref(), answer.headers_mut());
             return Ok(answer);
         }
-        let answered = match self.check(&request, &path) {
+        let answered = match self.check(&request, path) {
             Ok(()) => AssertUnwindSafe(self.inner.call(request)).catch_unwind().instrument(span.clone()).await,
             Err(problem) => Ok(Err(Failed::<()>::from(problem).into())),
         };
         let (operation, mut response) = match answered {
             Ok(Ok(response)) => (operation(response.data()), response),
-            Ok(Err(failure)) => (operation(failure.data()), self.respond(&failure, &path, trace_id)),
+            Ok(Err(failure)) => (operation(failure.data()), self.respond(&failure, path, trace_id)),
             Err(_) => {
                 error!(%trace_id, "a handler panicked");
                 (NO_OPERATION, Problem::new(ProblemKind::Internal).into_response(&trace_id.to_string()))

@@ -1,7 +1,7 @@
 //! Documents that never change while the process runs: the front page, Swagger UI and the contract, each with an `ETag` and a
 //! compressed form. Of scripts only those run that a page has from here, known by their hashes (CSP Level 3 §6.7.2.3).
 
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,11 +9,11 @@ use bytes::Bytes;
 use flate2::Compression;
 use poem::http::{HeaderValue, StatusCode, header};
 use poem::{Endpoint, Request, Response};
+use poem_openapi::OpenApiService;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::compression;
-use crate::contract::Service;
 use crate::headers::{lines, none_match};
 
 /// Everything comes from this host: the pages could not load from elsewhere if they wanted to.
@@ -43,14 +43,19 @@ fn hashes(page: &str, element: &str) -> String {
 /// For a person who opens the port.
 const FRONT: &str = include_str!("front.html");
 
-/// One document.
+/// One document, which is made when the first client asks for it: the page of Swagger UI takes megabytes that most instances
+/// never need.
 #[derive(Debug)]
 pub(crate) struct Fixed {
     content_type: &'static str,
+    document: LazyLock<Document, Box<dyn FnOnce() -> Document + Send>>,
+}
+
+#[derive(Debug)]
+struct Document {
     /// Of a page.
     policy: Option<HeaderValue>,
     plain: Form,
-    /// Made when the first client asks for it: the page of Swagger UI takes a while.
     compressed: OnceLock<Option<Form>>,
 }
 
@@ -62,35 +67,48 @@ struct Form {
 }
 
 impl Form {
-    fn new(body: Vec<u8>) -> Self {
+    fn new(body: Bytes) -> Self {
         let etag = format!("\"{}\"", Uuid::new_v5(&Uuid::NAMESPACE_OID, &body).simple());
-        Self { etag, body: body.into() }
+        Self { etag, body }
+    }
+}
+
+impl Document {
+    fn new(body: impl Into<Bytes>, policy: Option<HeaderValue>) -> Self {
+        Self { policy, plain: Form::new(body.into()), compressed: OnceLock::new() }
     }
 }
 
 impl Fixed {
     /// What this is, and where everything is.
     pub(crate) fn front() -> Self {
-        let page = FRONT.replace("{version}", env!("CARGO_PKG_VERSION"));
-        Self::new("text/html; charset=utf-8", &page, policy(&page, &hashes(&page, "style")))
+        Self::new("text/html; charset=utf-8", || {
+            let page = FRONT.replace("{version}", env!("CARGO_PKG_VERSION"));
+            let policy = policy(&page, &hashes(&page, "style"));
+            Document::new(page, policy)
+        })
     }
 
     /// The contract.
-    pub(crate) fn contract(document: &str) -> Self {
-        Self::new("application/json", document, None)
+    pub(crate) fn contract(document: Bytes) -> Self {
+        Self::new("application/json", move || Document::new(document, None))
     }
 
     /// Swagger UI with the contract and all of its scripts inside.
-    pub(crate) fn page(service: &Service, document: &str) -> Self {
-        let page = service.swagger_ui_html().replace(&service.spec(), document);
-        // Browsers ask for an icon that is not there, unless the page has one.
-        let page = page.replacen("<head>", "<head><link rel=\"icon\" href=\"data:,\">", 1);
-        // Its scripts set styles by themselves.
-        Self::new("text/html; charset=utf-8", &page, policy(&page, "'unsafe-inline'"))
+    pub(crate) fn page(document: Bytes) -> Self {
+        Self::new("text/html; charset=utf-8", move || {
+            let empty = OpenApiService::new((), "", "");
+            let page = empty.swagger_ui_html().replace(&empty.spec(), &String::from_utf8_lossy(&document));
+            // Browsers ask for an icon that is not there, unless the page has one.
+            let page = page.replacen("<head>", "<head><link rel=\"icon\" href=\"data:,\">", 1);
+            // Its scripts set styles by themselves.
+            let policy = policy(&page, "'unsafe-inline'");
+            Document::new(page, policy)
+        })
     }
 
-    fn new(content_type: &'static str, body: &str, policy: Option<HeaderValue>) -> Self {
-        Self { content_type, policy, plain: Form::new(body.into()), compressed: OnceLock::new() }
+    fn new(content_type: &'static str, make: impl FnOnce() -> Document + Send + 'static) -> Self {
+        Self { content_type, document: LazyLock::new(Box::new(make)) }
     }
 }
 
@@ -98,19 +116,20 @@ impl Endpoint for Fixed {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
+        let Document { policy, plain, compressed } = &*self.document;
         let compressed = if compression::accepted(request.headers()) {
-            let compress = || compression::gzip(&self.plain.body, Compression::default()).map(Form::new);
-            self.compressed.get_or_init(compress).as_ref()
+            let compress = || compression::gzip(&plain.body, Compression::default()).map(|body| Form::new(body.into()));
+            compressed.get_or_init(compress).as_ref()
         } else {
             None
         };
-        let form = compressed.unwrap_or(&self.plain);
+        let form = compressed.unwrap_or(plain);
         let response = Response::builder()
             .header(header::ETAG, &form.etag)
             .header(header::VARY, HeaderValue::from_static("accept-encoding"))
             .header(header::CACHE_CONTROL, "no-cache, no-transform")
             .header(header::REFERRER_POLICY, "no-referrer");
-        let response = match &self.policy {
+        let response = match policy {
             Some(policy) => response.header(header::CONTENT_SECURITY_POLICY, policy),
             None => response,
         };

@@ -12,7 +12,7 @@
 //!    [`cors`]: from which pages.
 //! 9. [`problem`]: the closed list of problems, and `edge`, where every failure becomes one.
 //! 10. `body`, `headers`, `query`, `cursor`: what comes in, checked before anything is published. `paging`: pages of lists.
-//! 11. [`contract`]: the OpenAPI document; `fixed`: the pages; `compression`.
+//! 11. [`contract`]: the OpenAPI document; `fixed`: the pages; `json`: answers; `compression`.
 
 mod accept;
 pub mod app;
@@ -28,6 +28,7 @@ mod edge;
 mod failed_reads;
 mod fixed;
 mod headers;
+mod json;
 pub mod limits;
 pub mod loader;
 mod paging;

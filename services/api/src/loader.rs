@@ -2,7 +2,8 @@
 //!
 //! # Why lanes and no timer?
 //! A lane takes what is waiting and asks for it. While it asks, the next reads gather; so batches grow with the load, and
-//! a read that arrives alone is one query with no added wait.
+//! a read that arrives alone is one query with no added wait. Before a lane asks, it lets the tasks run that are ready: their
+//! reads belong to the same query, which costs the database as much for one row as for a few.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -108,6 +109,12 @@ impl<V: Clone + Send + 'static> Lane<V> {
                     1.. = receiver.recv_many(&mut batch, LARGEST_BATCH) => {}
                     () = shutdown.reached(Phase::Closing) => return Ok(()),
                 }
+                tokio::task::yield_now().await;
+                while batch.len() < LARGEST_BATCH
+                    && let Ok(request) = receiver.try_recv()
+                {
+                    batch.push(request);
+                }
             }
             self.answer(batch).await;
         }
@@ -127,13 +134,15 @@ impl<V: Clone + Send + 'static> Lane<V> {
             self.pool.discard_idle();
             rows = self.query(&ids, deadline - now).await;
         }
-        let rows = rows.map_err(|error| {
+        let mut rows = rows.map_err(|error| {
             read_failed(&error);
             LoadError::Unavailable
         });
-        for request in batch {
-            let answer = rows.as_ref().map(|rows| rows.get(&request.id).cloned()).map_err(|error| *error);
-            let _ = request.answer.send(answer);
+        // Nearly always each row is for one reader.
+        let shared = ids.len() < batch.len();
+        for Request { id, answer, .. } in batch {
+            let row = rows.as_mut().map(|rows| if shared { rows.get(&id).cloned() } else { rows.remove(&id) });
+            let _ = answer.send(row.map_err(|error| *error));
         }
     }
 

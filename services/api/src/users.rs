@@ -11,7 +11,6 @@ use common::command::{
 };
 use poem_openapi::OpenApi;
 use poem_openapi::param::{Path, Query};
-use poem_openapi::payload::Json;
 use poem_openapi::types::ParseFromJSON;
 use uuid::Uuid;
 
@@ -21,6 +20,7 @@ use crate::auth::{Caller, HistoryRead, UsersRead, UsersWrite};
 use crate::body::Body;
 use crate::contract::Tag;
 use crate::headers::{Field, entity_tag, none_match};
+use crate::json::Json;
 use crate::paging::{Order, Paging};
 use crate::problem::{Failed, Problem, ProblemKind};
 use history::{CommandRow, GetHistoryAnswer, HistoryEntry, HistoryPage};

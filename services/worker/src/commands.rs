@@ -1,116 +1,120 @@
 //! The rows of the commands: the deduplication record, the status resource and the audit trail at once.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use common::command::{CommandHeader, CommandId};
 use common::config::Retention;
 use common::db::lock_holders;
 use sqlx::PgConnection;
-use time::{Date, OffsetDateTime};
+use time::OffsetDateTime;
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::dead_letters;
-use crate::incoming::Entry;
 use crate::users::Outcome;
 
 /// As `drop_command_days` waits.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Inserts the command rows and gives the commands that were not there yet, in order of arrival. A command of a day without a
-/// table gets no row: it is parked, and its letter is what says that it was there.
-pub(crate) async fn deduplicate<'m>(
-    conn: &mut PgConnection,
-    entries: Vec<Entry<'m>>,
-    outside: &HashSet<Date>,
-) -> Result<Vec<Entry<'m>>, sqlx::Error> {
-    let (beyond, within): (Vec<&Entry<'_>>, Vec<_>) = entries.iter().partition(|e| outside.contains(&e.day()));
-    let headers: Vec<&CommandHeader> = within.into_iter().map(|entry| &entry.header).collect();
-    let mut inserted = insert(conn, &headers).await?;
-    if !beyond.is_empty() {
-        let ids: Vec<Uuid> = beyond.into_iter().map(|entry| entry.id().into()).collect();
-        inserted.extend(dead_letters::without_letter(conn, &ids).await?);
-    }
-    #[cfg(feature = "mutants")]
-    let inserted = crate::mutants::fresh(inserted, &headers.iter().map(|header| header.id.into()).collect::<Vec<_>>());
-    Ok(entries.into_iter().filter(|entry| inserted.contains(&entry.id().into())).collect())
+/// Outcome in the columns of a command's row.
+#[derive(Debug, Clone, Copy)]
+struct OutcomeColumns<'a> {
+    status: &'static str,
+    reason: Option<&'a str>,
+    user_version: Option<i64>,
 }
 
-/// Inserts the rows of commands that are about to be decided; gives the ids of those that had none.
-pub(crate) async fn insert(conn: &mut PgConnection, commands: &[&CommandHeader]) -> Result<HashSet<Uuid>, sqlx::Error> {
-    let ids: Vec<Uuid> = commands.iter().map(|c| c.id.into()).collect();
-    let user_ids: Vec<Option<Uuid>> = commands.iter().map(|c| c.user_id.map(Uuid::from)).collect();
-    let types: Vec<&str> = commands.iter().map(|c| c.kind.as_str()).collect();
-    let principals: Vec<&str> = commands.iter().map(|c| c.principal.as_str()).collect();
-    let accepted: Vec<OffsetDateTime> = commands.iter().map(|c| c.accepted_at).collect();
-    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking. The position comes
-    // with the outcome.
-    let inserted = sqlx::query_scalar!(
+impl<'a> From<&'a Outcome> for OutcomeColumns<'a> {
+    fn from(outcome: &'a Outcome) -> Self {
+        let (status, reason, user_version) = match outcome {
+            Outcome::Succeeded(version) => ("succeeded", None, *version),
+            Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
+            Outcome::Parked(code) => ("parked", Some(code.as_str()), None),
+            Outcome::Behind => ("parked", Some(dead_letters::BEHIND), None),
+        };
+        Self { status, reason, user_version }
+    }
+}
+
+/// Writes the rows of commands with their outcomes, in this order in the users' histories; gives how many had no row yet. The
+/// caller holds every lock that the commands need: the order of positions is that of the effects.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn record(
+    conn: &mut PgConnection,
+    commands: &[(&CommandHeader, &Outcome)],
+) -> Result<usize, sqlx::Error> {
+    let (headers, outcomes): (Vec<&CommandHeader>, Vec<OutcomeColumns<'_>>) =
+        commands.iter().map(|(header, outcome)| (*header, OutcomeColumns::from(*outcome))).unzip();
+    if headers.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<Uuid> = headers.iter().map(|header| header.id.into()).collect();
+    let user_ids: Vec<Option<Uuid>> = headers.iter().map(|header| header.user_id.map(Uuid::from)).collect();
+    let types: Vec<&str> = headers.iter().map(|header| header.kind.as_str()).collect();
+    let principals: Vec<&str> = headers.iter().map(|header| header.principal.as_str()).collect();
+    let accepted: Vec<OffsetDateTime> = headers.iter().map(|header| header.accepted_at).collect();
+    let statuses: Vec<&str> = outcomes.iter().map(|outcome| outcome.status).collect();
+    let reasons: Vec<Option<&str>> = outcomes.iter().map(|outcome| outcome.reason).collect();
+    let versions: Vec<Option<i64>> = outcomes.iter().map(|outcome| outcome.user_version).collect();
+    // Sorted, so that two workers with the same commands wait for each other instead of deadlocking.
+    let recorded = sqlx::query!(
         r#"
-        INSERT INTO commands (id, user_id, type, principal, accepted_at, position)
-        SELECT id, user_id, type, principal, accepted_at, 0
-        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[])
-            AS input (id, user_id, type, principal, accepted_at)
-        ORDER BY id
+        WITH transaction AS MATERIALIZED (
+            SELECT next_command_position() AS position
+        )
+        INSERT INTO commands
+            (id, user_id, type, principal, accepted_at, status, reason, user_version, position)
+        SELECT
+            input.id, input.user_id, input.type, input.principal, input.accepted_at, input.status, input.reason,
+            input.user_version, transaction.position + input.number
+        FROM transaction, unnest(
+            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::bigint[]
+        ) WITH ORDINALITY
+            AS input (id, user_id, type, principal, accepted_at, status, reason, user_version, number)
+        ORDER BY input.id
         ON CONFLICT DO NOTHING
-        RETURNING id
         "#,
         &ids,
         &user_ids as &[Option<Uuid>],
         &types as &[&str],
         &principals as &[&str],
         &accepted,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(inserted.into_iter().collect())
-}
-
-/// Writes the outcomes into the command rows, in this order in the users' histories. The caller holds every lock that the
-/// commands need: the order of positions is that of the effects.
-pub(crate) async fn decide(conn: &mut PgConnection, outcomes: &[(CommandId, Outcome)]) -> Result<(), sqlx::Error> {
-    let ids: Vec<Uuid> = outcomes.iter().map(|(id, _)| (*id).into()).collect();
-    let (Some(lowest), Some(highest)) = (ids.iter().min(), ids.iter().max()) else { return Ok(()) };
-    let mut statuses = Vec::with_capacity(ids.len());
-    let mut reasons = Vec::with_capacity(ids.len());
-    let mut versions = Vec::with_capacity(ids.len());
-    for (_, outcome) in outcomes {
-        let (status, reason, version) = match outcome {
-            Outcome::Succeeded(version) => ("succeeded", None, *version),
-            Outcome::Rejected(rejection) => ("rejected", Some(rejection.as_str()), None),
-            Outcome::Parked(code) => ("parked", Some(code.as_str()), None),
-            Outcome::Behind => ("parked", Some(dead_letters::BEHIND), None),
-        };
-        statuses.push(status);
-        reasons.push(reason);
-        versions.push(version);
-    }
-    // The bounds let the planner leave out the other days' tables.
-    sqlx::query!(
-        r#"
-        WITH transaction AS MATERIALIZED (
-            SELECT next_command_position() AS position
-        )
-        UPDATE commands
-        SET status = outcome.status,
-            reason = outcome.reason,
-            user_version = outcome.version,
-            position = transaction.position + outcome.number
-        FROM transaction, unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[]) WITH ORDINALITY
-            AS outcome (id, status, reason, version, number)
-        WHERE commands.id = outcome.id AND commands.id BETWEEN $5 AND $6
-        "#,
-        &ids,
         &statuses as &[&str],
         &reasons as &[Option<&str>],
         &versions as &[Option<i64>],
-        lowest,
-        highest,
     )
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(usize::try_from(recorded.rows_affected()).unwrap_or(usize::MAX))
+}
+
+/// Writes the outcome of a command that was parked into its row; false if it has no row any more. Its effect comes now, and
+/// so does its place in the user's history.
+///
+/// # Errors
+/// As the statement gives them.
+pub(crate) async fn decide(conn: &mut PgConnection, id: CommandId, outcome: &Outcome) -> Result<bool, sqlx::Error> {
+    let OutcomeColumns { status, reason, user_version } = outcome.into();
+    let decided = sqlx::query!(
+        "
+        UPDATE commands
+        SET status = $2,
+            reason = $3,
+            user_version = $4,
+            applied_at = now(),
+            position = next_command_position()
+        WHERE id = $1
+        ",
+        Uuid::from(id),
+        status,
+        reason,
+        user_version,
+    )
+    .execute(conn)
+    .await?;
+    Ok(decided.rows_affected() == 1)
 }
 
 /// Makes tomorrow's table, so that none has to be made while commands wait for it.

@@ -33,7 +33,7 @@ pub use broker::BrokerCause;
 pub use browse::{Filter, Letter, behind, find, list, open_letters};
 pub use collect::{CollectedMessage, collect_one};
 pub(crate) use collect::{Collector, observe_open};
-pub(crate) use record::{Letters, held_users, prune, without_letter};
+pub(crate) use record::{Letters, prune, without_letter};
 pub use record::{RawMessage, record_raw, record_undelivered};
 pub use replay::{Discarded, ReplayError, Step, Terms, Verdict, discard, discard_raw, replay, replay_raw};
 
@@ -58,4 +58,4 @@ pub(crate) const UNKNOWN_OUTCOME: &str =
     "repeats a command that ended in a way that this version does not know; replay it with the version that wrote that";
 
 /// The trace contexts of a batch's messages.
-pub type Traces = HashMap<CommandId, TraceHeaders>;
+pub type Traces<'a> = HashMap<CommandId, &'a TraceHeaders>;

@@ -5,7 +5,7 @@ use lapin::Acker;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::types::AMQPValue;
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use tokio::time::timeout;
 use tracing::{Span, field, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -43,80 +43,93 @@ pub(crate) fn suspicious(delivery: &Delivery) -> bool {
     returned > UNSUSPICIOUS
 }
 
-/// The spans of one batch: its own, and for each message with an id one that continues the command's trace.
-pub(crate) struct BatchSpans {
-    pub(crate) batch: Span,
-    commands: Vec<Span>,
+/// Span of one command's processing, which continues the trace of its message.
+#[derive(Debug)]
+pub(crate) struct CommandSpan {
+    span: Span,
+    /// Of the span that sent the message.
+    sender: SpanContext,
 }
 
-impl BatchSpans {
-    /// Opens them before the batch is applied.
-    pub(crate) fn open(deliveries: &[Delivery], messages: &[IncomingMessage]) -> Self {
+impl CommandSpan {
+    /// Opens one for each message with an id.
+    pub(crate) fn open_all(deliveries: &[Delivery], messages: &[IncomingMessage]) -> Vec<Self> {
+        deliveries.iter().zip(messages).filter_map(|(delivery, message)| Self::open(delivery, message)).collect()
+    }
+
+    fn open(delivery: &Delivery, message: &IncomingMessage) -> Option<Self> {
+        let (id, exchange, key) = (message.id()?, &delivery.exchange, &delivery.routing_key);
+        let span = info_span!(
+            target: TRACE_TARGET,
+            "process command",
+            otel.kind = "consumer",
+            otel.name = %format_args!("process {exchange}:{key}"),
+            otel.status_code = field::Empty,
+            messaging.system = "rabbitmq",
+            messaging.operation.name = "process",
+            messaging.operation.r#type = "process",
+            messaging.destination.name = %format_args!("{exchange}:{key}"),
+            messaging.rabbitmq.destination.routing_key = %key,
+            messaging.message.id = %id,
+            command.id = %id,
+            command.r#type = message.kind(),
+            command.outcome = field::Empty,
+            user.id = message.user_id().map(|user| user.to_string()),
+        );
+        if span.is_disabled() {
+            return Some(Self { span, sender: SpanContext::NONE });
+        }
+        // The parent first: once a span was entered it can no longer be set. It fails only without a trace layer.
+        let context = amqp_context(delivery.properties.headers().as_ref());
+        let sender = context.span().span_context().clone();
+        let _ = span.set_parent(context);
+        Some(Self { span, sender })
+    }
+
+    /// Notes what became of the command; `None` if it had been decided before.
+    pub(crate) fn record(&self, outcome: Option<&Outcome>) {
+        self.span.record("command.outcome", crate::instruments::label(outcome));
+        if matches!(outcome, Some(Outcome::Parked(_) | Outcome::Behind)) {
+            self.span.record("otel.status_code", "error");
+        }
+    }
+}
+
+/// Span of a transaction, with the transaction in the trace of each command.
+pub(crate) struct BatchSpan {
+    pub(crate) batch: Span,
+    _transactions: Vec<Span>,
+}
+
+impl BatchSpan {
+    /// Opens it for these commands, before the transaction begins.
+    pub(crate) fn open<'s>(commands: impl Iterator<Item = &'s CommandSpan>) -> Self {
+        let commands: Vec<&CommandSpan> = commands.collect();
         let batch = info_span!(
             target: TRACE_TARGET,
             "apply batch",
             otel.kind = "internal",
             messaging.system = "rabbitmq",
-            messaging.batch.message_count = deliveries.len(),
+            messaging.batch.message_count = commands.len(),
             db.system.name = "postgresql",
         );
+        if batch.is_disabled() {
+            return Self { batch, _transactions: Vec::new() };
+        }
         let batch_context = batch.context().span().span_context().clone();
-        let mut spans = Vec::with_capacity(messages.len());
-        for (delivery, message) in deliveries.iter().zip(messages) {
-            let Some(header) = message.header() else { continue };
-            let destination = format!("{}:{}", delivery.exchange, delivery.routing_key);
-            let span = info_span!(
+        let transaction = |command: &&CommandSpan| {
+            batch.add_link(command.sender.clone());
+            command.span.add_link(batch_context.clone());
+            info_span!(
                 target: TRACE_TARGET,
-                "process command",
-                otel.kind = "consumer",
-                otel.name = %format_args!("process {destination}"),
-                otel.status_code = field::Empty,
-                messaging.system = "rabbitmq",
-                messaging.operation.name = "process",
-                messaging.operation.r#type = "process",
-                messaging.destination.name = destination,
-                messaging.rabbitmq.destination.routing_key = %delivery.routing_key,
-                messaging.message.id = %header.id,
-                command.id = %header.id,
-                command.r#type = header.kind,
-                command.outcome = field::Empty,
-                user.id = header.user_id.map(|id| id.to_string()),
-            );
-            // The parent first: once a span was entered it can no longer be set. Both fail only without a trace layer.
-            let context = amqp_context(delivery.properties.headers().as_ref());
-            batch.add_link(context.span().span_context().clone());
-            let _ = span.set_parent(context);
-            span.add_link(batch_context.clone());
-            spans.push(span);
-        }
-        Self { batch, commands: spans }
-    }
-
-    /// The spans that cover the transaction in each command's own trace.
-    pub(crate) fn transactions(&self) -> Vec<Span> {
-        self.commands
-            .iter()
-            .map(|parent| {
-                info_span!(
-                    target: TRACE_TARGET,
-                    parent: parent,
-                    "transaction",
-                    otel.kind = "client",
-                    db.system.name = "postgresql",
-                    db.operation.name = "apply batch",
-                    db.operation.batch.size = self.commands.len(),
-                )
-            })
-            .collect()
-    }
-
-    /// Notes what became of each command; `None` for one that had been decided before.
-    pub(crate) fn record<'a>(&self, outcomes: impl Iterator<Item = Option<&'a Outcome>>) {
-        for (span, outcome) in self.commands.iter().zip(outcomes) {
-            span.record("command.outcome", crate::instruments::label(outcome));
-            if matches!(outcome, Some(Outcome::Parked(_) | Outcome::Behind)) {
-                span.record("otel.status_code", "error");
-            }
-        }
+                parent: &command.span,
+                "transaction",
+                otel.kind = "client",
+                db.system.name = "postgresql",
+                db.operation.name = "apply batch",
+                db.operation.batch.size = commands.len(),
+            )
+        };
+        Self { _transactions: commands.iter().map(transaction).collect(), batch }
     }
 }

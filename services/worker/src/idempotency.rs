@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use common::command::{CommandId, Digest, Envelope, Rejection};
+use common::command::{CommandId, Digest, Rejection};
 use common::config::IdempotencyWindow;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -38,14 +38,13 @@ pub(crate) struct Times {
     pub(crate) window: IdempotencyWindow,
     /// Of the transaction, by the database's clock.
     pub(crate) now: OffsetDateTime,
-    /// When the queue was last seen empty, by the same clock, if it was.
-    pub(crate) published_after: Option<OffsetDateTime>,
 }
 
 impl Times {
     /// When a command was accepted.
-    fn accepted_at(&self, envelope: &Envelope) -> OffsetDateTime {
-        let accepted_at = self.published_after.map_or(envelope.accepted_at, |after| envelope.accepted_at.max(after));
+    fn accepted_at(&self, Candidate { entry, envelope }: Candidate<'_>) -> OffsetDateTime {
+        let after = entry.source.published_after;
+        let accepted_at = after.map_or(envelope.accepted_at, |after| envelope.accepted_at.max(after));
         accepted_at.min(self.now)
     }
 
@@ -61,7 +60,7 @@ impl Times {
         for (at, entry) in entries.iter().enumerate() {
             let Some(envelope) = entry.message.envelope() else { continue };
             let Some(idempotency) = envelope.idempotency else { continue };
-            let accepted_at = self.accepted_at(envelope);
+            let accepted_at = self.accepted_at(Candidate { entry, envelope });
             let first = *firsts.entry(idempotency.key).or_insert(accepted_at);
             if !self.together(first, accepted_at) {
                 rounds.push(&entries[begin..at]);
@@ -131,7 +130,7 @@ pub(crate) async fn claim<'e>(
     let mut first = Vec::with_capacity(commands.len());
     let mut retries = Vec::with_capacity(late.len());
     for candidate in commands {
-        match answer(candidate.envelope, &claimed, &keys, &decided, times) {
+        match answer(candidate, &claimed, &keys, &decided, times) {
             Some(answer) => retries.push(Retry { entry: candidate.entry, answer }),
             None => first.push(candidate),
         }
@@ -196,18 +195,18 @@ impl Key {
 
 /// `None` for a command that is to be applied.
 fn answer(
-    envelope: &Envelope,
+    candidate: Candidate<'_>,
     claimed: &HashSet<Uuid>,
     keys: &HashMap<Vec<u8>, Key>,
     decided: &HashMap<Uuid, Outcome>,
     times: &Times,
 ) -> Option<Answer> {
-    let (id, idempotency) = (Uuid::from(envelope.id), envelope.idempotency?);
+    let (id, idempotency) = (Uuid::from(candidate.envelope.id), candidate.envelope.idempotency?);
     let key = keys.get(idempotency.key.as_bytes().as_slice())?;
     if claimed.contains(&id) || key.is_held_by(id) {
         return None;
     }
-    let holder = key.holder(times.accepted_at(envelope), times)?;
+    let holder = key.holder(times.accepted_at(candidate), times)?;
     if holder.fingerprint != idempotency.fingerprint.as_bytes() {
         return Some(Answer::KeyReused);
     }
@@ -228,7 +227,7 @@ async fn insert(
     // No statement may touch a row twice.
     let keyed: Vec<_> = commands
         .iter()
-        .filter_map(|candidate| Some((candidate.envelope, candidate.envelope.idempotency?)))
+        .filter_map(|candidate| Some((*candidate, candidate.envelope.idempotency?)))
         .filter(|(_, idempotency)| once.insert(idempotency.key))
         .collect();
     if keyed.is_empty() {
@@ -237,8 +236,8 @@ async fn insert(
     let keys: Vec<&[u8]> = keyed.iter().map(|(_, idempotency)| idempotency.key.as_bytes().as_slice()).collect();
     let fingerprints: Vec<&[u8]> =
         keyed.iter().map(|(_, idempotency)| idempotency.fingerprint.as_bytes().as_slice()).collect();
-    let ids: Vec<Uuid> = keyed.iter().map(|(envelope, _)| envelope.id.into()).collect();
-    let accepted: Vec<OffsetDateTime> = keyed.iter().map(|(envelope, _)| times.accepted_at(envelope)).collect();
+    let ids: Vec<Uuid> = keyed.iter().map(|(candidate, _)| candidate.envelope.id.into()).collect();
+    let accepted: Vec<OffsetDateTime> = keyed.iter().map(|(candidate, _)| times.accepted_at(*candidate)).collect();
     // Sorted, so that two workers with the same keys wait for each other instead of deadlocking. A key that is old enough
     // is taken over; one that is not stays locked until its command's outcome has been read.
     let claimed = sqlx::query_scalar!(
@@ -305,9 +304,10 @@ fn claim_other_window(
     times: &Times,
 ) -> Vec<Vec<u8>> {
     let mut changed = Vec::new();
-    for Candidate { envelope, .. } in late {
-        let Some(idempotency) = envelope.idempotency else { continue };
-        let (name, accepted_at) = (idempotency.key.as_bytes().as_slice(), times.accepted_at(envelope));
+    for candidate in late {
+        let envelope = candidate.envelope;
+        let Some(idempotency) = &envelope.idempotency else { continue };
+        let (name, accepted_at) = (idempotency.key.as_bytes().as_slice(), times.accepted_at(*candidate));
         let Some(key) = keys.get_mut(name) else { continue };
         let command_id = Uuid::from(envelope.id);
         if key.is_held_by(command_id) || key.holder(accepted_at, times).is_some() {

@@ -1,9 +1,11 @@
 //! Messages of one batch: the bytes as they came, and what this build reads in them.
 
+use std::collections::HashSet;
+
 use common::broker::FrameDefect;
 use common::command::{CommandHeader, CommandId, Envelope, Message, MessageProperties, UnreadCommand, UserId};
 use common::telemetry::TraceHeaders;
-use time::Date;
+use time::{Date, OffsetDateTime};
 
 /// A message with what a dead letter keeps of it.
 #[derive(Debug, Clone)]
@@ -49,6 +51,24 @@ impl IncomingMessage {
         }
     }
 
+    /// The user that it concerns, if that can be read.
+    pub(crate) fn user_id(&self) -> Option<UserId> {
+        match &self.content {
+            Message::Command(envelope) => Some(envelope.command.user_id()),
+            Message::Unread(unread) => unread.header.user_id,
+            Message::Raw(_) => None,
+        }
+    }
+
+    /// The wire name of the command, as far as it can be read.
+    pub(crate) fn kind(&self) -> Option<&str> {
+        match &self.content {
+            Message::Command(envelope) => Some(envelope.command.wire_name()),
+            Message::Unread(unread) => Some(&unread.header.kind),
+            Message::Raw(_) => None,
+        }
+    }
+
     /// The command, if it is one to this build.
     pub fn envelope(&self) -> Option<&Envelope> {
         match &self.content {
@@ -67,18 +87,29 @@ impl IncomingMessage {
     }
 }
 
+/// Queue of a message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) partition: u16,
+    /// When the queue was last seen empty, by the database's clock, if it was.
+    pub(crate) published_after: Option<OffsetDateTime>,
+}
+
 /// A message with a readable id.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry<'m> {
     pub(crate) header: CommandHeader,
     pub(crate) message: &'m IncomingMessage,
+    pub(crate) source: Source,
 }
 
 impl<'m> Entry<'m> {
-    /// Those of a batch, in order of arrival; one that comes twice counts once.
-    pub(crate) fn all(messages: &'m [IncomingMessage]) -> Vec<Self> {
-        let mut once = std::collections::HashSet::new();
-        let entries = messages.iter().filter_map(|message| Some(Self { header: message.header()?, message }));
+    /// The entries of a batch, in order of arrival; one that comes twice counts once.
+    pub(crate) fn all(messages: impl IntoIterator<Item = (Source, &'m IncomingMessage)>) -> Vec<Self> {
+        let mut once = HashSet::new();
+        let entries = messages
+            .into_iter()
+            .filter_map(|(source, message)| Some(Self { header: message.header()?, message, source }));
         entries.filter(|entry| once.insert(entry.header.id)).collect()
     }
 

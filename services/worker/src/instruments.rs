@@ -56,7 +56,7 @@ impl Instruments {
             batch_seconds: meter
                 .f64_histogram("rollcall.worker.batch.duration")
                 .with_unit("s")
-                .with_description("From the start of a batch's transaction to its commit")
+                .with_description("From the receipt of a partition's batch to its commit")
                 .with_boundaries(SECONDS.to_vec())
                 .build(),
             oldest_age: meter
@@ -67,6 +67,12 @@ impl Instruments {
         }
     }
 
+    /// A transaction over so many messages was committed.
+    pub(crate) fn transaction(&self, messages: usize) {
+        self.batch_size.record(u64::try_from(messages).unwrap_or(u64::MAX), &[]);
+    }
+
+    /// The batch of a partition was applied.
     pub(crate) fn batch(
         &self,
         partition: u16,
@@ -92,7 +98,6 @@ impl Instruments {
                 Some(Outcome::Succeeded(_) | Outcome::Rejected(_)) | None => {}
             }
         }
-        self.batch_size.record(u64::try_from(messages.len()).unwrap_or(u64::MAX), &[]);
         self.batch_seconds.record(took.as_secs_f64(), &[]);
         if let Some(oldest) = messages.iter().filter_map(|m| Some(m.envelope()?.accepted_at)).min() {
             let age = (OffsetDateTime::now_utc() - oldest).as_seconds_f64();

@@ -3,8 +3,8 @@
 //! 1. [`settings`]: what it reads from the environment.
 //! 2. [`process`]: how the parts are put together, and how they end.
 //! 3. `partition`: the loop over one partition's queue: receive, apply, acknowledge, reply.
-//! 4. `admission`: what no API publishes; [`incoming`]: messages and what is read in them; [`apply`]: one batch in one transaction: deduplicate, waves, outcomes;
-//!    [`commands`]: their rows; `days`: the tables of these; [`idempotency`]: what is a retry in it.
+//! 4. `admission`: what no API publishes; [`incoming`]: messages and what is read in them; `lanes`: transactions over what waits
+//!    in several partitions; [`apply`]: one transaction: deduplicate, waves, outcomes; [`commands`]: their rows; `days`: the tables of these; [`idempotency`]: what is a retry in it.
 //! 5. [`users`]: what each command does to the users, as one set-based statement per kind.
 //! 6. [`blame`]: who is at fault when a statement fails, and so what happens next.
 //! 7. [`dead_letters`]: what could not be applied, and what waits behind it, until an operator decides.
@@ -28,6 +28,7 @@ pub mod flood;
 pub mod idempotency;
 pub mod incoming;
 mod instruments;
+mod lanes;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod partition;

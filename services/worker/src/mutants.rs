@@ -7,11 +7,11 @@ use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use common::command::CommandId;
 use lapin::Acker;
 use lapin::options::BasicAckOptions;
 use sqlx::PgConnection;
 use tokio::time::sleep;
-use uuid::Uuid;
 
 #[cfg(not(debug_assertions))]
 compile_error!("the feature `mutants` breaks what the worker promises: it is for debug builds only");
@@ -82,9 +82,9 @@ fn active(mutant: Mutant) -> bool {
     *chosen == Some(mutant)
 }
 
-/// Whether the fence is left out.
-pub(crate) fn unfenced() -> bool {
-    active(Mutant::Fence)
+/// The partitions that count as owned.
+pub(crate) fn fenced(owned: HashSet<u16>, all: impl Iterator<Item = u16>) -> HashSet<u16> {
+    if active(Mutant::Fence) { all.collect() } else { owned }
 }
 
 /// Whoever takes a partition over ends the sessions of the last owner, which stops what a fence has to stop. So a worker
@@ -102,9 +102,14 @@ pub(crate) async fn hide(session: &mut PgConnection) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// The commands that count as not applied before.
-pub(crate) fn fresh(inserted: HashSet<Uuid>, all: &[Uuid]) -> HashSet<Uuid> {
-    if active(Mutant::Deduplication) { all.iter().copied().collect() } else { inserted }
+/// The commands that count as decided before.
+pub(crate) fn known(known: &HashSet<CommandId>) -> HashSet<CommandId> {
+    if active(Mutant::Deduplication) { HashSet::new() } else { known.clone() }
+}
+
+/// The command rows that count as written.
+pub(crate) fn rows(written: usize, wanted: usize) -> usize {
+    if active(Mutant::Deduplication) || active(Mutant::Fence) { wanted } else { written }
 }
 
 /// The commands in the order in which they are applied.
@@ -126,9 +131,10 @@ pub(crate) async fn acknowledged(last: &Acker) -> lapin::Result<bool> {
 }
 
 /// The changes whose events are recorded.
-pub(crate) fn recorded<T: Copy>(changes: &[T]) -> Vec<T> {
+pub(crate) fn recorded<T>(mut changes: Vec<T>) -> Vec<T> {
     let forgets = active(Mutant::LostEvent);
-    changes.iter().filter(|_| !(forgets && rand::random_bool(FORGOTTEN))).copied().collect()
+    changes.retain(|_| !(forgets && rand::random_bool(FORGOTTEN)));
+    changes
 }
 
 /// The events in the order in which they are published.

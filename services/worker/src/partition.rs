@@ -25,7 +25,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -35,7 +35,9 @@ use crate::consumption::{Applying, Consumption};
 use crate::delivery::suspicious;
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
+use crate::lanes::Lanes;
 use crate::progress::{Progress, QueueWatch, Tick};
+use crate::relay::EventFeed;
 use crate::replies::Replies;
 use crate::suspects::Suspects;
 
@@ -49,7 +51,7 @@ const COMMIT_MARGIN: Duration = Duration::from_secs(1);
 /// try had.
 const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
 /// What these can take at a stop, and a little more.
-const STOP_MARGIN: Duration = Duration::from_millis(2500);
+pub(crate) const STOP_MARGIN: Duration = Duration::from_millis(2500);
 
 /// One partition of this worker.
 pub(crate) struct Partition {
@@ -64,14 +66,14 @@ pub(crate) struct Partition {
     pub(crate) link: Link,
     pub(crate) database: watch::Receiver<DatabaseState>,
     pub(crate) applier: Applier,
+    pub(crate) lanes: Lanes,
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
     /// For what is no command: it pauses nothing.
     pub(crate) raw_guard: FloodGuard,
     pub(crate) suspects: Suspects,
     pub(crate) replies: Replies,
-    /// Whom a commit interests: the relay of the events.
-    pub(crate) committed: Arc<Notify>,
+    pub(crate) feed: EventFeed,
     pub(crate) instruments: Instruments,
     pub(crate) consumption: Consumption,
     pub(crate) applying: Applying,
@@ -172,6 +174,7 @@ impl Partition {
     async fn hold(&mut self, epoch: i64) -> (Result<End, Interrupted>, Duration) {
         let started = Instant::now();
         self.applier.fence(Fence { instance: self.holdings.instance, partition: self.number, epoch });
+        self.feed.behind(self.number);
         let mut ownership = self.holdings.ownership.clone();
         let number = self.number;
         let lost = async move {

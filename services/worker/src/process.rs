@@ -1,7 +1,5 @@
 //! How the worker's parts are put together.
 
-use std::sync::Arc;
-
 use common::broker::{BrokerUser, PublisherPool, Topology, supervise};
 use common::config::Reader;
 use common::db::{Pool, Role, monitor};
@@ -11,16 +9,17 @@ use common::membership::{Member, WORKER};
 use common::shutdown::Shutdown;
 use poem::EndpointExt;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, Transactions};
 use crate::consumption::{Applying, Consumption};
 use crate::dead_letters::{Collector, observe_open};
 use crate::flood::FloodGuard;
 use crate::instruments::Instruments;
+use crate::lanes::Lanes;
 use crate::partition::Partition;
 use crate::progress::ProgressWriter;
 use crate::pruning::Pruning;
 use crate::reach;
-use crate::relay::Relay;
+use crate::relay::{EventFeed, Relay};
 use crate::replies::Replies;
 use crate::settings::WorkerSettings;
 use crate::suspects::Suspects;
@@ -68,6 +67,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     reach::start(shutdown, consuming.clone(), holdings.clone());
     let consumption = Consumption::start(shutdown, &health, holdings.ownership.clone());
     let applying = Applying::new(&health);
+    let feed = EventFeed::default();
     let relay = Relay {
         instance: holdings.instance,
         exchange: topology.events_exchange(),
@@ -76,10 +76,9 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
         pool: pool.clone(),
         database: database.clone(),
         publishers: PublisherPool::start(shutdown, &publishing, EVENT_PUBLISHERS),
-        committed: Arc::default(),
+        feed: feed.clone(),
         shutdown: shutdown.clone(),
     };
-    let committed = Arc::clone(&relay.committed);
     relay.start();
     Pruning {
         pool: pool.clone(),
@@ -113,7 +112,11 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
         shutdown: shutdown.clone(),
     };
     collector.start();
-    for number in 0..topology.partitions() {
+    let (window, partitions) = (service.idempotency_window, topology.partitions());
+    let lane =
+        |_| Transactions::new(pool.clone(), guard.clone(), window, partitions).feeding(feed.clone());
+    let lanes = Lanes::start(shutdown, &instruments, (0..settings.lanes).map(lane).collect());
+    for number in 0..partitions {
         let partition = Partition {
             number,
             batch: settings.batch,
@@ -123,12 +126,13 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             keys: service.command_keys.clone(),
             link: consuming.clone(),
             database: database.clone(),
-            applier: Applier::new(pool.clone(), guard.clone(), service.idempotency_window, topology.partitions()),
+            applier: Applier::new(pool.clone(), guard.clone(), window, partitions).feeding(feed.clone()),
+            lanes: lanes.clone(),
             probing: false,
             raw_guard: raw_guard.clone(),
             suspects: suspects.clone(),
             replies: replies.clone(),
-            committed: Arc::clone(&committed),
+            feed: feed.clone(),
             instruments: instruments.clone(),
             applying: applying.clone(),
             progress: progress.clone(),

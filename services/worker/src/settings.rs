@@ -12,6 +12,11 @@ const WORKER_LISTEN: Variable = Variable::with_default(
 );
 const WORKER_BATCH: Variable =
     Variable::with_default("WORKER_BATCH", "200", "Commands of one partition that one transaction applies at most.");
+const WORKER_LANES: Variable = Variable::with_default(
+    "WORKER_LANES",
+    "2",
+    "Transactions that apply commands at the same time, each over everything that waits in its share of the partitions.",
+);
 
 const WORKER_STALL_MS: Variable = Variable::with_default(
     "WORKER_STALL_MS",
@@ -46,6 +51,7 @@ const EVENT_RETRY_SECONDS: Variable = Variable::with_default(
 pub const OWN: &[&Variable] = &[
     &WORKER_LISTEN,
     &WORKER_BATCH,
+    &WORKER_LANES,
     &WORKER_STALL_MS,
     &UNKNOWN_AFTER_SECONDS,
     &EVENT_SOURCE,
@@ -62,6 +68,8 @@ pub struct WorkerSettings {
     pub listen: SocketAddr,
     /// The largest batch, and the prefetch of a partition's channel.
     pub batch: u16,
+    /// How many transactions apply commands at the same time.
+    pub lanes: u16,
     /// How long a partition may be without a delivery while messages wait.
     pub stall: Duration,
     /// Between the acceptance of a command that was lost and its status `unknown`.
@@ -84,6 +92,7 @@ impl WorkerSettings {
         let listen = reader
             .parse(&WORKER_LISTEN, |text| text.parse().map_err(|_| format!("{text:?} is no address; write IP:PORT")));
         let batch = reader.number(&WORKER_BATCH, 1..=2000);
+        let lanes = reader.number(&WORKER_LANES, 1..=64);
         let stall = reader.millis(&WORKER_STALL_MS, 100..=3_600_000);
         let unknown_after = reader.number(&UNKNOWN_AFTER_SECONDS, 20..=86_400_u64);
         let event_source = reader.parse(&EVENT_SOURCE, |text| match text.parse::<http::Uri>() {
@@ -98,6 +107,7 @@ impl WorkerSettings {
                 service: ServiceSettings { exposures, ..service? },
                 listen: listen?,
                 batch: batch?,
+                lanes: lanes?,
                 stall: stall?,
                 unknown_after: Duration::from_secs(unknown_after?),
                 event_source: event_source?,

@@ -10,7 +10,6 @@
 //! `Try` and withdrawn by the partition, or else before the next try. Only tries whose worker vanished add up. What else made it vanish is counted
 //! too: hence several attempts.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,10 +20,9 @@ use tokio::sync::Mutex;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, Committed};
 use crate::blame::ApplyError;
 use crate::incoming::IncomingMessage;
-use crate::users::Outcome;
 
 /// After so many tries that ended with their worker a command becomes a dead letter.
 pub const MOST_ATTEMPTS: i32 = 5;
@@ -78,7 +76,7 @@ impl Suspects {
         &self,
         applier: &mut Applier,
         message: &IncomingMessage,
-    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+    ) -> Result<Committed, ApplyError> {
         let Some(id) = message.id() else { return applier.apply(std::slice::from_ref(message)).await };
         let _turn = self.turn.lock().await;
         self.withdraw().await?;
@@ -91,7 +89,7 @@ impl Suspects {
             applier.apply(std::slice::from_ref(message)).await
         };
         // After an error it comes again: this try is taken off, and workers that vanished before still count.
-        let outcomes = end?;
+        let committed = end?;
         match self.finish(id).await {
             Ok(()) => attempt.taken_off = true,
             Err(error) => {
@@ -99,7 +97,7 @@ impl Suspects {
                 return Err(error);
             }
         }
-        Ok(outcomes)
+        Ok(committed)
     }
 
     /// Takes off the tries that were dropped in good order.

@@ -3,14 +3,18 @@
 //! Every statement judges and changes at once: rows that may not change come back with their reason, and nothing raises.
 //! Commands of one call concern different users and claim different e-mail addresses ([`waves`](crate::waves) sees to it).
 
+mod representation;
+
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use common::command::{Command, CommandId, CreateUser, Email, Envelope, Name, Rejection, UpdateUser, UserId};
+use common::event;
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::blame::ApplyError;
-use crate::events::{self, Origin};
 
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,30 @@ pub enum Outcome {
     Behind,
 }
 
+/// Change that a command made.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The command.
+    pub command_id: CommandId,
+    /// The user that was changed.
+    pub user_id: UserId,
+    /// The type of its event.
+    pub kind: &'static str,
+    /// The user's version after the change; a deletion counts as one more.
+    pub version: i64,
+    /// The user after the change, as JSON: the representation of the API; of a deleted user only `id` and `version`.
+    pub user: Arc<str>,
+}
+
+/// What a wave did.
+#[derive(Debug, Default)]
+pub struct WaveEnd {
+    /// The outcome of each command.
+    pub outcomes: HashMap<CommandId, Outcome>,
+    /// The changes, in the order of the wave.
+    pub changes: Vec<Change>,
+}
+
 /// A command as the set-based statements take it.
 type Of<'a, T> = (&'a Envelope, &'a T);
 
@@ -36,17 +64,21 @@ struct Judged {
     version: Option<i64>,
     /// Whether the command made that version.
     changed: bool,
+    // The user's row after a change that left one.
+    email: Option<String>,
+    name: Option<String>,
+    status: Option<String>,
+    created_at: Option<OffsetDateTime>,
+    updated_at: Option<OffsetDateTime>,
+    suspended_at: Option<OffsetDateTime>,
 }
 
-/// Applies one wave and records its events. Deletes and updates come before creates: they can set free an address that a create claims.
+/// Applies one wave; the caller records its events. Deletes and updates come before creates: they can set free an address that a
+/// create claims.
 ///
 /// # Errors
 /// As the statements give them; then nothing of the wave is applied once the transaction is rolled back.
-pub async fn apply_wave<'w>(
-    conn: &mut PgConnection,
-    wave: &[&'w Envelope],
-    origin: Origin<'_>,
-) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+pub async fn apply_wave(conn: &mut PgConnection, wave: &[&Envelope]) -> Result<WaveEnd, ApplyError> {
     let (mut creates, mut updates) = (Vec::new(), Vec::new());
     let (mut deletes, mut suspends, mut reactivates) = (Vec::new(), Vec::new(), Vec::new());
     for envelope in wave {
@@ -74,13 +106,7 @@ pub async fn apply_wave<'w>(
     if !creates.is_empty() {
         judged.extend(create(conn, &creates).await?);
     }
-    let versions: HashMap<Uuid, i64> =
-        judged.iter().filter(|j| j.changed).filter_map(|j| Some((j.id, j.version?))).collect();
-    let outcomes = outcomes(wave, judged)?;
-    let change = |envelope: &&'w Envelope| Some((*envelope, *versions.get(&envelope.command.user_id().into())?));
-    let changes: Vec<(&Envelope, i64)> = wave.iter().filter_map(change).collect();
-    events::record(conn, &changes, origin).await?;
-    Ok(outcomes)
+    wave_end(wave, judged)
 }
 
 async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Result<Vec<Judged>, sqlx::Error> {
@@ -102,7 +128,7 @@ async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Res
             LEFT JOIN deleted_users ON deleted_users.id = input.id
             ORDER BY lower(email COLLATE "C")
             ON CONFLICT DO NOTHING
-            RETURNING id, version
+            RETURNING id, version, email, name, status, created_at, updated_at, suspended_at
         )
         SELECT
             input.id AS "id!",
@@ -112,7 +138,13 @@ async fn create(conn: &mut PgConnection, commands: &[Of<'_, CreateUser>]) -> Res
                 ELSE 'email-taken'
             END AS reason,
             created.version AS "version?",
-            created.id IS NOT NULL AS "changed!"
+            created.id IS NOT NULL AS "changed!",
+            created.email AS "email?",
+            created.name AS "name?",
+            created.status AS "status?",
+            created.created_at AS "created_at?",
+            created.updated_at AS "updated_at?",
+            created.suspended_at AS "suspended_at?"
         FROM input
         LEFT JOIN created ON created.id = input.id
         LEFT JOIN users ON users.id = input.id
@@ -171,13 +203,21 @@ async fn update(conn: &mut PgConnection, commands: &[Of<'_, UpdateUser>]) -> Res
                 AND users.version = judged.version
                 AND judged.reason IS NULL
                 AND NOT judged.same
-            RETURNING users.id, users.version
+            RETURNING
+                users.id, users.version, users.email, users.name, users.status, users.created_at, users.updated_at,
+                users.suspended_at
         )
         SELECT
             judged.id AS "id!",
             judged.reason,
             CASE WHEN judged.same THEN judged.version ELSE changed.version END AS "version?",
-            changed.id IS NOT NULL AS "changed!"
+            changed.id IS NOT NULL AS "changed!",
+            changed.email AS "email?",
+            changed.name AS "name?",
+            changed.status AS "status?",
+            changed.created_at AS "created_at?",
+            changed.updated_at AS "updated_at?",
+            changed.suspended_at AS "suspended_at?"
         FROM judged
         LEFT JOIN changed ON changed.id = judged.id
         "#,
@@ -225,8 +265,7 @@ async fn reserve_emails(
 
 async fn delete(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<Judged>, sqlx::Error> {
     let (ids, versions) = targets(commands);
-    sqlx::query_as!(
-        Judged,
+    let rows = sqlx::query!(
         r#"
         WITH judged AS (
             SELECT
@@ -263,7 +302,20 @@ async fn delete(conn: &mut PgConnection, commands: &[&Envelope]) -> Result<Vec<J
         &versions as &[Option<i64>],
     )
     .fetch_all(conn)
-    .await
+    .await?;
+    let judged = rows.into_iter().map(|row| Judged {
+        id: row.id,
+        reason: row.reason,
+        version: row.version,
+        changed: row.changed,
+        email: None,
+        name: None,
+        status: None,
+        created_at: None,
+        updated_at: None,
+        suspended_at: None,
+    });
+    Ok(judged.collect())
 }
 
 /// Makes users `status`, which rejects those who are that already with `already`.
@@ -297,13 +349,21 @@ async fn change_status(
                 updated_at = now()
             FROM judged
             WHERE users.id = judged.id AND users.version = judged.version AND judged.reason IS NULL
-            RETURNING users.id, users.version
+            RETURNING
+                users.id, users.version, users.email, users.name, users.status, users.created_at, users.updated_at,
+                users.suspended_at
         )
         SELECT
             judged.id AS "id!",
             judged.reason,
             changed.version AS "version?",
-            changed.id IS NOT NULL AS "changed!"
+            changed.id IS NOT NULL AS "changed!",
+            changed.email AS "email?",
+            changed.name AS "name?",
+            changed.status AS "status?",
+            changed.created_at AS "created_at?",
+            changed.updated_at AS "updated_at?",
+            changed.suspended_at AS "suspended_at?"
         FROM judged
         LEFT JOIN changed ON changed.id = judged.id
         "#,
@@ -320,22 +380,36 @@ fn targets(commands: &[&Envelope]) -> (Vec<Uuid>, Vec<Option<i64>>) {
     commands.iter().map(|envelope| (Uuid::from(envelope.command.user_id()), envelope.if_match)).unzip()
 }
 
-fn outcomes(wave: &[&Envelope], judged: Vec<Judged>) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+fn wave_end(wave: &[&Envelope], judged: Vec<Judged>) -> Result<WaveEnd, ApplyError> {
     let mut by_user: HashMap<UserId, Judged> =
-        judged.into_iter().filter_map(|j| Some((UserId::try_from(j.id).ok()?, j))).collect();
-    wave.iter()
-        .map(|envelope| {
-            // Judged fit to change, yet not changed: something outside the worker changed the row meanwhile.
-            let judged = by_user.remove(&envelope.command.user_id()).ok_or(ApplyError::Contention(None))?;
-            let outcome = match (judged.reason.as_deref().and_then(Rejection::from_name), judged.version) {
-                (Some(rejection), _) => Outcome::Rejected(rejection),
-                (None, None) => return Err(ApplyError::Contention(None)),
-                (None, Some(version)) => {
-                    let gone = matches!(envelope.command, Command::DeleteUser(_));
-                    Outcome::Succeeded((!gone).then_some(version))
-                }
-            };
-            Ok((envelope.id, outcome))
+        judged.into_iter().filter_map(|judged| Some((UserId::try_from(judged.id).ok()?, judged))).collect();
+    let mut end = WaveEnd::default();
+    for envelope in wave {
+        // Judged fit to change, yet not changed: something outside the worker changed the row meanwhile.
+        let judged = by_user.remove(&envelope.command.user_id()).ok_or(ApplyError::Contention(None))?;
+        end.changes.extend(judged.change(envelope));
+        let outcome = match (judged.reason.as_deref().and_then(Rejection::from_name), judged.version) {
+            (Some(rejection), _) => Outcome::Rejected(rejection),
+            (None, None) => return Err(ApplyError::Contention(None)),
+            (None, Some(version)) => {
+                let gone = matches!(envelope.command, Command::DeleteUser(_));
+                Outcome::Succeeded((!gone).then_some(version))
+            }
+        };
+        end.outcomes.insert(envelope.id, outcome);
+    }
+    Ok(end)
+}
+
+impl Judged {
+    fn change(&self, envelope: &Envelope) -> Option<Change> {
+        let version = self.version.filter(|_| self.changed)?;
+        Some(Change {
+            command_id: envelope.id,
+            user_id: envelope.command.user_id(),
+            kind: event::type_of(&envelope.command),
+            version,
+            user: representation::of(self, version),
         })
-        .collect()
+    }
 }

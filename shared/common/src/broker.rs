@@ -32,5 +32,10 @@ pub use topology::Topology;
 /// A silent peer is noticed after at most two of these.
 pub(crate) const HEARTBEAT_SECONDS: u16 = 5;
 
+/// Bytes of the largest frame: for each connection the client library keeps two buffers of 32 of these in memory, which are
+/// 8 MiB with the broker's usual 128 KiB. More than the longest properties that the frame filter lets pass (16 KiB), because
+/// the broker sends them in one frame whatever its size.
+pub(crate) const FRAME_MAX: u32 = 20 * 1024;
+
 /// How long the broker may take to confirm a message, from the moment in which the publisher was asked.
 pub const CONFIRM_DEADLINE: Duration = Duration::from_secs(5);

@@ -21,8 +21,8 @@ pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 pub const TYPES: [&str; 5] =
     ["users.created", "users.updated", "users.deleted", "users.suspended", "users.reactivated"];
 
-/// One event as it is published.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// One event as a subscriber reads it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct CloudEvent {
     /// Always `1.0`.
     pub specversion: String,
@@ -40,37 +40,74 @@ pub struct CloudEvent {
     /// Always `application/json`.
     pub datacontenttype: String,
     /// The request's trace (the extension "Distributed Tracing").
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub traceparent: Option<String>,
     /// What the systems on the way added to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub tracestate: Option<String>,
     /// The user after the change: the representation that the API gives; of a deleted user only `id` and `version`. The
     /// version counts the user's changes, deletion included, so a subscriber that keeps state can drop what is not newer.
     pub data: serde_json::Value,
 }
 
-impl CloudEvent {
-    /// An event without trace.
-    pub fn new(id: Uuid, source: String, kind: String, subject: Uuid, data: serde_json::Value) -> Self {
-        Self {
-            specversion: "1.0".to_owned(),
-            id,
-            source,
-            r#type: kind,
-            subject,
-            time: OffsetDateTime::now_utc(),
-            datacontenttype: JSON.to_owned(),
-            traceparent: None,
-            tracestate: None,
-            data,
-        }
-    }
+/// The attributes of an event that is about to be sent, borrowed from where they are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct EventAttributes<'a> {
+    /// See [`CloudEvent::id`].
+    pub id: Uuid,
+    /// See [`CloudEvent::source`].
+    pub source: &'a str,
+    /// See [`CloudEvent::type`](CloudEvent#structfield.type).
+    pub kind: &'a str,
+    /// See [`CloudEvent::subject`].
+    pub subject: Uuid,
+    /// See [`CloudEvent::time`].
+    pub time: OffsetDateTime,
+    /// See [`CloudEvent::traceparent`].
+    pub traceparent: Option<&'a str>,
+    /// See [`CloudEvent::tracestate`].
+    pub tracestate: Option<&'a str>,
+}
 
-    /// As it is sent.
-    pub fn encode(&self) -> Vec<u8> {
-        // Cannot fail: every member is text, a number or JSON already.
-        serde_json::to_vec(self).unwrap_or_default()
+/// The members of a message before its data.
+#[derive(Serialize)]
+struct Head<'a> {
+    specversion: &'a str,
+    id: Uuid,
+    source: &'a str,
+    r#type: &'a str,
+    subject: Uuid,
+    #[serde(with = "time::serde::rfc3339")]
+    time: OffsetDateTime,
+    datacontenttype: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tracestate: Option<&'a str>,
+}
+
+impl EventAttributes<'_> {
+    /// The message as it is sent. `data` is JSON text, which is neither parsed nor written again.
+    pub fn encode(&self, data: &str) -> Vec<u8> {
+        let head = Head {
+            specversion: "1.0",
+            id: self.id,
+            source: self.source,
+            r#type: self.kind,
+            subject: self.subject,
+            time: self.time,
+            datacontenttype: JSON,
+            traceparent: self.traceparent,
+            tracestate: self.tracestate,
+        };
+        let mut message = Vec::with_capacity(512 + data.len());
+        // Cannot fail: every member is text, and the year of a change has four digits.
+        let _ = serde_json::to_writer(&mut message, &head);
+        message.pop();
+        message.extend_from_slice(b",\"data\":");
+        message.extend_from_slice(data.as_bytes());
+        message.push(b'}');
+        message
     }
 }
 

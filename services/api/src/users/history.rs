@@ -5,50 +5,59 @@
 //! which its cursors carry. A position changes only when an operator replays a parked command: it took effect then.
 
 use common::db::{DbError, Pool};
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Object};
+use serde::Serialize;
 use sqlx::PgConnection;
+use time::serde::rfc3339;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::rows::{Read, reading};
 use crate::commands::CommandStatus;
 use crate::contract::{EXAMPLE_COMMAND, EXAMPLE_TIME};
+use crate::json::Json;
 use crate::paging::{Order, Paging};
 
 /// A command that concerned a user, and its outcome
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 #[oai(skip_serializing_if_is_none)]
 pub(crate) struct HistoryEntry {
     /// The command's id.
     pub(crate) id: Uuid,
     /// What was asked for, like `users.create`.
     #[oai(rename = "type")]
+    #[serde(rename = "type")]
     pub(crate) kind: String,
     /// Who asked: `key:` and the client's name, `oidc:` and the subject, or `anonymous`.
     pub(crate) principal: String,
     /// What became of it; never `pending`.
     pub(crate) status: CommandStatus,
     /// Why it was rejected or parked, as in the command.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
     /// The user's version after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user_version: Option<i64>,
     /// When it was accepted.
+    #[serde(with = "rfc3339")]
     pub(crate) accepted_at: OffsetDateTime,
     /// When it was decided.
+    #[serde(with = "rfc3339")]
     pub(crate) applied_at: OffsetDateTime,
 }
 
 /// A page of a user's history, newest first
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 #[oai(example, skip_serializing_if_is_none)]
 pub(crate) struct HistoryPage {
     /// The commands, in the reverse order in which they took effect.
     pub(crate) items: Vec<HistoryEntry>,
     /// Continues with older ones; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next_cursor: Option<String>,
     /// Leads back to newer ones; absent on the first page.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prev_cursor: Option<String>,
 }
 
@@ -185,4 +194,20 @@ async fn exists(conn: &mut PgConnection, user_id: Uuid) -> Result<bool, sqlx::Er
     sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM users WHERE id = $1) AS "exists!""#, user_id)
         .fetch_one(conn)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::assert_written_as_described;
+
+    #[test]
+    fn a_history_is_written_as_the_contract_describes_it() {
+        assert_written_as_described(&HistoryPage::example());
+        let mut page = HistoryPage { prev_cursor: Some("x".to_owned()), ..HistoryPage::example() };
+        for entry in &mut page.items {
+            (entry.status, entry.reason, entry.user_version) = (CommandStatus::Parked, Some("23505".to_owned()), None);
+        }
+        assert_written_as_described(&page);
+    }
 }

@@ -1,10 +1,11 @@
 //! What the operations on users take and give.
 
 use common::command::{Email, Name};
-use poem_openapi::payload::Json;
 use poem_openapi::types::Example;
 use poem_openapi::{ApiResponse, Enum, Object, Union};
+use serde::Serialize;
 use time::OffsetDateTime;
+use time::serde::rfc3339;
 use uuid::Uuid;
 
 use crate::accept::Terms;
@@ -13,11 +14,13 @@ use crate::commands::CommandResource;
 use crate::contract::{EXAMPLE_TIME, EXAMPLE_USER};
 use crate::cursor::{Cursor, Toward};
 use crate::headers::entity_tag;
+use crate::json::Json;
 use crate::problem::{Failures, ProblemKind};
 
 /// Whether a user may act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum, Serialize)]
 #[oai(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
 pub enum UserStatus {
     /// As created.
     Active,
@@ -26,7 +29,7 @@ pub enum UserStatus {
 }
 
 /// A user
-#[derive(Debug, Clone, Object)]
+#[derive(Debug, Clone, Object, Serialize)]
 #[oai(example, skip_serializing_if_is_none)]
 pub struct User {
     /// The user's id: a UUIDv7, or a UUIDv8 when it was created under an `Idempotency-Key`.
@@ -40,22 +43,27 @@ pub struct User {
     /// Counts the changes; the `ETag` of this representation.
     pub version: i64,
     /// When it was created.
+    #[serde(with = "rfc3339")]
     pub created_at: OffsetDateTime,
     /// When it was last changed.
+    #[serde(with = "rfc3339")]
     pub updated_at: OffsetDateTime,
     /// Since when it is suspended.
+    #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub suspended_at: Option<OffsetDateTime>,
 }
 
 /// A page of users, in the order of their ids
-#[derive(Debug, Object)]
+#[derive(Debug, Object, Serialize)]
 #[oai(example, skip_serializing_if_is_none)]
 pub struct UserPage {
     /// The users.
     pub items: Vec<User>,
     /// Continues after the last item; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
     /// Leads back to what stands before the first item; absent on the first page.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prev_cursor: Option<String>,
 }
 
@@ -154,8 +162,9 @@ impl UserStatus {
 }
 
 /// The user after the change, or without `users:read` the command
-#[derive(Debug, Union)]
+#[derive(Debug, Union, Serialize)]
 #[oai(one_of)]
+#[serde(untagged)]
 pub(crate) enum WriteOutcome {
     /// With `users:read`.
     User(User),
@@ -301,5 +310,27 @@ impl Changed {
                 ChangeUserAnswer::Accepted(Json(command), location, RETRY_AFTER_SECONDS, terms.applied())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::tests::assert_written_as_described;
+
+    #[test]
+    fn users_are_written_as_the_contract_describes_them() {
+        let suspended = User {
+            name: "Ada \"λ\" \u{1f469}\u{200d}\u{1f4bb}\\".to_owned(),
+            status: UserStatus::Suspended,
+            version: i64::MAX,
+            suspended_at: Some(EXAMPLE_TIME - time::Duration::nanoseconds(1)),
+            ..User::example()
+        };
+        assert_written_as_described(&User::example());
+        assert_written_as_described(&suspended);
+        assert_written_as_described(&UserPage::example());
+        assert_written_as_described(&WriteOutcome::User(suspended));
+        assert_written_as_described(&WriteOutcome::Command(CommandResource::example()));
     }
 }

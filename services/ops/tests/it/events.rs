@@ -1,5 +1,7 @@
 //! Change events as a subscriber sees them: as the contract says, in order, and none missing whatever dies.
 
+mod outbox;
+
 use std::collections::{BTreeMap, HashSet};
 
 use common::event::{CONTENT_TYPE, CloudEvent};

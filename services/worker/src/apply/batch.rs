@@ -1,24 +1,27 @@
 //! Work of a transaction between the fence and the commit.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use common::command::{CommandId, Message};
+use common::command::{CommandHeader, CommandId, Message};
 use sqlx::PgConnection;
 use time::Duration;
 use tracing::error;
 
+use super::fence::Held;
+use super::{Committed, Share};
 use crate::admission::misplaced;
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
-use crate::commands::{decide, deduplicate};
+use crate::commands;
 use crate::days::BatchDays;
 use crate::dead_letters::{self, Letters, RawMessage, Traces, record_raw};
-use crate::events::Origin;
+use crate::events::{self, RecordedEvents};
 use crate::flood::FloodGuard;
 use crate::idempotency::{self, Retry, Times};
-use crate::incoming::{Candidate, Entry, IncomingMessage};
+use crate::incoming::{Candidate, Entry, IncomingMessage, Source};
 use crate::suspects::MOST_ATTEMPTS;
-use crate::users::{self, Outcome};
+use crate::users::{self, Change, Outcome};
 use crate::waves::waves;
 
 /// How far ahead of the database's clock a command's id may be. A day's table, and so retention, goes by that time.
@@ -26,7 +29,6 @@ pub(super) const MOST_AHEAD: Duration = Duration::days(1);
 
 /// What the commands of a transaction have in common.
 pub(super) struct Batch<'a> {
-    pub(super) partition: u16,
     pub(super) partitions: u16,
     pub(super) guard: &'a FloodGuard,
     pub(super) times: Times,
@@ -36,7 +38,8 @@ pub(super) struct Batch<'a> {
 
 /// What came of the work of a transaction.
 pub(super) struct Applied {
-    pub(super) outcomes: HashMap<CommandId, Outcome>,
+    pub(super) committed: Committed,
+    pub(super) events: RecordedEvents,
     /// Commands that were neither parked behind another nor retries.
     pub(super) tried: usize,
     /// Those of them that became dead letters.
@@ -60,50 +63,109 @@ struct Refusal {
 struct Progress {
     letters: Letters,
     outcomes: HashMap<CommandId, Outcome>,
+    changes: Vec<Change>,
+    events: RecordedEvents,
     tried: usize,
 }
 
 impl Batch<'_> {
-    /// Does it.
+    /// Does it, for the shares whose partitions are held.
     ///
     /// # Errors
     /// [`ApplyError::Flood`], or as the statements give them; then the transaction must be rolled back.
     pub(super) async fn work(
         &self,
         conn: &mut PgConnection,
-        messages: &[IncomingMessage],
+        shares: &[Share<'_>],
+        held: Held,
         mode: Mode,
     ) -> Result<Applied, ApplyError> {
-        let traces: Traces = messages.iter().filter_map(|m| Some((m.id()?, m.trace.clone()))).collect();
-        let origin = Origin { partition: self.partition, traces: &traces };
-        let fresh = deduplicate(conn, Entry::all(messages), &self.days.outside).await?;
+        let shares = || shares.iter().filter(|share| held.partitions.contains(&share.fence.partition));
+        let messages: Vec<(Source, &IncomingMessage)> =
+            shares().flat_map(|share| share.messages.iter().map(|message| (share.source(), message))).collect();
+        let traces: Traces<'_> = messages.iter().filter_map(|(_, m)| Some((m.id()?, &m.trace))).collect();
+        let fresh = self.fresh(conn, Entry::all(messages.iter().copied()), &held.known).await?;
         #[cfg(feature = "mutants")]
         let fresh = crate::mutants::ordered(fresh);
-        let held = dead_letters::held_users(conn, &fresh).await?;
-        let mut progress = Progress { letters: Letters::new(held), outcomes: HashMap::new(), tried: 0 };
+        let mut progress = Progress {
+            letters: Letters::new(held.blocked_users),
+            outcomes: HashMap::new(),
+            changes: Vec::new(),
+            events: RecordedEvents::default(),
+            tried: 0,
+        };
         for round in self.times.rounds(&fresh) {
-            self.round(conn, round, mode, origin, &mut progress).await?;
+            self.round(conn, round, mode, &traces, &mut progress).await?;
         }
-        let Progress { letters, outcomes, tried } = progress;
+        let Progress { letters, outcomes, changes, events: mut recorded, tried } = progress;
         let dead = letters.dead();
         if let Some(dead) = self.guard.flood(tried, dead) {
             return Err(ApplyError::Flood(dead));
         }
         letters.record(conn).await?;
-        for message in messages.iter().filter_map(RawMessage::of) {
-            let letter = record_raw(conn, message).await?;
-            if let Some(defect) = message.defect {
-                error!(partition = self.partition, letter, %defect, "a message that did not arrive whole is a dead letter");
+        for (Source { partition, .. }, message) in messages {
+            let Some(raw) = RawMessage::of(message) else { continue };
+            let letter = record_raw(conn, raw).await?;
+            if let Some(defect) = &message.defect {
+                error!(partition, letter, %defect, "a message that did not arrive whole is a dead letter");
             }
         }
-        for (command, defect) in fresh.iter().filter_map(|entry| Some((entry.id(), entry.message.defect.as_ref()?))) {
-            let partition = self.partition;
-            error!(partition, command.id = %command, %defect, "a message that did not arrive whole is a dead letter");
+        for (entry, defect) in fresh.iter().filter_map(|entry| Some((entry, entry.message.defect.as_ref()?))) {
+            let (partition, id) = (entry.source.partition, entry.id());
+            error!(partition, command.id = %id, %defect, "a message that did not arrive whole is a dead letter");
         }
-        let decided: Vec<_> =
-            fresh.iter().filter_map(|entry| Some((entry.id(), outcomes.get(&entry.id())?.clone()))).collect();
-        decide(conn, &decided).await?;
-        Ok(Applied { outcomes, tried, dead })
+        let located =
+            changes.iter().map(|change| (change, change.user_id.partition(self.partitions))).collect();
+        recorded.extend(events::record(conn, located, &traces).await?);
+        self.record_commands(conn, &fresh, &outcomes).await?;
+        let users = recorded.events.iter().filter_map(|event| {
+            Some((CommandId::try_from(event.id).ok()?, Arc::clone(&event.data)))
+        });
+        let committed =
+            Committed { users: users.collect(), outcomes, partitions: held.partitions, applied_at: held.now };
+        Ok(Applied { committed, events: recorded, tried, dead })
+    }
+
+    /// The commands that were not decided before. One of a day without a table gets no row: its dead letter says that it was
+    /// there.
+    async fn fresh<'m>(
+        &self,
+        conn: &mut PgConnection,
+        entries: Vec<Entry<'m>>,
+        known: &HashSet<CommandId>,
+    ) -> Result<Vec<Entry<'m>>, sqlx::Error> {
+        let outside = |entry: &Entry<'_>| self.days.outside.contains(&entry.day());
+        let ids: Vec<_> = entries.iter().filter(|entry| outside(entry)).map(|entry| entry.id().into()).collect();
+        let unrecorded: HashSet<_> = match ids.as_slice() {
+            [] => HashSet::new(),
+            ids => dead_letters::without_letter(conn, ids).await?.into_iter().collect(),
+        };
+        #[cfg(feature = "mutants")]
+        let known = &crate::mutants::known(known);
+        let is_fresh = |entry: &Entry<'_>| match outside(entry) {
+            true => unrecorded.contains(&entry.id().into()),
+            false => !known.contains(&entry.id()),
+        };
+        Ok(entries.into_iter().filter(is_fresh).collect())
+    }
+
+    /// Writes the rows of the commands, which no other transaction may have decided meanwhile.
+    async fn record_commands(
+        &self,
+        conn: &mut PgConnection,
+        fresh: &[Entry<'_>],
+        outcomes: &HashMap<CommandId, Outcome>,
+    ) -> Result<(), ApplyError> {
+        let decided: Vec<(&CommandHeader, &Outcome)> = fresh
+            .iter()
+            .filter(|entry| !self.days.outside.contains(&entry.day()))
+            .filter_map(|entry| Some((&entry.header, outcomes.get(&entry.id())?)))
+            .collect();
+        let recorded = commands::record(conn, &decided).await?;
+        #[cfg(feature = "mutants")]
+        let recorded = crate::mutants::rows(recorded, decided.len());
+        // The partition's owner is the only writer of its commands, unless a transaction of it that was abandoned still runs.
+        if recorded == decided.len() { Ok(()) } else { Err(ApplyError::Contention(None)) }
     }
 
     /// Commands that may claim their idempotency keys at once. The letters come in the order of arrival.
@@ -112,8 +174,8 @@ impl Batch<'_> {
         conn: &mut PgConnection,
         entries: &[Entry<'_>],
         mode: Mode,
-        origin: Origin<'_>,
-        Progress { letters, outcomes, tried }: &mut Progress,
+        traces: &Traces<'_>,
+        Progress { letters, outcomes, changes, events, tried }: &mut Progress,
     ) -> Result<(), ApplyError> {
         let (free, mut refusals) = self.sort(entries, letters);
         // A retry of a parked command is of the same user, so it waits too, and claims its key when its turn comes.
@@ -121,7 +183,9 @@ impl Batch<'_> {
         let first: HashMap<CommandId, Candidate<'_>> = {
             if mode == Mode::Together {
                 for wave in waves(first.iter().map(|candidate| candidate.envelope)) {
-                    outcomes.extend(users::apply_wave(conn, &wave, origin).await?);
+                    let wave = users::apply_wave(conn, &wave).await?;
+                    outcomes.extend(wave.outcomes);
+                    changes.extend(wave.changes);
                 }
             }
             first.into_iter().map(|candidate| (candidate.entry.id(), candidate)).collect()
@@ -139,8 +203,11 @@ impl Batch<'_> {
                 letters.guilty(entry, None, &reason, 1);
                 Outcome::Parked(code.to_owned())
             } else if let (Mode::OneByOne, Some(candidate)) = (mode, first.get(&id)) {
-                match try_alone(conn, candidate.envelope, origin).await? {
-                    AloneEnd::Outcome(outcome) => outcome,
+                match try_alone(conn, *candidate, traces).await? {
+                    AloneEnd::Decided { outcome, events: recorded } => {
+                        events.extend(recorded);
+                        outcome
+                    }
                     AloneEnd::Failed { sqlstate, reason } => {
                         letters.guilty(entry, Some(sqlstate.clone()), &reason, 1);
                         Outcome::Parked(sqlstate)
@@ -187,7 +254,7 @@ impl Batch<'_> {
         if let Message::Unread(unread) = &entry.message.content {
             return Some(Refusal { code: dead_letters::NOT_UNDERSTOOD, reason: unread.reason.clone() });
         }
-        if let Some(reason) = misplaced(entry.user_id(), self.partition, self.partitions) {
+        if let Some(reason) = misplaced(entry.user_id(), entry.source.partition, self.partitions) {
             return Some(Refusal { code: dead_letters::WRONG_PARTITION, reason });
         }
         if minted_at > self.times.now + MOST_AHEAD {

@@ -36,8 +36,13 @@ struct NewLetter {
 }
 
 impl NewLetter {
-    fn of(entry: &Entry<'_>, sqlstate: Option<String>, reason: &str, attempts: i32) -> Self {
-        let (header, message) = (entry.header.clone(), entry.message);
+    fn of(
+        header: CommandHeader,
+        message: &IncomingMessage,
+        sqlstate: Option<String>,
+        reason: &str,
+        attempts: i32,
+    ) -> Self {
         let (body, trace, defect) = (message.body.clone(), message.trace.clone(), message.defect.clone());
         Self { header, body, trace, reason: cut(reason), sqlstate, attempts, defect }
     }
@@ -86,7 +91,7 @@ impl Letters {
     pub(crate) fn behind(&mut self, entry: &Entry<'_>) -> bool {
         let held = entry.user_id().is_some_and(|user| self.holds(user));
         if held {
-            self.letters.push(NewLetter::of(entry, None, BEHIND, 0));
+            self.letters.push(NewLetter::of(entry.header.clone(), entry.message, None, BEHIND, 0));
         }
         held
     }
@@ -94,7 +99,7 @@ impl Letters {
     /// Notes a command that cannot be applied; its user is held from here on.
     pub(crate) fn guilty(&mut self, entry: &Entry<'_>, sqlstate: Option<String>, reason: &str, attempts: i32) {
         self.held.extend(entry.user_id());
-        self.letters.push(NewLetter::of(entry, sqlstate, reason, attempts));
+        self.letters.push(NewLetter::of(entry.header.clone(), entry.message, sqlstate, reason, attempts));
     }
 
     /// How many commands were found guilty.
@@ -133,24 +138,6 @@ impl Letters {
         .await?;
         insert(conn, &letters).await
     }
-}
-
-/// The users of these commands that are held, locked against operators until the end of the transaction.
-pub(crate) async fn held_users(conn: &mut PgConnection, entries: &[Entry<'_>]) -> Result<HashSet<UserId>, sqlx::Error> {
-    let users: Vec<Uuid> = entries.iter().filter_map(|entry| entry.user_id().map(Uuid::from)).collect();
-    let held = sqlx::query_scalar!(
-        "
-        SELECT user_id
-        FROM held_users
-        WHERE user_id = ANY($1)
-        ORDER BY user_id
-        FOR SHARE
-        ",
-        &users,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(held.into_iter().filter_map(|id| UserId::try_from(id).ok()).collect())
 }
 
 /// Which of these commands have no letter, open or closed.
@@ -234,8 +221,7 @@ pub async fn record_undelivered(
         if let Some(user) = user {
             hold(&mut tx, user, id).await?;
         }
-        let entry = Entry { header, message };
-        insert(&mut tx, &[NewLetter::of(&entry, None, &reason, 1)]).await?;
+        insert(&mut tx, &[NewLetter::of(header, message, None, &reason, 1)]).await?;
     }
     sqlx::query!("DELETE FROM suspects WHERE command_id = $1", id).execute(&mut *tx).await?;
     tx.commit().await?;

@@ -18,11 +18,11 @@ use super::record::{cut, hold};
 use super::{DISCARDED, Letter, Letters, NOT_UNDERSTOOD, Traces, UNKNOWN_OUTCOME};
 use crate::alone::{AloneEnd, try_alone};
 use crate::blame::ApplyError;
-use crate::commands::{self, decide};
+use crate::commands;
 use crate::days;
-use crate::events::Origin;
+use crate::events::{self, RecordedEvents};
 use crate::idempotency::{self, Times};
-use crate::incoming::{Candidate, Entry, IncomingMessage};
+use crate::incoming::{Candidate, Entry, IncomingMessage, Source};
 use crate::users::Outcome;
 
 /// Letters of one transaction, at most.
@@ -267,7 +267,7 @@ async fn work(
     let mut steps = Vec::new();
     loop {
         let first = steps.is_empty();
-        let more = some(conn, user.into(), discarded, first, terms, &mut steps).await?;
+        let more = some(conn, user, discarded, first, terms, &mut steps).await?;
         if !more || terms.dry_run {
             return Ok(steps);
         }
@@ -277,12 +277,13 @@ async fn work(
 /// Deals with the first letters of a user in one transaction; says whether there are more to deal with.
 async fn some(
     conn: &mut PgConnection,
-    user: Uuid,
+    user_id: UserId,
     discarded: Option<&Discarded>,
     first: bool,
     terms: Terms,
     steps: &mut Vec<Step>,
 ) -> Result<bool, ReplayError> {
+    let user = Uuid::from(user_id);
     let mut tx = conn.begin().await?;
     let open = lock(&mut tx, user).await?;
     let began = Instant::now();
@@ -297,8 +298,8 @@ async fn some(
         .fetch_one(&mut *tx)
         .await?;
     let partitions = u16::try_from(work.partitions).unwrap_or(u16::MAX);
-    let times = Times { window: terms.window, now: work.now, published_after: None };
-    let (mut next, mut failed) = (None, false);
+    let times = Times { window: terms.window, now: work.now };
+    let (mut next, mut failed, mut applied) = (None, false, false);
     for (number, letter) in open.iter().enumerate() {
         if number == AT_ONCE || (number > 0 && began.elapsed() > LONGEST) {
             next = next.or(Some(letter.command_id));
@@ -312,6 +313,7 @@ async fn some(
         } else {
             again(&mut tx, letter, &times, partitions).await?
         };
+        applied |= matches!(verdict, Verdict::Decided(_));
         if let Verdict::Failed(..) = verdict {
             failed = true;
             next = Some(letter.command_id);
@@ -327,6 +329,9 @@ async fn some(
         None => {
             sqlx::query!("DELETE FROM held_users WHERE user_id = $1", user).execute(&mut *tx).await?;
         }
+    }
+    if applied {
+        events::note_replay(&mut tx, user_id, partitions).await?;
     }
     if terms.dry_run {
         tx.rollback().await?;
@@ -413,23 +418,23 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
         Message::Raw(reason) => (None, reason.clone()),
         Message::Unread(unread) => (None, unread.reason.clone()),
         Message::Command(envelope) => {
-            let entry = Entry { header: envelope.as_ref().into(), message: &message };
-            match once(conn, Candidate { entry: &entry, envelope }, times, partitions).await? {
+            let partition = envelope.command.user_id().partition(partitions);
+            let source = Source { partition, published_after: None };
+            let entry = Entry { header: envelope.as_ref().into(), message: &message, source };
+            match once(conn, Candidate { entry: &entry, envelope }, times).await? {
                 // A retry of a command that was discarded.
-                AloneEnd::Outcome(Outcome::Parked(code)) if code == DISCARDED => {
+                AloneEnd::Decided { outcome: Outcome::Parked(code), .. } if code == DISCARDED => {
                     give_up(conn, letter).await?;
                     return Ok(Verdict::Discarded);
                 }
-                AloneEnd::Outcome(Outcome::Parked(_)) => (None, UNKNOWN_OUTCOME.to_owned()),
-                AloneEnd::Outcome(outcome) => {
+                AloneEnd::Decided { outcome: Outcome::Parked(_), .. } => (None, UNKNOWN_OUTCOME.to_owned()),
+                AloneEnd::Decided { outcome, .. } => {
                     close(conn, letter, "replayed").await?;
-                    let row = sqlx::query!("UPDATE commands SET applied_at = now() WHERE id = $1", letter.command_id);
-                    if row.execute(&mut *conn).await?.rows_affected() == 0 {
+                    if !commands::decide(conn, envelope.id, &outcome).await? {
                         // Its day was dropped while it waited, or had no table; its retries behind it need its outcome.
                         days::make(conn, entry.day()).await?;
-                        commands::insert(conn, &[&entry.header]).await?;
+                        commands::record(conn, &[(&entry.header, &outcome)]).await?;
                     }
-                    decide(conn, &[(envelope.id, outcome.clone())]).await?;
                     return Ok(Verdict::Decided(outcome));
                 }
                 AloneEnd::Failed { sqlstate, reason } => (Some(sqlstate), reason),
@@ -458,22 +463,17 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
 }
 
 /// Tries a command, unless it repeats one that has an outcome.
-async fn once(
-    conn: &mut PgConnection,
-    candidate: Candidate<'_>,
-    times: &Times,
-    partitions: u16,
-) -> Result<AloneEnd, ApplyError> {
+async fn once(conn: &mut PgConnection, candidate: Candidate<'_>, times: &Times) -> Result<AloneEnd, ApplyError> {
     let Candidate { entry, envelope } = candidate;
     let (first, retries) = idempotency::claim(conn, vec![candidate], times, &HashMap::new()).await?;
     if !first.is_empty() {
-        let traces = Traces::from([(envelope.id, entry.message.trace.clone())]);
-        let partition = envelope.command.user_id().partition(partitions);
-        return try_alone(conn, envelope, Origin { partition, traces: &traces }).await;
+        let traces = Traces::from([(envelope.id, &entry.message.trace)]);
+        return try_alone(conn, candidate, &traces).await;
     }
     let mut outcomes = HashMap::new();
     idempotency::repeat(retries, &mut outcomes, &mut Letters::new(HashSet::new()));
-    outcomes.remove(&envelope.id).map(AloneEnd::Outcome).ok_or(ApplyError::Contention(None))
+    let outcome = outcomes.remove(&envelope.id).ok_or(ApplyError::Contention(None))?;
+    Ok(AloneEnd::Decided { outcome, events: RecordedEvents::default() })
 }
 
 impl Open {

@@ -1,22 +1,21 @@
-//! One batch of a partition: decode, apply, acknowledge, reply.
+//! One batch of a partition: decode, apply, reply, acknowledge.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::command::CommandId;
 use common::health::CheckFailure;
 use lapin::message::Delivery;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{Instrument, warn};
 
 use super::{Interrupted, Partition};
 use crate::admission::admit;
+use crate::apply::Committed;
 use crate::blame::ApplyError;
-use crate::delivery::{BatchSpans, acknowledge, refuse, suspicious};
+use crate::delivery::{BatchSpan, CommandSpan, acknowledge, refuse, suspicious};
 use crate::incoming::IncomingMessage;
+use crate::lanes::{LaneAnswer, LaneBatch};
 use crate::replies::AppliedOutcome;
-use crate::users::Outcome;
 
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
@@ -24,7 +23,7 @@ const CONTENTION_TRIES: u32 = 5;
 /// Deliveries with their messages, in order.
 struct Sorted {
     deliveries: Vec<Delivery>,
-    messages: Vec<IncomingMessage>,
+    messages: Arc<[IncomingMessage]>,
     /// How many of these are no commands.
     raw: usize,
     /// No commands, and more than are recorded.
@@ -39,16 +38,18 @@ impl Partition {
         };
         #[cfg(feature = "mutants")]
         let acknowledged = crate::mutants::acknowledged(&last).await?;
-        let spans = BatchSpans::open(&deliveries, &messages);
-        let transactions = spans.transactions();
+        let spans: Arc<[CommandSpan]> = CommandSpan::open_all(&deliveries, &messages).into();
         let started = Instant::now();
-        let alone = deliveries.iter().any(suspicious);
-        let outcomes = self.apply(&messages, alone).instrument(spans.batch.clone()).await?;
-        self.committed.notify_one();
+        let suspected = deliveries.iter().any(suspicious);
+        let committed = self.apply(&messages, &spans, suspected).await?;
         self.raw_guard.note(messages.len(), raw);
-        drop(transactions);
-        spans.record(messages.iter().filter_map(IncomingMessage::id).map(|id| outcomes.get(&id)));
-        self.instruments.batch(self.number, &messages, started.elapsed(), &outcomes);
+        let outcomes = messages.iter().filter_map(IncomingMessage::id).map(|id| committed.outcomes.get(&id));
+        for (span, outcome) in spans.iter().zip(outcomes) {
+            span.record(outcome);
+        }
+        drop(spans);
+        self.reply(&deliveries, &messages, &committed);
+        self.instruments.batch(self.number, &messages, started.elapsed(), &committed.outcomes);
         #[cfg(feature = "mutants")]
         if acknowledged {
             return Ok(());
@@ -59,21 +60,21 @@ impl Partition {
         if !acknowledge(&last, true).await? {
             return Err(Interrupted::AckLost);
         }
-        let applied_at = OffsetDateTime::now_utc();
-        for (delivery, message) in deliveries.iter().zip(&messages) {
+        Ok(())
+    }
+
+    /// Replies to the clients that wait for these commands.
+    fn reply(&self, deliveries: &[Delivery], messages: &[IncomingMessage], committed: &Committed) {
+        for (delivery, message) in deliveries.iter().zip(messages) {
             let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) else { continue };
-            match outcomes.get(&id) {
+            match committed.outcomes.get(&id).cloned() {
                 Some(outcome) => {
-                    self.replies.send(
-                        reply_to,
-                        id,
-                        AppliedOutcome { outcome: outcome.clone(), applied_at, user: None },
-                    );
+                    let (applied_at, user) = (committed.applied_at, committed.users.get(&id).cloned());
+                    self.replies.send(reply_to, id, AppliedOutcome { outcome, applied_at, user });
                 }
                 None => self.replies.hint(reply_to, id),
             }
         }
-        Ok(())
     }
 
     /// Admits the deliveries, and sets those aside that are no commands and more than are recorded.
@@ -88,18 +89,18 @@ impl Partition {
         let is_raw = |message: &IncomingMessage| message.id().is_none();
         let raw = admitted.iter().filter(|(_, message)| is_raw(message)).count();
         let room = self.raw_guard.room(admitted.len(), raw);
-        let mut sorted = Sorted { deliveries: Vec::new(), messages: Vec::new(), raw: 0, surplus: Vec::new() };
+        let (mut taken, mut messages, mut surplus, mut recorded) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (delivery, message) in admitted {
             let raw = is_raw(&message);
-            if raw && sorted.raw == room {
-                sorted.surplus.push(delivery);
+            if raw && recorded == room {
+                surplus.push(delivery);
                 continue;
             }
-            sorted.raw += usize::from(raw);
-            sorted.deliveries.push(delivery);
-            sorted.messages.push(message);
+            recorded += usize::from(raw);
+            taken.push(delivery);
+            messages.push(message);
         }
-        sorted
+        Sorted { deliveries: taken, messages: messages.into(), raw: recorded, surplus }
     }
 
     async fn refuse(&self, surplus: Vec<Delivery>) -> Result<(), Interrupted> {
@@ -116,16 +117,39 @@ impl Partition {
         Ok(())
     }
 
+    /// Applies a batch in the transaction of its lane, or in its own: one that failed with others, a command that may have ended
+    /// its worker, and what comes after a batch that could not be applied.
     async fn apply(
         &mut self,
-        messages: &[IncomingMessage],
-        alone: bool,
-    ) -> Result<HashMap<CommandId, Outcome>, ApplyError> {
+        messages: &Arc<[IncomingMessage]>,
+        spans: &Arc<[CommandSpan]>,
+        suspected: bool,
+    ) -> Result<Arc<Committed>, ApplyError> {
+        if !suspected
+            && !self.applying.fails(self.number)
+            && let Some(share) = self.applier.share(messages)
+        {
+            let (fence, published_after) = (share.fence, share.published_after);
+            let batch =
+                LaneBatch { fence, published_after, messages: Arc::clone(messages), spans: Arc::clone(spans) };
+            match self.lanes.apply(batch).await {
+                LaneAnswer::Committed(committed) => return Ok(committed),
+                LaneAnswer::Fenced => return Err(ApplyError::Fenced),
+                LaneAnswer::Alone => {}
+            }
+        }
+        let span = BatchSpan::open(spans.iter());
+        let committed = self.apply_alone(messages, suspected).instrument(span.batch.clone()).await?;
+        self.instruments.transaction(messages.len());
+        Ok(Arc::new(committed))
+    }
+
+    async fn apply_alone(&mut self, messages: &[IncomingMessage], suspected: bool) -> Result<Committed, ApplyError> {
         let mut tries = 1;
         loop {
             let end = match messages {
                 // What is not understood is parked without a try.
-                [message] if alone && message.envelope().is_some() => {
+                [message] if suspected && message.envelope().is_some() => {
                     self.suspects.apply(&mut self.applier, message).await
                 }
                 _ => self.applier.apply(messages).await,
@@ -143,13 +167,13 @@ impl Partition {
                     self.applying.failed(self.number, CheckFailure::of(&error));
                     return Err(error);
                 }
-                Ok(outcomes) => {
+                Ok(committed) => {
                     // What is no command shows nothing.
                     if self.probing && messages.iter().any(|message| message.id().is_some()) {
                         self.probing = false;
                         self.applying.clear(self.number);
                     }
-                    return Ok(outcomes);
+                    return Ok(committed);
                 }
             }
         }

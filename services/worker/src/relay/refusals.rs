@@ -1,6 +1,7 @@
-//! Users whose next event was refused: each waits with exponential backoff, and behind it the later events of that user.
+//! Users whose next event was refused: each waits with exponential backoff, and behind it the later events of that user. While a
+//! user waits, its events are in the table only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -30,7 +31,8 @@ struct Refusal {
     pause: Duration,
     /// Not published before this.
     until: Instant,
-    /// When the event that waits occurred.
+    partition: u16,
+    /// When the event that waits occurred; none while nothing does.
     waits_since: Option<OffsetDateTime>,
 }
 
@@ -41,9 +43,8 @@ impl Refusals {
 
     /// Takes note of a refusal; says whether the event is let go: then it counts as published. The later events of its user
     /// are let go with their first refusal, until one is accepted.
-    pub(super) fn refused(&mut self, user: Uuid, occurred_at: OffsetDateTime) -> bool {
+    pub(super) fn refused(&mut self, user: Uuid, partition: u16, occurred_at: OffsetDateTime) -> bool {
         let now = Instant::now();
-        self.users.retain(|_, refusal| now < refusal.until + FORGOTTEN_AFTER);
         let before = self.users.get(&user);
         if before.is_none() && self.users.len() >= MOST_USERS {
             return true;
@@ -54,7 +55,8 @@ impl Refusals {
         // Jitter, so that not all users' events come at once; the last try is at the end of the patience.
         let until = now + pause.mul_f64(0.75 + rand::random::<f64>() / 2.0).min(left);
         let pause = pause.min(self.patience);
-        self.users.insert(user, Refusal { since, pause, until, waits_since: (!let_go).then_some(occurred_at) });
+        let waits_since = (!let_go).then_some(occurred_at);
+        self.users.insert(user, Refusal { since, pause, until, partition, waits_since });
         let_go
     }
 
@@ -63,10 +65,22 @@ impl Refusals {
         self.users.remove(&user);
     }
 
-    /// The users whose events wait now.
+    /// Whether the events of this user wait.
+    pub(super) fn holds(&self, user: Uuid) -> bool {
+        self.users.get(&user).is_some_and(|refusal| refusal.waits_since.is_some())
+    }
+
+    /// The users whose events wait.
     pub(super) fn waiting(&self) -> Vec<Uuid> {
+        self.users.iter().filter(|(_, refusal)| refusal.waits_since.is_some()).map(|(user, _)| *user).collect()
+    }
+
+    /// Lets those go on whose pause is over; gives their partitions. Forgets users of whom nothing was heard for long.
+    pub(super) fn due(&mut self) -> BTreeSet<u16> {
         let now = Instant::now();
-        self.users.iter().filter(|(_, refusal)| refusal.until > now).map(|(user, _)| *user).collect()
+        self.users.retain(|_, refusal| refusal.waits_since.is_some() || now < refusal.until + FORGOTTEN_AFTER);
+        let over = self.users.values_mut().filter(|refusal| refusal.until <= now);
+        over.filter_map(|refusal| refusal.waits_since.take().map(|_| refusal.partition)).collect()
     }
 
     /// When the oldest event that waits occurred.
@@ -86,11 +100,12 @@ mod tests {
         let (mut refusals, user, at) = (Refusals::new(PATIENCE), Uuid::now_v7(), OffsetDateTime::UNIX_EPOCH);
         let started = Instant::now();
         let (mut tries, mut last) = (0, Duration::ZERO);
-        while !refusals.refused(user, at) {
+        while !refusals.refused(user, 7, at) {
             tries += 1;
             assert_eq!((refusals.waiting(), refusals.oldest()), (vec![user], Some(at)));
             let began = Instant::now();
-            while !refusals.waiting().is_empty() {
+            while refusals.due().is_empty() {
+                assert!(refusals.holds(user));
                 tokio::time::advance(FIRST_PAUSE / 10).await;
             }
             assert!(began.elapsed() > last || started.elapsed() >= PATIENCE, "{tries}: {:?}", began.elapsed());
@@ -98,10 +113,10 @@ mod tests {
         }
         assert!((5..=8).contains(&tries), "{tries}");
         assert!(started.elapsed() >= PATIENCE);
-        assert!(refusals.refused(user, at), "the next event of the same user");
+        assert!(refusals.refused(user, 7, at), "the next event of the same user");
         assert!(refusals.waiting().is_empty() && refusals.oldest().is_none());
         refusals.accepted(user);
-        assert!(!refusals.refused(user, at), "after one that was accepted");
+        assert!(!refusals.refused(user, 7, at), "after one that was accepted");
     }
 
     #[tokio::test(start_paused = true)]
@@ -110,12 +125,13 @@ mod tests {
         refusals.users.reserve(MOST_USERS);
         for _ in 0..MOST_USERS {
             let until = Instant::now() + FIRST_PAUSE;
-            let refusal = Refusal { since: Instant::now(), pause: FIRST_PAUSE, until, waits_since: Some(at) };
+            let refusal = Refusal { since: until, pause: FIRST_PAUSE, until, partition: 7, waits_since: None };
             refusals.users.insert(Uuid::now_v7(), refusal);
         }
-        assert!(refusals.refused(Uuid::now_v7(), at));
+        assert!(refusals.refused(Uuid::now_v7(), 7, at));
         tokio::time::advance(FORGOTTEN_AFTER + FIRST_PAUSE * 2).await;
-        assert!(!refusals.refused(Uuid::now_v7(), at));
+        refusals.due();
+        assert!(!refusals.refused(Uuid::now_v7(), 7, at));
         assert_eq!(refusals.users.len(), 1);
     }
 }

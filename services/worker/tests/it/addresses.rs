@@ -39,7 +39,7 @@ async fn many_users_that_change_to_one_address_at_once_leave_it_in_no_log() {
             let insisting = async {
                 loop {
                     match applier.apply(&messages(&batch)).await {
-                        Ok(mut outcomes) => return in_order(&batch, &mut outcomes),
+                        Ok(mut committed) => return in_order(&batch, &mut committed.outcomes),
                         // Appliers that take addresses in another order, or a busy machine.
                         Err(ApplyError::Contention(_) | ApplyError::Outage(_)) => {}
                         Err(error) => panic!("{error:?}"),

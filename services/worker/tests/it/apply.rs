@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 async fn apply(applier: &mut Applier, batch: &[Envelope]) -> Vec<Option<Outcome>> {
-    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes");
+    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes").outcomes;
     in_order(batch, &mut outcomes)
 }
 
@@ -35,7 +35,7 @@ async fn a_command_that_comes_twice_is_applied_once() {
     let renaming = update(ada, None, Some("Ada King"));
 
     let batch = [creating.clone(), renaming.clone(), creating.clone(), renaming.clone()];
-    let mut outcomes = applier.apply(&messages(&batch)).await.expect("outcomes");
+    let mut outcomes = applier.apply(&messages(&batch)).await.expect("outcomes").outcomes;
     assert_eq!(in_order(&batch[..2], &mut outcomes), [Some(done(1)), Some(done(2))]);
 
     assert_eq!(apply(&mut applier, &[renaming.clone(), creating.clone()]).await, [None, None], "in a later batch");
@@ -118,7 +118,7 @@ async fn an_address_claimed_twice_in_one_batch_goes_to_the_first() {
 #[tokio::test]
 async fn an_empty_batch_is_nothing() {
     let fixture = Fixture::start().await;
-    assert!(fixture.applier().apply(&[]).await.expect("outcomes").is_empty());
+    assert!(fixture.applier().apply(&[]).await.expect("outcomes").outcomes.is_empty());
     fixture.stop().await;
 }
 
@@ -126,7 +126,7 @@ async fn an_empty_batch_is_nothing() {
 async fn insist(mut applier: Applier, batch: Vec<Envelope>) -> HashMap<CommandId, Outcome> {
     loop {
         match applier.apply(&messages(&batch)).await {
-            Ok(outcomes) => return outcomes,
+            Ok(committed) => return committed.outcomes,
             Err(ApplyError::Contention(_)) => {}
             Err(other) => panic!("{other:?}"),
         }

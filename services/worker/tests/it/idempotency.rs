@@ -28,7 +28,7 @@ fn window() -> time::Duration {
 }
 
 async fn apply(applier: &mut Applier, batch: &[Envelope]) -> Vec<Outcome> {
-    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes");
+    let mut outcomes = soon("a commit", applier.apply(&messages(batch))).await.expect("outcomes").outcomes;
     let outcomes = in_order(batch, &mut outcomes);
     outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
 }
@@ -84,7 +84,7 @@ async fn a_message_that_is_delivered_again_is_still_a_duplicate() {
     let creating = keyed("create", create(ada, "ada@example.org", "Ada"));
     let retry = again(&creating);
     assert_eq!(apply(&mut applier, &[creating.clone(), retry.clone()]).await, [done(1), done(1)]);
-    assert!(applier.apply(&messages(&[retry, creating])).await.expect("outcomes").is_empty());
+    assert!(applier.apply(&messages(&[retry, creating])).await.expect("outcomes").outcomes.is_empty());
     fixture.stop().await;
 }
 
@@ -169,7 +169,7 @@ async fn of_two_partitions_that_race_for_a_key_one_applies_and_the_other_is_refu
         let all = async { tokio::join!(here.apply(&batches[0]), there.apply(&batches[1]), letting_go) };
         let (one, two, ()) = soon("both batches", Box::pin(all)).await;
         holder.release().await.expect("released");
-        let (one, two) = (one.expect("outcomes"), two.expect("outcomes"));
+        let (one, two) = (one.expect("outcomes").outcomes, two.expect("outcomes").outcomes);
         for (ours, theirs) in first.iter().zip(second.iter().rev()) {
             let refused = [&one[&ours.id], &two[&theirs.id]].map(|outcome| *outcome == REUSED);
             assert!(refused[0] != refused[1], "{one:?} {two:?}");

@@ -13,6 +13,7 @@ mod dead_letters;
 mod events;
 mod flood;
 mod idempotency;
+mod lanes;
 mod poison;
 mod replay;
 mod settings;

@@ -17,7 +17,7 @@ async fn a_command_that_raises_is_parked_while_its_neighbours_are_applied() {
             create(UserId::mint(), &format!("u{number}@example.org"), name)
         })
         .collect();
-    let mut outcomes = fixture.applier().apply(&messages(&batch)).await.expect("outcomes");
+    let mut outcomes = fixture.applier().apply(&messages(&batch)).await.expect("outcomes").outcomes;
     for (number, outcome) in in_order(&batch, &mut outcomes).into_iter().enumerate() {
         let expected = if number == 77 { poisoned() } else { done(1) };
         assert_eq!(outcome, Some(expected), "{number}");
@@ -41,11 +41,11 @@ async fn a_parked_command_that_comes_again_is_not_tried_again() {
     fixture.database.execute(TRIGGER).await;
     let mut applier = fixture.applier();
     let batch = [create(UserId::mint(), "ada@example.org", "Poison")];
-    let mut outcomes = applier.apply(&messages(&batch)).await.expect("outcomes");
+    let mut outcomes = applier.apply(&messages(&batch)).await.expect("outcomes").outcomes;
     assert_eq!(in_order(&batch, &mut outcomes), [Some(poisoned())]);
 
     fixture.database.execute(MEND).await;
-    assert!(applier.apply(&messages(&batch)).await.expect("outcomes").is_empty());
+    assert!(applier.apply(&messages(&batch)).await.expect("outcomes").outcomes.is_empty());
     assert_eq!(fixture.database.count("users").await, 0);
     assert_eq!(fixture.letters().await, [(Some(batch[0].id.into()), "22023 1".to_owned())]);
     fixture.stop().await;
@@ -64,7 +64,7 @@ async fn order_holds_when_a_batch_is_applied_one_by_one() {
         create(eve, "ada@example.org", "Eve"),
         suspend(ada),
     ];
-    let mut outcomes = fixture.applier().apply(&messages(&batch)).await.expect("outcomes");
+    let mut outcomes = fixture.applier().apply(&messages(&batch)).await.expect("outcomes").outcomes;
     let taken = Outcome::Rejected(Rejection::EmailTaken);
     let expected = [done(1), done(1), poisoned(), Outcome::Behind, taken, Outcome::Behind];
     assert_eq!(in_order(&batch, &mut outcomes), expected.map(Some));

@@ -322,7 +322,7 @@ async fn a_batch_waits_for_a_replay_of_its_user_and_comes_after_it() {
     fixture.database.execute("COMMIT").await;
     let steps = soon("the replay", replaying).await.expect("no panic").expect("steps");
     assert_eq!(verdicts(steps), [Verdict::Decided(done(1)), Verdict::Decided(done(2))]);
-    let outcomes = soon("the batch", applying).await.expect("no panic").expect("outcomes");
+    let outcomes = soon("the batch", applying).await.expect("no panic").expect("outcomes").outcomes;
     let expected = [Outcome::Rejected(Rejection::AlreadySuspended), done(3), done(1)];
     assert_eq!(next.each_ref().map(|c| outcomes[&c.id].clone()), expected, "applied, after what was parked");
     fixture.stop().await;

@@ -15,7 +15,7 @@ use local_stack::Stack;
 use local_stack::testing::{TestDatabase, shared_stack};
 use rollcall_worker::apply::{Applier, Fence};
 use rollcall_worker::dead_letters::{Terms, Traces};
-use rollcall_worker::events::Origin;
+use rollcall_worker::events::record;
 use rollcall_worker::flood::FloodGuard;
 use rollcall_worker::incoming::IncomingMessage;
 use rollcall_worker::users::{Outcome, apply_wave};
@@ -56,10 +56,10 @@ impl Database {
     /// Applies one wave and gives the outcomes in its order.
     pub(crate) async fn wave(&mut self, wave: &[Envelope]) -> Vec<Outcome> {
         let envelopes: Vec<&Envelope> = wave.iter().collect();
-        let mut outcomes = apply_wave(&mut self.conn, &envelopes, Origin { partition: 0, traces: &Traces::new() })
-            .await
-            .expect("outcomes");
-        let outcomes = in_order(wave, &mut outcomes);
+        let mut end = apply_wave(&mut self.conn, &envelopes).await.expect("outcomes");
+        let changes = end.changes.iter().map(|change| (change, 0)).collect();
+        record(&mut self.conn, changes, &Traces::new()).await.expect("events");
+        let outcomes = in_order(wave, &mut end.outcomes);
         outcomes.into_iter().map(|outcome| outcome.expect("an outcome for every command")).collect()
     }
 
@@ -93,7 +93,7 @@ impl Database {
     /// A user's events in order, each as its type, version and data without times.
     pub(crate) async fn events(&mut self, user: UserId) -> Vec<String> {
         let rows = "
-            SELECT concat_ws(' ', type, 'v' || user_version, data - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
+            SELECT concat_ws(' ', type, 'v' || user_version, data::jsonb - 'created_at' - 'updated_at' - 'suspended_at' - 'id')
             FROM events
             WHERE user_id = $1 AND data ->> 'id' = user_id::text AND (data ->> 'version')::bigint = user_version
             ORDER BY position
@@ -155,8 +155,8 @@ impl Fixture {
 
     /// Applies a batch and gives the outcomes in its order.
     pub(crate) async fn apply(&self, batch: &[Envelope]) -> Vec<Option<Outcome>> {
-        let mut outcomes = soon("a commit", self.applier().apply(&messages(batch))).await.expect("outcomes");
-        in_order(batch, &mut outcomes)
+        let mut committed = soon("a commit", self.applier().apply(&messages(batch))).await.expect("outcomes");
+        in_order(batch, &mut committed.outcomes)
     }
 
     /// The open letters in order, each as its command with the SQLSTATE and the attempts.

@@ -29,7 +29,7 @@ async fn a_command_that_ends_its_worker_again_and_again_becomes_a_dead_letter() 
     }
     let (suspects, mut applier) = (Suspects::new(fixture.pool.clone()), fixture.applier());
     let given_up = suspects.apply(&mut applier, &lethal_message);
-    let mut outcomes = soon("no try", given_up).await.expect("outcomes");
+    let mut outcomes = soon("no try", given_up).await.expect("outcomes").outcomes;
     let batch = [lethal.clone()];
     assert_eq!(in_order(&batch, &mut outcomes), [Some(Outcome::Parked("worker-ended".to_owned()))]);
     fixture.database.execute("COMMIT").await;
@@ -64,7 +64,7 @@ async fn a_try_that_is_dropped_in_good_order_is_not_counted() {
     }
     fixture.database.execute("COMMIT").await;
     let suspects = Suspects::new(fixture.pool.clone());
-    let mut outcomes = suspects.apply(&mut fixture.applier(), &message(&innocent.encode())).await.expect("outcomes");
+    let mut outcomes = suspects.apply(&mut fixture.applier(), &message(&innocent.encode())).await.expect("outcomes").outcomes;
     assert_eq!(in_order(std::slice::from_ref(&innocent), &mut outcomes), [Some(done(1))]);
     assert_eq!(fixture.database.count("suspects").await, 0);
     fixture.stop().await;
@@ -91,7 +91,7 @@ async fn a_try_that_comes_back_is_not_counted() {
     assert_eq!(fixture.database.count("suspects WHERE attempts = 3").await, 1);
     fixture.database.execute("ALTER TABLE people RENAME TO users").await;
     for outcome in [Some(done(1)), None] {
-        let mut outcomes = suspects.apply(&mut fixture.applier(), &innocent_message).await.expect("outcomes");
+        let mut outcomes = suspects.apply(&mut fixture.applier(), &innocent_message).await.expect("outcomes").outcomes;
         assert_eq!(in_order(std::slice::from_ref(&innocent), &mut outcomes), [outcome]);
     }
     fixture.stop().await;

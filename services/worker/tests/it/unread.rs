@@ -49,11 +49,11 @@ async fn what_is_not_understood_is_parked_and_blocks_its_user_in_order() {
         let later = suspend(ada);
         let bytes = body(&foreign, change);
         let batch = [message(&creating.encode()), message(&bytes), message(&later.encode())];
-        let outcomes = fixture.applier().apply(&batch).await.expect(what);
+        let outcomes = fixture.applier().apply(&batch).await.expect(what).outcomes;
         assert_eq!([&outcomes[&creating.id], &outcomes[&foreign.id]], [&done(1), &not_understood()], "{what}");
         assert_eq!(outcomes[&later.id], Outcome::Behind, "{what}");
         assert!(status(&mut fixture, &foreign).await.contains("parked not-understood"), "{what}");
-        assert_eq!(fixture.applier().apply(&batch).await.expect(what).len(), 0, "{what}: recorded once");
+        assert_eq!(fixture.applier().apply(&batch).await.expect(what).outcomes.len(), 0, "{what}: recorded once");
         assert_eq!(fixture.apply(&[delete(ada)]).await, [Some(Outcome::Behind)], "{what}: in a later batch");
         let letter = find(&mut fixture.database.conn, None, Some(foreign.id.into())).await.expect(what).expect(what);
         assert_eq!((letter.payload, letter.behind), (bytes, 2), "{what}: the bytes as they came");
@@ -83,7 +83,7 @@ async fn letters_come_in_the_order_of_arrival_also_beside_a_statement_that_fails
     let mut batch: Vec<_> = commands.iter().map(|envelope| message(&envelope.encode())).collect();
     batch[1] = unknown(&commands[1]);
     batch[2] = unknown(&commands[2]);
-    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes");
+    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes").outcomes;
     let expected = [poisoned(), Outcome::Behind, not_understood(), Outcome::Behind, Outcome::Behind];
     assert_eq!(commands.each_ref().map(|c| outcomes[&c.id].clone()), expected);
     let letters: Vec<_> = fixture.letters().await.into_iter().map(|(id, _)| id).collect();
@@ -99,7 +99,7 @@ async fn notes_of_a_later_release_are_ignored_and_kept_in_the_letter() {
     let (creating, guilty) = (create(ada, "ada@example.org", "Ada"), update(ada, None, Some("Poison")));
     let noted = |envelope: &Envelope| body(envelope, |json| json["note"] = json!({"of": "a later release"}));
     let batch = [&creating, &guilty].map(|envelope| message(&noted(envelope)));
-    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes");
+    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes").outcomes;
     assert_eq!([&outcomes[&creating.id], &outcomes[&guilty.id]], [&done(1), &poisoned()]);
     let follower = suspend(ada);
     fixture.applier().apply(&[message(&noted(&follower))]).await.expect("outcomes");
@@ -123,7 +123,7 @@ async fn a_message_with_an_id_and_no_user_has_a_status_and_blocks_nobody() {
         IncomingMessage::read(cut.to_vec(), properties, TraceHeaders::default(), None)
     };
     let batch = [named(&lost), named(&discarded)];
-    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes");
+    let outcomes = fixture.applier().apply(&batch).await.expect("outcomes").outcomes;
     assert_eq!([&outcomes[&lost.id], &outcomes[&discarded.id]], [&not_understood(), &not_understood()]);
     assert_eq!(status(&mut fixture, &lost).await, "users.create unknown parked not-understood");
     assert_eq!(fixture.apply(&[create(ada, "eve@example.org", "Eve")]).await, [Some(done(1))]);

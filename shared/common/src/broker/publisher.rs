@@ -28,7 +28,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{BasicProperties, Channel};
 use opentelemetry::KeyValue;
@@ -170,6 +169,8 @@ impl Owner {
                 Some(request) = requests.recv() => request,
                 () = shutdown.reached(Phase::Closing) => return Ok(()),
             };
+            // Tasks that are ready to run may have more to publish.
+            tokio::task::yield_now().await;
             let mut batch = vec![first];
             while batch.len() < LARGEST_BATCH
                 && let Ok(request) = requests.try_recv()
@@ -225,14 +226,17 @@ impl Owner {
         }
     }
 
-    async fn publish(&mut self, confirming: Confirming, batch: Vec<Request>) {
+    async fn publish(&mut self, confirming: Confirming, mut batch: Vec<Request>) {
         // Requests wait at most a batch before theirs, so the first one's deadline is the strictest and holds for all.
         let Some(deadline) = batch.first().map(|first| first.deadline) else { return };
         let Confirming { channel, reports, .. } = confirming;
         let started = Instant::now();
         let work = async {
-            let sends = send(&channel, &batch).await;
-            join_all(sends.into_iter().map(batch::Sent::confirmed)).await
+            let mut results = Vec::with_capacity(batch.len());
+            for sent in send(&channel, &mut batch).await {
+                results.push(sent.confirmed().await);
+            }
+            results
         };
         let confirmed = tokio::select! {
             confirmed = tokio::time::timeout_at(deadline, work) => confirmed.ok(),
@@ -244,7 +248,7 @@ impl Owner {
             self.replace("unconfirmed");
             // A broker that blocks has not read them.
             if Instant::now() >= deadline {
-                for (partition, _) in partitions(&reports, batch.iter()) {
+                for partition in partitions(&reports, batch.iter()) {
                     reports.unconfirmed(partition, started, Cause::Unanswered);
                 }
             }
@@ -279,17 +283,17 @@ impl Owner {
         };
         let refused = of(Err(PublishError::Refused));
         let (closed, accepted) = (of(Err(PublishError::Unknown)), of(Ok(())));
-        for partition in of(Err(PublishError::Unroutable)).keys() {
-            reports.unroutable(*partition);
+        for partition in of(Err(PublishError::Unroutable)) {
+            reports.unroutable(partition);
         }
         let causes = ask(channel, reports, &refused).await;
-        let closed = closed.keys().map(|partition| (*partition, Cause::Closed));
+        let closed = closed.into_iter().map(|partition| (partition, Cause::Closed));
         for (partition, cause) in causes.clone().into_iter().chain(closed) {
             reports.unconfirmed(partition, started, cause);
         }
         // One that does both was full for a moment.
-        for partition in accepted.keys() {
-            reports.confirmed(*partition);
+        for partition in accepted {
+            reports.confirmed(partition);
         }
         let mut nacked = false;
         for (request, outcome) in outcomes {
@@ -297,7 +301,7 @@ impl Owner {
                 nacked = true;
                 let message = &request.message;
                 let partition = reports.topology().partition_of(&message.exchange, &message.routing_key);
-                if partition.and_then(|(partition, _)| causes.get(&partition)) == Some(&Cause::Refused) {
+                if partition.and_then(|partition| causes.get(&partition)) == Some(&Cause::Refused) {
                     let reason = "it refuses the command, and its queue is not full; it may have lost its leader";
                     *outcome = Err(PublishError::Unavailable(reason.to_owned()));
                 }

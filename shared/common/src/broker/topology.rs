@@ -58,10 +58,10 @@ impl Topology {
         format!("{}replies", self.prefix)
     }
 
-    /// The partition and the queue that messages to this exchange under this routing key go to; `None` unless they are commands.
-    pub(super) fn partition_of(&self, exchange: &str, routing_key: &str) -> Option<(u16, String)> {
-        let partition = routing_key.parse().ok().filter(|_| exchange == self.commands_exchange())?;
-        Some((partition, self.partition_queue(partition)))
+    /// The partition that messages to this exchange under this routing key go to; `None` unless they are commands.
+    pub(super) fn partition_of(&self, exchange: &str, routing_key: &str) -> Option<u16> {
+        let of_commands = exchange.strip_prefix(&self.prefix) == Some("commands");
+        routing_key.parse().ok().filter(|_| of_commands)
     }
 
     /// The partition whose queue has this name.

@@ -44,7 +44,8 @@ fn admitted(endpoints: &[Endpoint], plaintext: &PlaintextHosts) -> Result<Vec<St
 }
 
 impl BrokerSettings {
-    /// One for each host, with the heartbeat that the supervision counts on, unless the URL names one.
+    /// One for each host, with the heartbeat that the supervision counts on and the frame size that the library's buffers are
+    /// made for, unless the URL names others.
     pub(crate) fn endpoints(&self) -> Result<Vec<Endpoint>, String> {
         let plaintext = &self.plaintext_hosts;
         let current = self.file.as_ref().and_then(|file| file.current(|text| protected(text, plaintext)));
@@ -52,6 +53,7 @@ impl BrokerSettings {
         admitted(&endpoints, plaintext)?;
         for endpoint in &mut endpoints {
             endpoint.uri.query.heartbeat.get_or_insert(crate::broker::HEARTBEAT_SECONDS);
+            endpoint.uri.query.frame_max.get_or_insert(crate::broker::FRAME_MAX);
         }
         Ok(endpoints)
     }

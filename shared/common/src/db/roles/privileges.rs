@@ -69,6 +69,8 @@ pub const TABLES: &[(&str, &[Grant])] = &[
     ("held_users", &[(Api, &["SELECT"]), (Worker, &["SELECT", "INSERT", "UPDATE (command_id)"])]),
     ("dead_letters", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (attempts)", "UPDATE (last_seen_at)"])]),
     ("events", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (published_at)"])]),
+    // Replays are an operator's, as the migrator.
+    ("partition_replays", &[(Worker, &["SELECT"])]),
     // Who makes and revokes keys is an operator, as the migrator.
     ("api_keys", &[(Api, &["SELECT"])]),
     ("suspects", &[(Worker, &["SELECT", "INSERT", "DELETE", "UPDATE (attempts)", "UPDATE (last_tried_at)"])]),
