@@ -9,8 +9,10 @@
 //! 3. `schedule`: which fault comes next, of which groups; `faults`: what it does; `illness`: what makes dead letters, and who replays them.
 //! 4. `verdict`: what the rows say of the promises.
 //!
-//! `budget` is another run on the same system, which looks at nothing but connections.
+//! `budget` is another run on the same system, which looks at nothing but connections; `bench` has a system without proxies and
+//! faults, and measures.
 
+mod bench;
 mod budget;
 mod faults;
 mod illness;
@@ -89,6 +91,8 @@ pub(crate) struct Arguments {
 enum Part {
     /// Let instances come, go and fail on few database connections, and judge whether the connection budget holds
     Budget(budget::Arguments),
+    /// Measure Rollcall beside the tutorial's Express service and the bare servers, and write a report
+    Bench(Box<bench::Arguments>),
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -101,8 +105,10 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    if let Some(Part::Budget(arguments)) = arguments.part {
-        return budget::run(arguments).await;
+    match arguments.part {
+        Some(Part::Budget(arguments)) => return budget::run(arguments).await,
+        Some(Part::Bench(arguments)) => return bench::run(*arguments).await,
+        None => {}
     }
     #[cfg(feature = "mutants")]
     if let Some(mutant) = arguments.mutant {

@@ -79,8 +79,7 @@ pub async fn record(
     let versions: Vec<i64> = changes.iter().map(|(change, _)| change.version).collect();
     let data: Vec<&str> = changes.iter().map(|(change, _)| change.user.as_ref()).collect();
     let trace = |change: &Change| traces.get(&change.command_id);
-    let parents: Vec<Option<&str>> =
-        changes.iter().map(|(change, _)| trace(change)?.traceparent.as_deref()).collect();
+    let parents: Vec<Option<&str>> = changes.iter().map(|(change, _)| trace(change)?.traceparent.as_deref()).collect();
     let states: Vec<Option<&str>> = changes.iter().map(|(change, _)| trace(change)?.tracestate.as_deref()).collect();
     // Positions are taken in the order of the input.
     let rows = sqlx::query!(
@@ -115,8 +114,7 @@ pub async fn record(
     )
     .fetch_all(conn)
     .await?;
-    let replays =
-        rows.iter().filter_map(|row| Some((u16::try_from(row.partition).ok()?, row.replays))).collect();
+    let replays = rows.iter().filter_map(|row| Some((u16::try_from(row.partition).ok()?, row.replays))).collect();
     let positions: HashMap<Uuid, (i64, OffsetDateTime)> =
         rows.into_iter().map(|row| (row.id, (row.position, row.occurred_at))).collect();
     let recorded = changes.into_iter().filter_map(|(change, partition)| {

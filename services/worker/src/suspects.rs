@@ -72,11 +72,7 @@ impl Suspects {
     ///
     /// # Errors
     /// As [`Applier::apply`].
-    pub async fn apply(
-        &self,
-        applier: &mut Applier,
-        message: &IncomingMessage,
-    ) -> Result<Committed, ApplyError> {
+    pub async fn apply(&self, applier: &mut Applier, message: &IncomingMessage) -> Result<Committed, ApplyError> {
         let Some(id) = message.id() else { return applier.apply(std::slice::from_ref(message)).await };
         let _turn = self.turn.lock().await;
         self.withdraw().await?;

@@ -104,7 +104,12 @@ impl Telemetry {
                 .with_threads(false)
                 .with_filter(Targets::new().with_target(TRACE_TARGET, tracing::Level::INFO))
         });
-        tracing_subscriber::registry().with(log).with(otel).try_init().map_err(|error| fault(&error))?;
+        // An absent layer would count as one that wants every span: then each would be made and dropped again.
+        let installed = match otel {
+            Some(otel) => tracing_subscriber::registry().with(log).with(otel).try_init(),
+            None => tracing_subscriber::registry().with(log).try_init(),
+        };
+        installed.map_err(|error| fault(&error))?;
         Ok(Self { tracer })
     }
 

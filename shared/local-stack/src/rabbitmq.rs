@@ -57,6 +57,14 @@ impl RabbitMq {
         }
     }
 
+    /// The name of the server with its version, where that is known.
+    pub fn title(&self) -> String {
+        match &self.runtime {
+            Runtime::Private(node, _) => node.title(),
+            Runtime::External | Runtime::Container(..) => SERVER.to_owned(),
+        }
+    }
+
     /// Stops the node in good order and waits for its end.
     pub fn stop(&self) -> Result<(), Error> {
         self.end("stopped", "TERM", "stop")

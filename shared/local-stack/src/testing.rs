@@ -1,6 +1,8 @@
-//! What tests take from the shared stack: a database of their own, and a broker prefix of their own.
+//! What tests take from the shared stack: a database of their own, and a broker prefix of their own. Some need more than that:
+//! a pooler, or a server of their own.
 
 mod pooler;
+mod private;
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -13,6 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use url::Url;
 
 pub use pooler::{Lends, Pooler};
+pub use private::PrivatePostgres;
 
 use crate::{Error, Options, Stack};
 

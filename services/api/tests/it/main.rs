@@ -11,6 +11,7 @@ mod connections;
 mod contract;
 mod fuzz;
 mod history;
+mod instructions;
 mod limits;
 mod lists;
 mod page;

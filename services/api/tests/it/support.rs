@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use common::broker::LinkState;
+use common::broker::{BrokerUser, Link, LinkState, supervise};
 use common::command::CommandIdKey;
 use common::config::{BrokerSettings, DatabaseSettings, Retention, database_url};
 use common::db::{DatabaseClock, Pool};
@@ -63,6 +63,36 @@ impl App {
 
     /// The same for those who prove who they are.
     pub(crate) fn guarded(url: &str, auth: AuthSettings) -> Self {
+        let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
+        let broker = BrokerSettings {
+            url: "amqp://127.0.0.1:1".into(),
+            file: None,
+            prefix: String::new(),
+            partitions: 16,
+            plaintext_hosts: PlaintextHosts::default(),
+        };
+        Self::between(url, auth, &broker, |_, _| link)
+    }
+
+    /// Over the database at `url` and this broker, for everybody.
+    pub(crate) async fn accepting(url: &str, broker: &BrokerSettings) -> Self {
+        let mut connected = None;
+        let app = Self::between(url, AuthSettings::default(), broker, |shutdown, health| {
+            let link = supervise(shutdown, health, "broker", broker, (BrokerUser::Api, None));
+            connected = Some(link.clone());
+            link
+        });
+        let mut link = connected.expect("a link");
+        link.wait_for(|state| matches!(state, LinkState::Up { .. })).await.expect("a broker");
+        app
+    }
+
+    fn between(
+        url: &str,
+        auth: AuthSettings,
+        broker: &BrokerSettings,
+        link: impl FnOnce(&Shutdown, &Health) -> Link,
+    ) -> Self {
         let shutdown = Shutdown::default();
         let url = database_url(url).expect("a database URL");
         let pool = Pool::new(
@@ -71,18 +101,11 @@ impl App {
             &[("default_transaction_read_only", "on")],
         );
         let pool = pool.expect("a pool");
-        let broker = BrokerSettings {
-            url: "amqp://127.0.0.1:1".into(),
-            file: None,
-            prefix: String::new(),
-            partitions: 16,
-            plaintext_hosts: PlaintextHosts::default(),
-        };
-        let (_, link) = watch::channel(LinkState::Down("not connected".to_owned()));
         let (health, clock) = (Health::new(ReadyWhen::All, shutdown.clone()), DatabaseClock::default());
         let (retention, limits) = (Retention(RETENTION), Limits::default());
         let (_, command_ids) = watch::channel(Some(command_id_key()));
-        let api = Api::over(&shutdown, &health, pool.clone(), &broker, link, clock, command_ids, retention, &limits);
+        let link = link(&shutdown, &health);
+        let api = Api::over(&shutdown, &health, pool.clone(), broker, link, clock, command_ids, retention, &limits);
         Self::of(api, &pool, shutdown, auth, Limits::default())
     }
 
@@ -189,6 +212,15 @@ impl Answer {
     }
 }
 
+/// The shared servers.
+pub(crate) fn stack() -> &'static Stack {
+    static STACK: OnceLock<Stack> = OnceLock::new();
+    STACK.get_or_init(|| {
+        // On a thread of its own, because it blocks.
+        std::thread::spawn(|| shared_stack().expect("the shared stack")).join().expect("a start without panic")
+    })
+}
+
 /// A migrated database with one connection to fill it by.
 pub(crate) struct Database {
     // Declared before the database: the session ends first.
@@ -198,12 +230,12 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn create() -> Self {
-        static STACK: OnceLock<Stack> = OnceLock::new();
-        let admin = STACK.get_or_init(|| {
-            // On a thread of its own, because it blocks.
-            std::thread::spawn(|| shared_stack().expect("the shared stack")).join().expect("a start without panic")
-        });
-        let database = TestDatabase::create(admin.postgres.url()).await.expect("a database");
+        Self::create_at(stack().postgres.url()).await
+    }
+
+    /// On the server of this URL.
+    pub(crate) async fn create_at(server: &str) -> Self {
+        let database = TestDatabase::create(server).await.expect("a database");
         let conn = PgConnection::connect(database.url()).await.expect("a connection");
         Self { conn, database }
     }

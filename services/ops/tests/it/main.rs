@@ -17,6 +17,7 @@ mod tls;
 mod admission;
 mod audit;
 mod auth;
+mod bench;
 mod broker;
 mod budget;
 mod cli;

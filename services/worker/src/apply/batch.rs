@@ -114,13 +114,13 @@ impl Batch<'_> {
             let (partition, id) = (entry.source.partition, entry.id());
             error!(partition, command.id = %id, %defect, "a message that did not arrive whole is a dead letter");
         }
-        let located =
-            changes.iter().map(|change| (change, change.user_id.partition(self.partitions))).collect();
+        let located = changes.iter().map(|change| (change, change.user_id.partition(self.partitions))).collect();
         recorded.extend(events::record(conn, located, &traces).await?);
         self.record_commands(conn, &fresh, &outcomes).await?;
-        let users = recorded.events.iter().filter_map(|event| {
-            Some((CommandId::try_from(event.id).ok()?, Arc::clone(&event.data)))
-        });
+        let users = recorded
+            .events
+            .iter()
+            .filter_map(|event| Some((CommandId::try_from(event.id).ok()?, Arc::clone(&event.data))));
         let committed =
             Committed { users: users.collect(), outcomes, partitions: held.partitions, applied_at: held.now };
         Ok(Applied { committed, events: recorded, tried, dead })

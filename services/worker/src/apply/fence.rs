@@ -39,7 +39,8 @@ pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Resul
     let messages = || shares.iter().flat_map(|share| share.messages);
     let ids: Vec<Uuid> = messages().filter_map(IncomingMessage::id).map(Uuid::from).collect();
     let users: Vec<Uuid> = messages().filter_map(IncomingMessage::user_id).map(Uuid::from).collect();
-    let (lowest, highest) = (ids.iter().min().copied().unwrap_or_default(), ids.iter().max().copied().unwrap_or_default());
+    let (lowest, highest) =
+        (ids.iter().min().copied().unwrap_or_default(), ids.iter().max().copied().unwrap_or_default());
     // The bounds let the planner leave out the other days' tables.
     let row = sqlx::query!(
         r#"

@@ -130,8 +130,7 @@ impl Partition {
             && let Some(share) = self.applier.share(messages)
         {
             let (fence, published_after) = (share.fence, share.published_after);
-            let batch =
-                LaneBatch { fence, published_after, messages: Arc::clone(messages), spans: Arc::clone(spans) };
+            let batch = LaneBatch { fence, published_after, messages: Arc::clone(messages), spans: Arc::clone(spans) };
             match self.lanes.apply(batch).await {
                 LaneAnswer::Committed(committed) => return Ok(committed),
                 LaneAnswer::Fenced => return Err(ApplyError::Fenced),

@@ -45,10 +45,8 @@ fn share(fence: Fence, messages: &[IncomingMessage]) -> Share<'_> {
 async fn one_transaction_applies_the_commands_of_several_partitions() {
     let mut lane = Lane::start().await;
     let users: Vec<(UserId, Envelope)> = (0..PARTITIONS).map(user_of).collect();
-    let batches: Vec<Vec<IncomingMessage>> = users
-        .iter()
-        .map(|(user, create)| messages(&[create.clone(), update(*user, None, Some("Renamed"))]))
-        .collect();
+    let batches: Vec<Vec<IncomingMessage>> =
+        users.iter().map(|(user, create)| messages(&[create.clone(), update(*user, None, Some("Renamed"))])).collect();
     let shares: Vec<Share<'_>> =
         (0..PARTITIONS).zip(&batches).map(|(number, batch)| share(lane.fence(number), batch)).collect();
     let committed = soon("a commit", lane.transactions.together(&shares)).await.expect("a commit");

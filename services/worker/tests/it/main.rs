@@ -9,10 +9,12 @@
 mod addresses;
 mod apply;
 mod blame;
+mod costs;
 mod dead_letters;
 mod events;
 mod flood;
 mod idempotency;
+mod instructions;
 mod lanes;
 mod poison;
 mod replay;

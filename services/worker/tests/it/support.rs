@@ -48,7 +48,12 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn create() -> Self {
-        let database = TestDatabase::create(stack().postgres.url()).await.expect("a database");
+        Self::create_at(stack().postgres.url()).await
+    }
+
+    /// On the server of this URL.
+    pub(crate) async fn create_at(server: &str) -> Self {
+        let database = TestDatabase::create(server).await.expect("a database");
         let settings = settings(&database, 1);
         Self { conn: db::connect(&settings, "witness").await.expect("a connection"), database }
     }
@@ -133,7 +138,12 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) async fn start() -> Self {
-        let mut database = Database::create().await;
+        Self::start_at(stack().postgres.url()).await
+    }
+
+    /// On the server of this URL.
+    pub(crate) async fn start_at(server: &str) -> Self {
+        let mut database = Database::create_at(server).await;
         let fence = Fence { instance: Uuid::nil(), partition: 0, epoch: 1 };
         database.execute("INSERT INTO partitions VALUES (0, 1, '00000000-0000-0000-0000-000000000000')").await;
         // Old enough for commands that waited for long.

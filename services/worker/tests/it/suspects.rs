@@ -64,7 +64,8 @@ async fn a_try_that_is_dropped_in_good_order_is_not_counted() {
     }
     fixture.database.execute("COMMIT").await;
     let suspects = Suspects::new(fixture.pool.clone());
-    let mut outcomes = suspects.apply(&mut fixture.applier(), &message(&innocent.encode())).await.expect("outcomes").outcomes;
+    let mut outcomes =
+        suspects.apply(&mut fixture.applier(), &message(&innocent.encode())).await.expect("outcomes").outcomes;
     assert_eq!(in_order(std::slice::from_ref(&innocent), &mut outcomes), [Some(done(1))]);
     assert_eq!(fixture.database.count("suspects").await, 0);
     fixture.stop().await;

@@ -35,6 +35,7 @@ async fn a_link_waits_for_the_topology_declares_nothing_and_closes_with_the_proc
     let state = soon("a connection", link.wait_for(up)).await.expect("a link").clone();
     let LinkState::Up { connection, generation, .. } = state else { panic!("{state:?}") };
     assert_eq!(generation, 1);
+    assert!(connection.configuration().frame_max() < 32 * 1024, "the library's buffers grow with it");
     eventually("ready", async || health.report().ready).await;
     shutdown.stop(GRACES).await.expect("a good end");
     assert!(!connection.status().connected());
