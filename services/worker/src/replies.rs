@@ -1,5 +1,5 @@
-//! Replies to the API instances whose clients wait: sent after the commit and the acknowledgement, those of one
-//! instance together. The row is the truth, so a reply may be lost: the client's instance then reads.
+//! Replies to the API instances whose clients wait: sent after the commit, those of one instance together. The row is
+//! the truth, so a reply may be lost: the client's instance then reads.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -256,6 +256,16 @@ async fn waited_writes_are_answered_while_the_api_cannot_reach_the_database() {
     let request =
         |method: Method, path: &str| system.client.request(method, api.url(path)).header("prefer", "wait=30").send();
     problem(request(Method::POST, &format!("{path}/reactivate")).await.unwrap(), 409, "not-suspended").await;
+    let suspended = request(Method::POST, &format!("{path}/suspend")).await.unwrap();
+    assert_eq!((suspended.status(), &suspended.headers()["etag"]), (StatusCode::OK, &"\"2\"".parse().unwrap()));
+    let suspended: Value = suspended.json().await.unwrap();
+    assert_eq!((&suspended["id"], &suspended["status"]), (&ada["id"], &json!("suspended")));
+    assert_eq!(suspended["created_at"], ada["created_at"]);
+    assert!(suspended["suspended_at"].is_string(), "{suspended}");
+    let body = json!({"email": "bob@example.org", "name": "Bob"});
+    let created = system.post(&api, "/v1/users", "wait=30", &body).await;
+    assert_eq!(created.status(), StatusCode::CREATED);
+    assert_eq!(created.json::<Value>().await.unwrap()["email"], "bob@example.org");
     assert_eq!(request(Method::DELETE, &path).await.unwrap().status(), StatusCode::NO_CONTENT);
     problem(request(Method::DELETE, &path).await.unwrap(), 404, "user-not-found").await;
     problem(request(Method::GET, &path).await.unwrap(), 503, "database-unavailable").await;
