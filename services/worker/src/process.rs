@@ -26,8 +26,6 @@ use crate::suspects::Suspects;
 
 /// Whoever holds a user for longer, an operator for instance, is in the way: the batch says so and tries again.
 const LOCK_TIMEOUT: &str = "5s";
-// A statement that is prepared while its table is small and never analysed is planned as a scan of the whole table, and stays so
-// until autovacuum analyses the table; hence `enable_seqscan`. No statement of the worker is meant to scan one.
 /// Longer than a batch may take, and not less because the database or the role has another default.
 const STATEMENT_TIMEOUT: &str = "35s";
 /// Side by side, a user's events always through the same one.
@@ -51,8 +49,9 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
-    let session =
-        [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT), ("enable_seqscan", "off")];
+    // A statement that is prepared while its table is small and never analysed is planned as a scan of the whole table, and
+    // stays so until autovacuum analyses the table. No statement of the worker is meant to scan one.
+    let session = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT), ("enable_seqscan", "off")];
     let (member, holdings, pool) = Member::new(WORKER, &service, Some(&settings.event_source), &session)?;
     let identity = member.identity();
     let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));

@@ -142,9 +142,8 @@ impl Batch<'_> {
         };
         #[cfg(feature = "mutants")]
         let known = &crate::mutants::known(known);
-        let is_fresh = |entry: &Entry<'_>| match outside(entry) {
-            true => unrecorded.contains(&entry.id().into()),
-            false => !known.contains(&entry.id()),
+        let is_fresh = |entry: &Entry<'_>| {
+            if outside(entry) { unrecorded.contains(&entry.id().into()) } else { !known.contains(&entry.id()) }
         };
         Ok(entries.into_iter().filter(is_fresh).collect())
     }
