@@ -1,21 +1,28 @@
 //! Apply lanes: each applies what waits in its partitions in one transaction after the other.
 //!
-//! While a transaction runs, the next batches of the lane's partitions gather, so transactions grow with the load, and a lone
-//! command finds its lane free. A partition always uses the same lane, and waits for the end of its batch before it hands over
-//! the next: order holds.
+//! While a transaction runs, deliveries gather in its partitions. When it has ended, each of them takes what waits there and hands it
+//! over, and the next transaction has it all: transactions grow with the load, and a lone command finds its lane free. Under load
+//! a lane also lingers between transactions, because larger ones cost less per command. A partition always uses the same lane,
+//! and waits for the end of its batch before it hands over the next: order holds.
 //!
 //! # What if a transaction fails?
 //! A lane isolates nothing. Every partition of the transaction then applies its batch in a transaction of its own, where the guilty
-//! command is found and a partition that has to wait makes no other one wait. A partition that is no longer owned leaves the transaction,
-//! and the others go on.
+//! command is found and a partition that has to wait makes no other one wait. A partition that is no longer owned leaves the
+//! transaction, and the others go on.
+
+mod gate;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::shutdown::{Shutdown, TaskResult, Tier};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info};
 
+pub(crate) use self::gate::LanePlace;
+use self::gate::Gate;
 use crate::apply::{Committed, Fence, Share, Transactions};
 use crate::blame::ApplyError;
 use crate::delivery::{BatchSpan, CommandSpan};
@@ -27,11 +34,23 @@ use crate::partition::STOP_MARGIN;
 const LARGEST: usize = 1000;
 /// Batches that wait for a lane; a partition has one at a time.
 const QUEUE_LENGTH: usize = 1024;
+/// How long a lane waits for partitions that have deliveries and are about to hand them over.
+const GATHERING: Duration = Duration::from_millis(2);
+/// From the beginning of one transaction to the next under load.
+const LINGER: Duration = Duration::from_millis(8);
+/// Commands of a transaction that are load.
+const LOAD: usize = 4;
 
 /// The lanes of a worker. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Lanes {
-    lanes: Arc<[mpsc::Sender<Request>]>,
+    lanes: Arc<[LaneHandle]>,
+}
+
+#[derive(Debug)]
+struct LaneHandle {
+    gate: Gate,
+    requests: mpsc::Sender<Request>,
 }
 
 /// Batch of one partition.
@@ -67,58 +86,106 @@ impl Lanes {
     pub(crate) fn start(shutdown: &Shutdown, instruments: &Instruments, lanes: Vec<Transactions>) -> Self {
         let start = |transactions| {
             let (sender, requests) = mpsc::channel(QUEUE_LENGTH);
-            let lane = Lane { transactions, instruments: instruments.clone(), shutdown: shutdown.clone() };
-            shutdown.supervise("lane", Tier::Front, lane.run(requests));
-            sender
+            let gate = Gate::default();
+            let lane = Lane {
+                transactions,
+                gate: gate.clone(),
+                requests,
+                next: None,
+                instruments: instruments.clone(),
+                shutdown: shutdown.clone(),
+            };
+            shutdown.supervise("lane", Tier::Front, lane.run());
+            LaneHandle { gate, requests: sender }
         };
         Self { lanes: lanes.into_iter().map(start).collect() }
     }
 
+    /// Announces a batch of a partition: the lane waits a moment for it before it begins a transaction.
+    pub(crate) fn announce(&self, partition: u16) -> LanePlace {
+        self.of(partition).gate.announce()
+    }
+
     /// Applies a batch with whatever else waits for its lane.
-    pub(crate) async fn apply(&self, batch: LaneBatch) -> LaneAnswer {
-        let lane = &self.lanes[usize::from(batch.fence.partition) % self.lanes.len()];
+    pub(crate) async fn apply(&self, batch: LaneBatch, place: LanePlace) -> LaneAnswer {
         let (answer, answered) = oneshot::channel();
-        if lane.send(Request { batch, answer }).await.is_err() {
+        let sent = self.of(batch.fence.partition).requests.send(Request { batch, answer }).await;
+        drop(place);
+        if sent.is_err() {
             return LaneAnswer::Alone;
         }
         // A lane that ended has stopped; so does the partition.
         answered.await.unwrap_or(LaneAnswer::Alone)
     }
+
+    fn of(&self, partition: u16) -> &LaneHandle {
+        &self.lanes[usize::from(partition) % self.lanes.len()]
+    }
 }
 
 struct Lane {
     transactions: Transactions,
+    gate: Gate,
+    requests: mpsc::Receiver<Request>,
+    /// One that did not fit into the last transaction.
+    next: Option<Request>,
     instruments: Instruments,
     shutdown: Shutdown,
 }
 
 impl Lane {
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>) -> TaskResult {
+    async fn run(mut self) -> TaskResult {
         let stopping = self.shutdown.clone();
-        let mut next = None;
         loop {
-            let Some(first) = (match next.take() {
-                Some(request) => Some(request),
-                None => requests.recv().await,
-            }) else {
-                return Ok(());
-            };
-            let (gathered, rest) = gather(first, &mut requests);
-            next = rest;
-            // The partition may have gone: its messages are in the queue again.
-            let gathered: Vec<Request> = gathered.into_iter().filter(|request| !request.answer.is_closed()).collect();
-            if gathered.is_empty() {
-                continue;
-            }
+            self.gate.open();
+            let Some(requests) = self.gather().await else { return Ok(()) };
+            self.gate.close();
+            let started = Instant::now();
+            let commands: usize = requests.iter().map(|request| request.batch.messages.len()).sum();
             tokio::select! {
-                () = self.apply(gathered) => {}
+                () = self.apply(requests) => {}
                 // What is not finished when the end is near is undone, and goes back to the queues.
                 () = stopping.finish_is_near(STOP_MARGIN) => return Ok(()),
+            }
+            if commands >= LOAD {
+                sleep_until(started + LINGER).await;
             }
         }
     }
 
+    /// Takes what is announced, up to a transaction; `None` once no partition uses the lane any more.
+    async fn gather(&mut self) -> Option<Vec<Request>> {
+        let mut gathered = Vec::new();
+        let mut commands = 0;
+        let mut request = match self.next.take() {
+            Some(request) => request,
+            None => self.requests.recv().await?,
+        };
+        let deadline = Instant::now() + GATHERING;
+        loop {
+            // The partition may have gone: its messages are in the queue again.
+            if !request.answer.is_closed() {
+                commands += request.batch.messages.len();
+                if commands > LARGEST && !gathered.is_empty() {
+                    self.next = Some(request);
+                    break;
+                }
+                gathered.push(request);
+            }
+            request = tokio::select! {
+                biased;
+                Some(request) = self.requests.recv() => request,
+                () = self.gate.nobody_announced() => break,
+                () = sleep_until(deadline) => break,
+            };
+        }
+        Some(gathered)
+    }
+
     async fn apply(&mut self, requests: Vec<Request>) {
+        if requests.is_empty() {
+            return;
+        }
         let span = BatchSpan::open(requests.iter().flat_map(|request| request.batch.spans.iter()));
         let shares: Vec<Share<'_>> = requests.iter().map(|request| request.batch.share()).collect();
         let committed = self.transactions.together(&shares).instrument(span.batch.clone()).await;
@@ -153,18 +220,4 @@ impl LaneBatch {
     fn share(&self) -> Share<'_> {
         Share { fence: self.fence, published_after: self.published_after, messages: &self.messages }
     }
-}
-
-/// Takes what waits, up to a transaction; gives a batch that did not fit, too.
-fn gather(first: Request, requests: &mut mpsc::Receiver<Request>) -> (Vec<Request>, Option<Request>) {
-    let mut commands = first.batch.messages.len();
-    let mut gathered = vec![first];
-    while let Ok(request) = requests.try_recv() {
-        commands += request.batch.messages.len();
-        if commands > LARGEST {
-            return (gathered, Some(request));
-        }
-        gathered.push(request);
-    }
-    (gathered, None)
 }

@@ -319,6 +319,15 @@ impl Partition {
                 }
             };
             self.stalls = 0;
+            // What comes after a batch that could not be applied is applied alone.
+            let mut place = (!self.applying.fails(self.number)).then(|| self.lanes.announce(self.number));
+            if let Some(place) = &place {
+                tokio::select! {
+                    () = place.ready() => {}
+                    () = self.shutdown.reached(Phase::Stopping) => return Ok(End::Stopping),
+                    () = &mut lost => return Ok(End::LetGo),
+                }
+            }
             let mut deliveries = vec![first];
             let most = if self.probing { 1 } else { usize::from(self.batch) };
             while deliveries.len() < most
@@ -341,7 +350,7 @@ impl Partition {
                 // What is not finished when the end is near is undone, and goes back to the queue.
                 let stopping = self.shutdown.clone();
                 tokio::select! {
-                    processed = self.process(deliveries.by_ref().take(size).collect()) => processed?,
+                    processed = self.process(deliveries.by_ref().take(size).collect(), place.take()) => processed?,
                     () = stopping.finish_is_near(STOP_MARGIN) => return Ok(End::Stopping),
                 }
                 queue.settled(size);

@@ -31,6 +31,8 @@ pub(crate) const USER_PASSWORD: &str = "password_of_";
 const MOST_MESSAGE_BYTES: u32 = 256 * 1024;
 const COOKIE: &str = ".erlang.cookie";
 const LOOPBACK: &str = "-kernel inet_dist_use_interface {127,0,0,1}";
+/// Schedulers that have nothing to do sleep at once, instead of polling: the processor is shared with everything else.
+const NO_BUSY_WAIT: &str = "+sbwt none +sbwtdcpu none +sbwtdio none";
 
 pub(crate) struct Node {
     scripts: PathBuf,
@@ -127,7 +129,7 @@ impl Node {
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder("enabled_plugins"))
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("RABBITMQ_DIST_PORT", identity.distribution.to_string())
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", LOOPBACK)
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("{NO_BUSY_WAIT} {LOOPBACK}"))
             .env("RABBITMQ_CTL_ERL_ARGS", LOOPBACK)
             .env("ERL_EPMD_PORT", identity.epmd.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")

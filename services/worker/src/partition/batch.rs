@@ -14,7 +14,7 @@ use crate::apply::Committed;
 use crate::blame::ApplyError;
 use crate::delivery::{BatchSpan, CommandSpan, acknowledge, refuse, suspicious};
 use crate::incoming::IncomingMessage;
-use crate::lanes::{LaneAnswer, LaneBatch};
+use crate::lanes::{LaneAnswer, LaneBatch, LanePlace};
 use crate::replies::AppliedOutcome;
 
 /// How often a batch is tried again in place when another transaction was in the way.
@@ -31,7 +31,12 @@ struct Sorted {
 }
 
 impl Partition {
-    pub(super) async fn process(&mut self, deliveries: Vec<Delivery>) -> Result<(), Interrupted> {
+    /// Applies, replies and acknowledges. A place is that of a batch that was announced to the lane.
+    pub(super) async fn process(
+        &mut self,
+        deliveries: Vec<Delivery>,
+        place: Option<LanePlace>,
+    ) -> Result<(), Interrupted> {
         let Sorted { deliveries, messages, raw, surplus } = self.sort(deliveries);
         let Some(last) = deliveries.last().map(|delivery| delivery.acker.clone()) else {
             return self.refuse(surplus).await;
@@ -41,7 +46,8 @@ impl Partition {
         let spans: Arc<[CommandSpan]> = CommandSpan::open_all(&deliveries, &messages).into();
         let started = Instant::now();
         let suspected = deliveries.iter().any(suspicious);
-        let committed = self.apply(&messages, &spans, suspected).await?;
+        let place = place.filter(|_| !suspected);
+        let committed = self.apply(&messages, &spans, place, suspected).await?;
         self.raw_guard.note(messages.len(), raw);
         let outcomes = messages.iter().filter_map(IncomingMessage::id).map(|id| committed.outcomes.get(&id));
         for (span, outcome) in spans.iter().zip(outcomes) {
@@ -123,15 +129,15 @@ impl Partition {
         &mut self,
         messages: &Arc<[IncomingMessage]>,
         spans: &Arc<[CommandSpan]>,
+        place: Option<LanePlace>,
         suspected: bool,
     ) -> Result<Arc<Committed>, ApplyError> {
-        if !suspected
-            && !self.applying.fails(self.number)
+        if let Some(place) = place
             && let Some(share) = self.applier.share(messages)
         {
             let (fence, published_after) = (share.fence, share.published_after);
             let batch = LaneBatch { fence, published_after, messages: Arc::clone(messages), spans: Arc::clone(spans) };
-            match self.lanes.apply(batch).await {
+            match self.lanes.apply(batch, place).await {
                 LaneAnswer::Committed(committed) => return Ok(committed),
                 LaneAnswer::Fenced => return Err(ApplyError::Fenced),
                 LaneAnswer::Alone => {}
