@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use common::broker::FrameDefect;
 use common::command::{CommandHeader, CommandId, Envelope, Message, MessageProperties, UnreadCommand, UserId};
 use common::telemetry::TraceHeaders;
+use lapin::types::ShortString;
 use time::{Date, OffsetDateTime};
 
 /// A message with what a dead letter keeps of it.
@@ -18,6 +19,8 @@ pub struct IncomingMessage {
     pub content: Message,
     /// Why it did not arrive as it was published, if it did not.
     pub defect: Option<FrameDefect>,
+    /// Queue of the API instance that has a client waiting for the outcome.
+    pub reply_to: Option<ShortString>,
 }
 
 impl IncomingMessage {
@@ -39,7 +42,7 @@ impl IncomingMessage {
             }
             (Message::Raw(reason), Some(defect)) => Message::Raw(format!("{defect}; {reason}")),
         };
-        Self { body, trace, content, defect }
+        Self { body, trace, content, defect, reply_to: None }
     }
 
     /// The command's id, if it can be read.

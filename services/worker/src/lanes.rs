@@ -21,14 +21,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, info};
 
-pub(crate) use self::gate::LanePlace;
 use self::gate::Gate;
+pub(crate) use self::gate::LanePlace;
 use crate::apply::{Committed, Fence, Share, Transactions};
 use crate::blame::ApplyError;
 use crate::delivery::{BatchSpan, CommandSpan};
 use crate::incoming::IncomingMessage;
 use crate::instruments::Instruments;
 use crate::partition::STOP_MARGIN;
+use crate::replies::Replies;
 
 /// Commands of one transaction, at most, unless a single batch has more. Larger ones gain little and make others wait.
 const LARGEST: usize = 1000;
@@ -37,7 +38,7 @@ const QUEUE_LENGTH: usize = 1024;
 /// How long a lane waits for partitions that have deliveries and are about to hand them over.
 const GATHERING: Duration = Duration::from_millis(2);
 /// From the beginning of one transaction to the next under load.
-const LINGER: Duration = Duration::from_millis(8);
+const LINGER: Duration = Duration::from_millis(5);
 /// Commands of a transaction that are load.
 const LOAD: usize = 4;
 
@@ -83,7 +84,12 @@ pub(crate) enum LaneAnswer {
 
 impl Lanes {
     /// Starts as many lanes as there are transactions to run; each ends once no partition uses it any more.
-    pub(crate) fn start(shutdown: &Shutdown, instruments: &Instruments, lanes: Vec<Transactions>) -> Self {
+    pub(crate) fn start(
+        shutdown: &Shutdown,
+        instruments: &Instruments,
+        replies: &Replies,
+        lanes: Vec<Transactions>,
+    ) -> Self {
         let start = |transactions| {
             let (sender, requests) = mpsc::channel(QUEUE_LENGTH);
             let gate = Gate::default();
@@ -93,6 +99,7 @@ impl Lanes {
                 requests,
                 next: None,
                 instruments: instruments.clone(),
+                replies: replies.clone(),
                 shutdown: shutdown.clone(),
             };
             shutdown.supervise("lane", Tier::Front, lane.run());
@@ -130,6 +137,7 @@ struct Lane {
     /// One that did not fit into the last transaction.
     next: Option<Request>,
     instruments: Instruments,
+    replies: Replies,
     shutdown: Shutdown,
 }
 
@@ -193,6 +201,12 @@ impl Lane {
         match committed {
             Ok(committed) => {
                 self.instruments.transaction(requests.iter().map(|request| request.batch.messages.len()).sum());
+                // Those of one API instance leave in one message.
+                for request in &requests {
+                    if committed.partitions.contains(&request.batch.fence.partition) {
+                        self.replies.send(&request.batch.messages, &committed);
+                    }
+                }
                 let committed = Arc::new(committed);
                 for Request { batch, answer } in requests {
                     let owned = committed.partitions.contains(&batch.fence.partition);

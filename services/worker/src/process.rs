@@ -116,7 +116,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     collector.start();
     let (window, partitions) = (service.idempotency_window, topology.partitions());
     let lane = |_| Transactions::new(pool.clone(), guard.clone(), window, partitions).feeding(feed.clone());
-    let lanes = Lanes::start(shutdown, &instruments, (0..settings.lanes).map(lane).collect());
+    let lanes = Lanes::start(shutdown, &instruments, &replies, (0..settings.lanes).map(lane).collect());
     for number in 0..partitions {
         let partition = Partition {
             number,

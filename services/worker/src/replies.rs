@@ -18,6 +18,8 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::apply::Committed;
+use crate::incoming::IncomingMessage;
 use crate::users::Outcome;
 
 /// Replies that wait for the channel; more are dropped, and the waiting client's instance finds the row by itself.
@@ -37,12 +39,12 @@ pub(crate) struct Replies {
 
 /// What a transaction made of a command.
 #[derive(Debug)]
-pub(crate) struct AppliedOutcome {
-    pub(crate) outcome: Outcome,
+struct AppliedOutcome {
+    outcome: Outcome,
     /// The time of the transaction.
-    pub(crate) applied_at: OffsetDateTime,
+    applied_at: OffsetDateTime,
     /// The user after a change, as the API represents it.
-    pub(crate) user: Option<Arc<str>>,
+    user: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -61,14 +63,17 @@ impl Replies {
         Self { queue }
     }
 
-    /// Replies what became of a command; after the commit only.
-    pub(crate) fn send(&self, reply_to: &ShortString, id: CommandId, applied: AppliedOutcome) {
-        let _ = self.queue.try_send(QueuedReply { reply_to: reply_to.clone(), id, applied: Some(applied) });
-    }
-
-    /// Replies that a command was decided before: its row says how.
-    pub(crate) fn hint(&self, reply_to: &ShortString, id: CommandId) {
-        let _ = self.queue.try_send(QueuedReply { reply_to: reply_to.clone(), id, applied: None });
+    /// Replies what became of these commands; after the commit only. The row of one that was decided before says how.
+    pub(crate) fn send(&self, messages: &[IncomingMessage], committed: &Committed) {
+        for message in messages {
+            let (Some(reply_to), Some(id)) = (message.reply_to.clone(), message.id()) else { continue };
+            let applied = committed.outcomes.get(&id).map(|outcome| AppliedOutcome {
+                outcome: outcome.clone(),
+                applied_at: committed.applied_at,
+                user: committed.users.get(&id).cloned(),
+            });
+            let _ = self.queue.try_send(QueuedReply { reply_to, id, applied });
+        }
     }
 }
 

@@ -14,7 +14,7 @@ const WORKER_BATCH: Variable =
     Variable::with_default("WORKER_BATCH", "200", "Commands of one partition that one transaction applies at most.");
 const WORKER_LANES: Variable = Variable::with_default(
     "WORKER_LANES",
-    "2",
+    "1",
     "Transactions that apply commands at the same time, each over everything that waits in its share of the partitions.",
 );
 

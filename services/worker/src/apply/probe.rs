@@ -55,7 +55,8 @@ impl Applier {
             command: Command::CreateUser(CreateUser { user_id, email, name }),
         };
         let content = Message::Command(Box::new(envelope));
-        Some(IncomingMessage { body: Vec::new(), trace: TraceHeaders::default(), content, defect: None })
+        let trace = TraceHeaders::default();
+        Some(IncomingMessage { body: Vec::new(), trace, content, defect: None, reply_to: None })
     }
 
     fn user_of_the_partition(&self) -> Option<UserId> {

@@ -244,7 +244,8 @@ impl IncomingMessage {
             kind: properties.kind().as_ref().map(ShortString::as_str),
         };
         let headers = properties.headers().as_ref();
-        Self::read(body, repeated, amqp_trace_headers(headers), FrameDefect::of(headers))
+        let message = Self::read(body, repeated, amqp_trace_headers(headers), FrameDefect::of(headers));
+        Self { reply_to: properties.reply_to().clone(), ..message }
     }
 }
 

@@ -1,4 +1,4 @@
-//! One batch of a partition: decode, apply, reply, acknowledge.
+//! One batch of a partition: decode, apply, acknowledge.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use crate::blame::ApplyError;
 use crate::delivery::{BatchSpan, CommandSpan, acknowledge, refuse, suspicious};
 use crate::incoming::IncomingMessage;
 use crate::lanes::{LaneAnswer, LaneBatch, LanePlace};
-use crate::replies::AppliedOutcome;
 
 /// How often a batch is tried again in place when another transaction was in the way.
 const CONTENTION_TRIES: u32 = 5;
@@ -31,7 +30,7 @@ struct Sorted {
 }
 
 impl Partition {
-    /// Applies, replies and acknowledges. A place is that of a batch that was announced to the lane.
+    /// Applies and acknowledges. A place is that of a batch that was announced to the lane.
     pub(super) async fn process(
         &mut self,
         deliveries: Vec<Delivery>,
@@ -54,7 +53,6 @@ impl Partition {
             span.record(outcome);
         }
         drop(spans);
-        self.reply(&deliveries, &messages, &committed);
         self.instruments.batch(self.number, &messages, started.elapsed(), &committed.outcomes);
         #[cfg(feature = "mutants")]
         if acknowledged {
@@ -67,20 +65,6 @@ impl Partition {
             return Err(Interrupted::AckLost);
         }
         Ok(())
-    }
-
-    /// Replies to the clients that wait for these commands.
-    fn reply(&self, deliveries: &[Delivery], messages: &[IncomingMessage], committed: &Committed) {
-        for (delivery, message) in deliveries.iter().zip(messages) {
-            let (Some(reply_to), Some(id)) = (delivery.properties.reply_to(), message.id()) else { continue };
-            match committed.outcomes.get(&id).cloned() {
-                Some(outcome) => {
-                    let (applied_at, user) = (committed.applied_at, committed.users.get(&id).cloned());
-                    self.replies.send(reply_to, id, AppliedOutcome { outcome, applied_at, user });
-                }
-                None => self.replies.hint(reply_to, id),
-            }
-        }
     }
 
     /// Admits the deliveries, and sets those aside that are no commands and more than are recorded.
@@ -146,6 +130,7 @@ impl Partition {
         let span = BatchSpan::open(spans.iter());
         let committed = self.apply_alone(messages, suspected).instrument(span.batch.clone()).await?;
         self.instruments.transaction(messages.len());
+        self.replies.send(messages, &committed);
         Ok(Arc::new(committed))
     }
 
