@@ -38,9 +38,9 @@ const QUEUE_LENGTH: usize = 1024;
 /// How long a lane waits for partitions that have deliveries and are about to hand them over.
 const GATHERING: Duration = Duration::from_millis(2);
 /// From the beginning of one transaction to the next under load.
-const LINGER: Duration = Duration::from_millis(5);
-/// Commands of a transaction that are load.
-const LOAD: usize = 4;
+const LINGER: Duration = Duration::from_millis(6);
+/// Commands of a transaction, on average of the last ones, that are load.
+const LOAD: usize = 3;
 
 /// The lanes of a worker. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -144,6 +144,7 @@ struct Lane {
 impl Lane {
     async fn run(mut self) -> TaskResult {
         let stopping = self.shutdown.clone();
+        let mut load = 0;
         loop {
             self.gate.open();
             let Some(requests) = self.gather().await else { return Ok(()) };
@@ -155,7 +156,8 @@ impl Lane {
                 // What is not finished when the end is near is undone, and goes back to the queues.
                 () = stopping.finish_is_near(STOP_MARGIN) => return Ok(()),
             }
-            if commands >= LOAD {
+            load = usize::midpoint(load, commands);
+            if load >= LOAD {
                 sleep_until(started + LINGER).await;
             }
         }

@@ -33,7 +33,8 @@ impl Lane {
 
 /// A user of the partition, with the command that creates it.
 fn user_of(partition: u16) -> (UserId, Envelope) {
-    let user = std::iter::repeat_with(UserId::mint).find(|user| user.partition(PARTITIONS) == partition).unwrap();
+    let user =
+        std::iter::repeat_with(UserId::mint).find(|user| user.partition(PARTITIONS) == partition).expect("a user");
     (user, create(user, &format!("{user}@example.org"), "User"))
 }
 
@@ -54,8 +55,8 @@ async fn one_transaction_applies_the_commands_of_several_partitions() {
     assert_eq!(committed.partitions.len(), users.len());
     for (user, create) in &users {
         assert_eq!(committed.outcomes[&create.id], done(1));
-        let line = lane.fixture.database.user(*user).await.expect("a user");
-        assert!(line.ends_with("Renamed active v2 f"), "{line}");
+        let row = lane.fixture.database.user(*user).await.expect("a user");
+        assert!(row.ends_with("Renamed active v2 f"), "{row}");
     }
     let own = format!("events WHERE partition = {}", users[3].0.partition(PARTITIONS));
     assert_eq!(lane.fixture.database.count(&own).await, 2, "each event belongs to the partition of its command");
@@ -68,7 +69,7 @@ async fn one_transaction_applies_the_commands_of_several_partitions() {
 async fn a_partition_that_is_lost_leaves_the_transaction_and_the_others_go_on() {
     let mut lane = Lane::start().await;
     let ((kept, of_kept), (lost, of_lost)) = (user_of(0), user_of(1));
-    let (first, second) = (messages(&[of_kept.clone()]), messages(&[of_lost.clone()]));
+    let (first, second) = (messages(std::slice::from_ref(&of_kept)), messages(std::slice::from_ref(&of_lost)));
     lane.fixture.database.execute("UPDATE partitions SET epoch = 2 WHERE number = 1").await;
     let shares = [share(lane.fence(0), &first), share(lane.fence(1), &second)];
     let committed = soon("a commit", lane.transactions.together(&shares)).await.expect("a commit");
