@@ -2,9 +2,10 @@
 //! idempotency keys, waves, events, command rows with their outcomes, commit.
 //!
 //! # What makes a command apply once?
-//! Commands that have a row were decided before and are left out. A partition's commands are decided by its owner alone, which
+//! Commands that have a row were decided before and are left out. A partition's commands are applied by its owner alone, which
 //! the fence makes sure of, and the rows are written last. When a row is there by then after all, because an abandoned transaction of
-//! the same owner was still running, everything is rolled back and tried again.
+//! the same owner was still running, or because the command was recorded as a dead letter of the broker meanwhile, everything is
+//! rolled back and tried again.
 //!
 //! # Why twice?
 //! Together first, which is quick. If the data of one command makes a statement fail, the whole batch is done again one by
@@ -30,6 +31,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use self::batch::Mode;
+use self::transaction::Limits;
 pub use self::transaction::Transactions;
 use crate::blame::ApplyError;
 use crate::flood::FloodGuard;
@@ -140,6 +142,6 @@ impl Applier {
 
     async fn commit(&mut self, messages: &[IncomingMessage], mode: Mode) -> Result<Committed, ApplyError> {
         let share = self.share(messages).ok_or(ApplyError::Fenced)?;
-        self.transactions.commit(&[share], mode).await
+        self.transactions.commit(&[share], mode, Limits::ALONE).await
     }
 }

@@ -166,14 +166,15 @@ pub async fn prune(conn: &mut PgConnection, kept: Duration) -> Result<u64, sqlx:
         DELETE FROM events
         WHERE position = ANY(ARRAY(
             SELECT position
-            FROM (
-                SELECT position, published_at
-                FROM events
-                ORDER BY position
-                LIMIT $3
-            ) AS lowest
-            WHERE published_at < now() - make_interval(secs => $2)
+            FROM events
+            WHERE position <= (
+                    SELECT max(position)
+                    FROM (SELECT position FROM events ORDER BY position LIMIT $3) AS lowest
+                )
+                AND published_at < now() - make_interval(secs => $2)
+            ORDER BY position
             LIMIT $1
+            FOR UPDATE SKIP LOCKED
         ))
         "#,
         PRUNED_AT_ONCE.cast_signed(),

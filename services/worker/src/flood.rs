@@ -36,6 +36,7 @@ impl FloodGuard {
         if dead == 0 {
             return None;
         }
+        let (decided, dead) = scaled(decided, dead);
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let room = RECENT.saturating_sub(decided);
         let young = recent.iter().rev().take(room).take_while(|(at, _)| at.elapsed() < MEMORY);
@@ -50,10 +51,16 @@ impl FloodGuard {
 
     /// Notes what came to pass.
     pub fn note(&self, decided: usize, dead: usize) {
+        let (decided, dead) = scaled(decided, dead);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         recent.extend((0..decided).map(|number| (now, number < dead)));
         let surplus = recent.len().saturating_sub(RECENT);
         recent.drain(..surplus);
     }
+}
+
+/// A transaction of more commands than count as recent has the same share of dead letters.
+fn scaled(decided: usize, dead: usize) -> (usize, usize) {
+    if decided > RECENT { (RECENT, (dead * RECENT).div_ceil(decided)) } else { (decided, dead) }
 }

@@ -69,6 +69,8 @@ pub(crate) struct Partition {
     pub(crate) lanes: Lanes,
     /// The last batch was refused by the flood guard: one command at a time until one goes through.
     pub(crate) probing: bool,
+    /// The last batch could not be applied: no lane waits for this partition until one goes through.
+    pub(crate) isolated: bool,
     /// For what is no command: it pauses nothing.
     pub(crate) raw_guard: FloodGuard,
     pub(crate) suspects: Suspects,
@@ -319,8 +321,7 @@ impl Partition {
                 }
             };
             self.stalls = 0;
-            // What comes after a batch that could not be applied is applied alone.
-            let mut place = (!self.applying.fails(self.number)).then(|| self.lanes.announce(self.number));
+            let mut place = (!self.isolated).then(|| self.lanes.announce(self.number));
             if let Some(place) = &place {
                 tokio::select! {
                     () = place.ready() => {}

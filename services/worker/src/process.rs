@@ -24,10 +24,19 @@ use crate::replies::Replies;
 use crate::settings::WorkerSettings;
 use crate::suspects::Suspects;
 
-/// Whoever holds a user for longer, an operator for instance, is in the way: the batch says so and tries again.
-const LOCK_TIMEOUT: &str = "5s";
-/// Longer than a batch may take, and not less because the database or the role has another default.
-const STATEMENT_TIMEOUT: &str = "35s";
+/// Settings of the worker's sessions.
+const SESSION: &[(&str, &str)] = &[
+    // Of what is outside of a batch; a batch sets its own.
+    ("lock_timeout", "5s"),
+    // Longer than a batch may take, and not less because the database or the role has another default.
+    ("statement_timeout", "35s"),
+    // Planned once: planning costs a small batch more than its execution.
+    ("plan_cache_mode", "force_generic_plan"),
+    // What is planned while its table is small and never analysed would go on scanning it until autovacuum has analysed it.
+    ("enable_seqscan", "off"),
+    // A table that can only be scanned looks expensive then.
+    ("jit", "off"),
+];
 /// Side by side, a user's events always through the same one.
 const EVENT_PUBLISHERS: u16 = 4;
 
@@ -49,10 +58,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
     let service = settings.service;
     let health = Health::new(ReadyWhen::All, shutdown.clone());
     let topology = Topology::new(&service.broker);
-    // A statement that is prepared while its table is small and never analysed is planned as a scan of the whole table, and
-    // stays so until autovacuum analyses the table. No statement of the worker is meant to scan one.
-    let session = [("lock_timeout", LOCK_TIMEOUT), ("statement_timeout", STATEMENT_TIMEOUT), ("enable_seqscan", "off")];
-    let (member, holdings, pool) = Member::new(WORKER, &service, Some(&settings.event_source), &session)?;
+    let (member, holdings, pool) = Member::new(WORKER, &service, Some(&settings.event_source), SESSION)?;
     let identity = member.identity();
     let database = monitor(shutdown, &health, Ability::Write, service.control.clone(), Role::Member(Box::new(member)));
     // Two connections: the broker stops reading one that publishes when it runs short of memory, acknowledgements included.
@@ -130,6 +136,7 @@ fn start(shutdown: &Shutdown, settings: WorkerSettings) -> anyhow::Result<Pool> 
             applier: Applier::new(pool.clone(), guard.clone(), window, partitions).feeding(feed.clone()),
             lanes: lanes.clone(),
             probing: false,
+            isolated: false,
             raw_guard: raw_guard.clone(),
             suspects: suspects.clone(),
             replies: replies.clone(),

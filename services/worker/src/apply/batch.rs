@@ -155,16 +155,16 @@ impl Batch<'_> {
         fresh: &[Entry<'_>],
         outcomes: &HashMap<CommandId, Outcome>,
     ) -> Result<(), ApplyError> {
-        let decided: Vec<(&CommandHeader, &Outcome)> = fresh
-            .iter()
-            .filter(|entry| !self.days.outside.contains(&entry.day()))
-            .filter_map(|entry| Some((&entry.header, outcomes.get(&entry.id())?)))
-            .collect();
+        let with_row: Vec<&Entry<'_>> =
+            fresh.iter().filter(|entry| !self.days.outside.contains(&entry.day())).collect();
+        let decided: Vec<(&CommandHeader, &Outcome)> =
+            with_row.iter().filter_map(|entry| Some((&entry.header, outcomes.get(&entry.id())?))).collect();
         let recorded = commands::record(conn, &decided).await?;
         #[cfg(feature = "mutants")]
         let recorded = crate::mutants::rows(recorded, decided.len());
-        // The partition's owner is the only writer of its commands, unless a transaction of it that was abandoned still runs.
-        if recorded == decided.len() { Ok(()) } else { Err(ApplyError::Contention(None)) }
+        // Else another transaction has decided one meanwhile: an abandoned one of this owner, or a record of the broker's dead
+        // letters. A command without an outcome must not be acknowledged.
+        if recorded == with_row.len() { Ok(()) } else { Err(ApplyError::Contention(None)) }
     }
 
     /// Commands that may claim their idempotency keys at once. The letters come in the order of arrival.

@@ -15,11 +15,6 @@ use super::Share;
 use crate::blame::ApplyError;
 use crate::incoming::IncomingMessage;
 
-/// A row that is locked by somebody else, such as an operator, is in the way of a partition: its batch fails and is tried again.
-const LOCK_TIMEOUT: &str = "5s";
-/// It must not hold up the other partitions of a transaction for long.
-const SHARED_LOCK_TIMEOUT: &str = "250ms";
-
 /// What a transaction holds, and what it knows.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -33,11 +28,15 @@ pub(super) struct Held {
     pub(super) blocked_users: HashSet<UserId>,
 }
 
-/// Holds the partitions of the shares.
+/// Holds the partitions of the shares; no lock of a row is waited for longer than the timeout.
 ///
 /// # Errors
 /// [`ApplyError::Fenced`] when none of them is owned any more, or as the statement gives them.
-pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Result<Held, ApplyError> {
+pub(super) async fn hold(
+    conn: &mut PgConnection,
+    shares: &[Share<'_>],
+    lock_timeout: &str,
+) -> Result<Held, ApplyError> {
     let (numbers, epochs): (Vec<i32>, Vec<i64>) =
         shares.iter().map(|Share { fence, .. }| (i32::from(fence.partition), fence.epoch)).unzip();
     let Some(instance) = shares.first().map(|share| share.fence.instance) else { return Err(ApplyError::Fenced) };
@@ -46,9 +45,8 @@ pub(super) async fn hold(conn: &mut PgConnection, shares: &[Share<'_>]) -> Resul
     let users: Vec<Uuid> = messages().filter_map(IncomingMessage::user_id).map(Uuid::from).collect();
     let (lowest, highest) =
         (ids.iter().min().copied().unwrap_or_default(), ids.iter().max().copied().unwrap_or_default());
-    let lock_timeout = if shares.len() > 1 { SHARED_LOCK_TIMEOUT } else { LOCK_TIMEOUT };
     // The bounds let the planner leave out the other days' tables. The setting is for this transaction, and comes before the first
-    // lock.
+    // lock of a row.
     let row = sqlx::query!(
         r#"
         WITH owned AS MATERIALIZED (

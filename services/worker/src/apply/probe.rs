@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::Applier;
 use super::batch::Mode;
-use super::transaction::{ACQUIRE_PATIENCE, BATCH_DEADLINE};
+use super::transaction::Limits;
 use crate::blame::ApplyError;
 use crate::incoming::IncomingMessage;
 
@@ -23,7 +23,7 @@ impl Applier {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub async fn probe(&mut self) -> Result<(), ApplyError> {
-        let mut lease = self.transactions.pool.acquire(ACQUIRE_PATIENCE).await?;
+        let mut lease = self.transactions.pool.acquire(Limits::ALONE.deadline).await?;
         let work = async {
             let now = sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(&mut *lease).await?;
             let Some(message) = self.probing_message(now) else { return Ok(()) };
@@ -32,11 +32,12 @@ impl Applier {
             let mut tx = lease.begin().await?;
             let messages = [message];
             let share = self.share(&messages).ok_or(ApplyError::Fenced)?;
-            self.transactions.work(&mut tx, &[share], days, Mode::Together).await?;
+            self.transactions.work(&mut tx, &[share], days, Mode::Together, Limits::ALONE).await?;
             tx.rollback().await?;
             Ok::<_, ApplyError>(())
         };
-        tokio::time::timeout(BATCH_DEADLINE, work).await.map_err(|_| DbError::Deadline(BATCH_DEADLINE))??;
+        let deadline = Limits::ALONE.deadline;
+        tokio::time::timeout(deadline, work).await.map_err(|_| DbError::Deadline(deadline))??;
         lease.release().await?;
         Ok(())
     }

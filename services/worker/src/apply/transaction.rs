@@ -18,10 +18,21 @@ use crate::idempotency::Times;
 use crate::incoming::IncomingMessage;
 use crate::relay::EventFeed;
 
-/// A batch may have to wait for several others that use the same pool.
-pub(super) const ACQUIRE_PATIENCE: Duration = Duration::from_secs(30);
-/// For a whole batch; a transaction that takes longer is abandoned with its connection.
-pub(super) const BATCH_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a transaction may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// For a connection, and again for the whole transaction, which is abandoned with its connection when it takes longer.
+    pub(super) deadline: Duration,
+    /// For a row that is locked by somebody else, such as an operator.
+    lock_timeout: &'static str,
+}
+
+impl Limits {
+    /// A partition alone: it may have to wait for several others that use the same pool, and makes no other one wait.
+    pub(super) const ALONE: Self = Self { deadline: Duration::from_secs(30), lock_timeout: "5s" };
+    /// A lane, for which all its partitions wait.
+    const SHARED: Self = Self { deadline: Duration::from_secs(5), lock_timeout: "250ms" };
+}
 
 /// Runs transactions, one after the other.
 #[derive(Debug)]
@@ -51,18 +62,23 @@ impl Transactions {
     /// # Errors
     /// [`ApplyError::Fenced`] when none of the partitions is owned any more. Then, as after every error, nothing was applied.
     pub async fn together(&mut self, shares: &[Share<'_>]) -> Result<Committed, ApplyError> {
-        self.commit(shares, Mode::Together).await
+        self.commit(shares, Mode::Together, Limits::SHARED).await
     }
 
-    pub(super) async fn commit(&mut self, shares: &[Share<'_>], mode: Mode) -> Result<Committed, ApplyError> {
+    pub(super) async fn commit(
+        &mut self,
+        shares: &[Share<'_>],
+        mode: Mode,
+        limits: Limits,
+    ) -> Result<Committed, ApplyError> {
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
-        let mut lease = self.pool.acquire(ACQUIRE_PATIENCE).await?;
+        let mut lease = self.pool.acquire(limits.deadline).await?;
         let work = async {
             let days = self.days.ensure(&mut lease, days(shares)).await?;
             #[cfg(feature = "mutants")]
             crate::mutants::hide(&mut lease).await?;
             let mut tx = lease.begin().await?;
-            let applied = self.work(&mut tx, shares, days, mode).await?;
+            let applied = self.work(&mut tx, shares, days, mode, limits).await?;
             for (partition, replays) in &applied.events.replays {
                 self.feed.replays(*partition, *replays);
             }
@@ -70,8 +86,8 @@ impl Transactions {
             tx.commit().await?;
             Ok::<_, ApplyError>((applied, pending))
         };
-        let worked = tokio::time::timeout(BATCH_DEADLINE, work).await;
-        let worked = worked.unwrap_or_else(|_| Err(DbError::Deadline(BATCH_DEADLINE).into()));
+        let worked = tokio::time::timeout(limits.deadline, work).await;
+        let worked = worked.unwrap_or_else(|_| Err(DbError::Deadline(limits.deadline).into()));
         if worked.is_err() {
             self.days.forget();
         }
@@ -90,8 +106,9 @@ impl Transactions {
         shares: &[Share<'_>],
         days: BatchDays,
         mode: Mode,
+        limits: Limits,
     ) -> Result<Applied, ApplyError> {
-        let held = hold(conn, shares).await?;
+        let held = hold(conn, shares, limits.lock_timeout).await?;
         self.batch(held.now, days).work(conn, shares, held, mode).await
     }
 

@@ -433,7 +433,9 @@ async fn again(conn: &mut PgConnection, letter: &Open, times: &Times, partitions
                     if !commands::decide(conn, envelope.id, &outcome).await? {
                         // Its day was dropped while it waited, or had no table; its retries behind it need its outcome.
                         days::make(conn, entry.day()).await?;
-                        commands::record(conn, &[(&entry.header, &outcome)]).await?;
+                        if commands::record(conn, &[(&entry.header, &outcome)]).await? == 0 {
+                            return Err(ApplyError::Contention(None).into());
+                        }
                     }
                     return Ok(Verdict::Decided(outcome));
                 }

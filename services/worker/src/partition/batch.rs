@@ -154,10 +154,12 @@ impl Partition {
                 Err(ApplyError::Fenced) => return Err(ApplyError::Fenced),
                 Err(error) => {
                     self.probing |= matches!(error, ApplyError::Flood(_));
+                    self.isolated = true;
                     self.applying.failed(self.number, CheckFailure::of(&error));
                     return Err(error);
                 }
                 Ok(committed) => {
+                    self.isolated = false;
                     // What is no command shows nothing.
                     if self.probing && messages.iter().any(|message| message.id().is_some()) {
                         self.probing = false;

@@ -86,9 +86,10 @@ impl EventDispatch {
         }
     }
 
-    /// Takes what the feed has and the queue has room for.
+    /// Takes what the feed has and the queue has room for. While partitions are behind, so little that the table is read.
     pub(super) fn fill(&mut self) {
-        let room = QUEUED.saturating_sub(self.queue.len());
+        let most = if self.feed.partitions_behind().is_empty() { QUEUED } else { READ_BELOW / 2 };
+        let room = most.saturating_sub(self.queue.len());
         if room > 0 && !self.publishing.waits() {
             let events = self.feed.take(room);
             self.enqueue(events);
@@ -155,9 +156,6 @@ impl EventDispatch {
     /// Whether it is time to look at the table.
     fn reads(&mut self) -> bool {
         let now = Instant::now();
-        if self.publishing.waits() || self.queue.len() >= READ_BELOW || now < self.read_at {
-            return false;
-        }
         if now >= self.poll_at {
             self.poll_at = now + jittered(POLL_INTERVAL);
             self.feed.all_behind();
@@ -168,7 +166,8 @@ impl EventDispatch {
                 self.feed.behind(partition);
             }
         }
-        !self.feed.partitions_behind().is_empty()
+        let waits = self.publishing.waits() || self.queue.len() >= READ_BELOW || now < self.read_at;
+        !waits && !self.feed.partitions_behind().is_empty()
     }
 
     fn read(&self) -> Option<ReadRequest> {
@@ -211,9 +210,11 @@ impl EventDispatch {
     fn found(&mut self, request: &ReadRequest, mut read: TableRead) {
         let mut in_doubt = false;
         for (partition, falls, of_partition) in read.by_partition(request) {
-            match of_partition {
-                Some((found, snapshot)) => in_doubt |= self.feed.read(&found, snapshot),
-                None => self.feed.not_owned(partition, falls),
+            if let Some((found, snapshot)) = of_partition {
+                in_doubt |= self.feed.read(&found, snapshot);
+            } else {
+                self.feed.not_owned(partition, falls);
+                self.refusals.forget(partition);
             }
         }
         if in_doubt {

@@ -141,7 +141,7 @@ impl EventFeed {
     }
 
     /// Compares the replays of a partition with those that the batch before saw. A batch reads them
-    /// ([`events::replays`](crate::events::replays)) once it holds all its locks, and calls this before it commits.
+    /// when it records its events ([`events::record`](crate::events::record)), and calls this before it commits.
     pub(crate) fn replays(&self, partition: u16, replays: i64) {
         let mut state = self.lock();
         let feed = state.partition(partition);

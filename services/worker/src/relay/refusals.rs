@@ -83,6 +83,11 @@ impl Refusals {
         over.filter_map(|refusal| refusal.waits_since.take().map(|_| refusal.partition)).collect()
     }
 
+    /// Forgets the users of a partition that another worker owns.
+    pub(super) fn forget(&mut self, partition: u16) {
+        self.users.retain(|_, refusal| refusal.partition != partition);
+    }
+
     /// When the oldest event that waits occurred.
     pub(super) fn oldest(&self) -> Option<OffsetDateTime> {
         self.users.values().filter_map(|refusal| refusal.waits_since).min()
@@ -117,6 +122,11 @@ mod tests {
         assert!(refusals.waiting().is_empty() && refusals.oldest().is_none());
         refusals.accepted(user);
         assert!(!refusals.refused(user, 7, at), "after one that was accepted");
+        tokio::time::advance(PATIENCE).await;
+        refusals.forget(8);
+        assert!(refusals.holds(user));
+        refusals.forget(7);
+        assert!(!refusals.refused(user, 7, at), "after another worker had the partition");
     }
 
     #[tokio::test(start_paused = true)]

@@ -161,8 +161,8 @@ impl Relay {
     /// Notes that the events are published. The commit does not wait for the disk or a standby: a mark that is lost costs a
     /// repetition.
     pub(super) async fn mark(&self, events: &[PublishedEvent]) -> Result<(), DbError> {
-        // In the order of the positions, so that two workers wait for each other instead of deadlocking. By the id too: after a
-        // failover that lost commits another event can have the position.
+        // Sorted, so that two workers hardly deadlock; one that does marks again. By the id too: after a failover that lost commits
+        // another event can have the position.
         let mut events = events.to_vec();
         events.sort_unstable();
         let (positions, ids): (Vec<i64>, Vec<Uuid>) = events.into_iter().unzip();

@@ -88,7 +88,8 @@ impl Site {
         }
         let mut bare = connect(&stack, "bare").await?;
         db::migrate(&mut bare, Duration::from_secs(30)).await?;
-        bare.execute("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date)").await?;
+        bare.execute("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 1) AS n")
+            .await?;
         bare.close().await?;
         let mut express = connect(&stack, "express").await?;
         say(format_args!("seeding {} users in each directory", arguments.users));

@@ -5,8 +5,7 @@
 //! owner is given the same messages from the first on. So the order alone would not show a fence that fails.
 //!
 //! # What needs no owner?
-//! What the broker dead-letters is recorded as parked by the worker that is given it. A batch inserts its commands as pending
-//! before it decides them.
+//! What the broker dead-letters is recorded as parked, by the worker that is given it.
 
 use common::command::{DEFAULT_PARTITIONS, UserId};
 use sqlx::PgConnection;
@@ -26,7 +25,7 @@ pub(crate) async fn observe(connection: &mut PgConnection) -> sqlx::Result<()> {
                  SELECT number FROM partitions WHERE 'rollcall/' || owner = current_setting('application_name')
              )
              FROM fresh
-             WHERE status = 'pending';
+             WHERE status <> 'parked';
              RETURN NULL;
          END
          $$",

@@ -47,7 +47,9 @@ impl Seed {
 
     /// Rows of decided commands, all of today and spread over the users: retention has many days, but no day has more.
     pub(super) async fn commands(&self, connection: &mut PgConnection, count: i64) -> sqlx::Result<()> {
-        connection.execute("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date)").await?;
+        connection
+            .execute("SELECT make_command_day((now() AT TIME ZONE 'UTC')::date + n) FROM generate_series(0, 1) AS n")
+            .await?;
         sqlx::query(
             "INSERT INTO commands (id, user_id, type, principal, accepted_at, status, user_version, position)
              SELECT
