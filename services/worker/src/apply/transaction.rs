@@ -73,10 +73,11 @@ impl Transactions {
     ) -> Result<Committed, ApplyError> {
         // Dropped on every early return, which closes the connection and so ends whatever ran on it.
         let mut lease = self.pool.acquire(limits.deadline).await?;
+        // Not within the deadline, which ends what was frozen.
+        #[cfg(feature = "mutants")]
+        crate::mutants::hide(&mut lease).await?;
         let work = async {
             let days = self.days.ensure(&mut lease, days(shares)).await?;
-            #[cfg(feature = "mutants")]
-            crate::mutants::hide(&mut lease).await?;
             let mut tx = lease.begin().await?;
             let applied = self.work(&mut tx, shares, days, mode, limits).await?;
             for (partition, replays) in &applied.events.replays {
