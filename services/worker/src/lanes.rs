@@ -6,9 +6,10 @@
 //! and waits for the end of its batch before it hands over the next: order holds.
 //!
 //! # What if a transaction fails?
-//! A lane isolates nothing. Every partition of the transaction then applies its batch in a transaction of its own, where the guilty
-//! command is found and a partition that has to wait makes no other one wait. A partition that is no longer owned leaves the
-//! transaction, and the others go on.
+//! A lane isolates nothing, and waits neither long for a lock nor long in all. Every partition of the transaction then applies its
+//! batch in a transaction of its own, where the guilty command is found and a partition that has to wait makes no other one wait; it
+//! stays out of the lane until one of its batches has gone through. A partition that is no longer owned leaves the transaction, and
+//! the others go on.
 
 mod gate;
 
