@@ -26,7 +26,7 @@ use crate::loader::Loader;
 use crate::problem::{Problem, ProblemKind};
 use crate::waiting::{Waiter, Waiting};
 
-/// How soon a waiting request reads the row without a reply, and how seldom in the end: thousands wait at once while a
+/// First and longest pause before a waiting request reads the row without a reply: thousands wait at once while a
 /// worker is away.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 const LAST_LOOK: Duration = Duration::from_secs(2);

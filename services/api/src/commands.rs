@@ -119,7 +119,7 @@ pub(crate) enum Decision {
 }
 
 impl Decided {
-    /// What the row has of a command that was accepted here and whose outcome a reply carries.
+    /// The row of a command that was accepted here, made from the outcome that a reply carries.
     pub(crate) fn replied(envelope: &Envelope, outcome: &CommandOutcome) -> Self {
         let decision = match (outcome.status, outcome.reason.as_deref().and_then(Rejection::from_name)) {
             (OutcomeStatus::Succeeded, _) => Decision::Succeeded,

@@ -47,7 +47,7 @@ struct Table {
 
 #[derive(Debug)]
 struct AwaitedCommand {
-    /// How many wait for it; never zero.
+    /// Number of waiters; never zero.
     waiters: usize,
     outcome: watch::Sender<LastOutcome>,
 }

@@ -13,7 +13,7 @@ use crate::loader::Rows;
 /// A command that is younger than this is not lost yet: the shortest `UNKNOWN_AFTER_SECONDS`.
 const YOUNG: time::Duration = time::Duration::seconds(20);
 
-/// What became of many commands; those that are pending do not come back.
+/// Reads the outcomes of many commands; pending ones are left out.
 pub(crate) fn decided<'c>(conn: &'c mut PgConnection, ids: &'c [Uuid]) -> Rows<'c, Decided> {
     Box::pin(async move {
         let mut decided = rows(conn, ids).await?;

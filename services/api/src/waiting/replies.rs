@@ -219,7 +219,7 @@ mod tests {
         delivery
     }
 
-    /// Whether each reply still carries its outcome.
+    /// For each reply, true if it still carries its outcome.
     fn read(keys: Option<&CommandKeys>, delivery: &Delivery) -> Vec<bool> {
         let known = Arc::new(keys.map_or_else(OnceLock::new, |keys| OnceLock::from(keys.clone())));
         let replies = ReplyReader::new(known).read(&QUEUE.into(), delivery);
